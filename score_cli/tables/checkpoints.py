@@ -1,0 +1,165 @@
+"""Checkpoints: a Hugging Face model folder, plus `trainer/` with what the next update needs.
+
+    ckpt/config.json, model.safetensors, tokenizer.json, ...   loads in transformers and vLLM as it is
+    ckpt/trainer/score.json                                     stage, iteration, fingerprints
+    ckpt/trainer/optimizer.safetensors                          Adam moments (float32) and step
+    ckpt/trainer/metrics.parquet                                what the update logged
+
+No pickle anywhere.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from score_cli.errors import UserError
+from score_cli.tables.provenance import short
+
+TRAINER = "trainer"
+STATE_FILE = "score.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+METRICS_FILE = "metrics.parquet"
+
+# Keys of a model's configuration that say how it was saved, not what it computes.
+_UNSPECIFIC_KEYS = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What `trainer/score.json` holds.
+
+    `iteration` counts the updates since the base policy; `reference` is the fingerprint of the
+    policy that the KL terms of this chain are measured from.
+    """
+
+    stage: str = "base"
+    iteration: int = 0
+    fingerprint: str = ""
+    parent: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded checkpoint: the model in float32 evaluation mode, its tokenizer, and where it stands."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    state: TrainerState
+    name: str
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over the model's configuration and every weight: equal policies, equal fingerprints.
+
+    Tied weights count once. The digest does not depend on the folder, the file layout or the device.
+    """
+    config: Any = model.config
+    settings = {key: value for key, value in config.to_diff_dict().items() if key not in _UNSPECIFIC_KEYS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _missing_parts(path: Path) -> list[str]:
+    parts = {
+        "config.json": ["config.json"],
+        "weights (*.safetensors)": [file.name for file in path.glob("*.safetensors")],
+        "a tokenizer (tokenizer.json or tokenizer_config.json)": ["tokenizer.json", "tokenizer_config.json"],
+    }
+    return [part for part, names in parts.items() if not any((path / name).exists() for name in names)]
+
+
+def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
+    """Load a checkpoint folder, or a model of the Hugging Face hub by its id.
+
+    Weights come as float32: bfloat16 weights lose updates of 5e-6.
+
+    Raises:
+        UserError: no such folder or model, or a part of it is missing or damaged.
+    """
+    path = Path(name)
+    if path.is_dir():
+        missing = _missing_parts(path)
+        if missing:
+            raise UserError(f"{path} is no checkpoint: it lacks {', '.join(missing)}: name a folder that has them")
+    elif path.exists() or str(name).count("/") != 1 or str(name).endswith("/"):
+        raise UserError(f"{name} is not a checkpoint folder: `score base --out {name}` makes one, or name another")
+    previous_verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{name} cannot be loaded as a model ({reason}): name a folder or hub id that can") from None
+    finally:
+        transformers_logging.set_verbosity(previous_verbosity)
+    model.to(device).eval()
+    return Policy(model, tokenizer, read_state(path, model), str(name))
+
+
+def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
+    """Where a checkpoint stands in its chain; a model without `trainer/` is a base policy.
+
+    Raises:
+        UserError: the weights are not those that `score.json` was written for.
+    """
+    found = fingerprint(model)
+    file = path / TRAINER / STATE_FILE
+    if not file.exists():
+        return TrainerState(fingerprint=found)
+    try:
+        state = TrainerState(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): resume from an earlier checkpoint") from None
+    if state.fingerprint != found:
+        raise UserError(
+            f"{path} holds policy {short(found)}, but its {STATE_FILE} was written for {short(state.fingerprint)}: "
+            f"the weights were changed; delete {file.parent} to start a new chain from them"
+        )
+    return state
+
+
+def save_policy(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: TrainerState,
+    optimizer: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a checkpoint's files into an existing empty folder (see `tables.atomic.replacing_folder`)."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trainer = folder / TRAINER
+    trainer.mkdir()
+    if optimizer is not None:
+        save_file(optimizer, trainer / OPTIMIZER_FILE)
+    (trainer / STATE_FILE).write_text(json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
+
+
+def load_optimizer(path: Path) -> dict[str, torch.Tensor] | None:
+    """The Adam moments saved with a checkpoint, or None where it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / TRAINER / OPTIMIZER_FILE
+    if not file.exists():
+        return None
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}): resume from an earlier checkpoint") from None

@@ -1,0 +1,107 @@
+"""Reading and writing tables as Parquet: checked on the way in, whole or absent on the way out."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from score_cli.errors import UserError
+from score_cli.tables import schemas
+from score_cli.tables.atomic import replacing_file
+from score_cli.tables.provenance import FOOTER_KEY, Footer
+
+ROWS_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Table:
+    """A kind of table: its name, its columns, and the command that makes one."""
+
+    name: str
+    schema: pa.Schema
+    made_by: str
+
+
+PROBLEMS = Table("problems", schemas.PROBLEMS, "score data")
+TRACES = Table("traces", schemas.TRACES, "score sample")
+REWARDS = Table("rewards", schemas.REWARDS, "score verify")
+METRICS = Table("metrics", schemas.METRICS, "score eval")
+CURVE = Table("curve", schemas.CURVE, "score run")
+
+
+def _open(path: Path, table: Table) -> pq.ParquetFile:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: `{table.made_by}` makes it")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a {table.name} table: name the Parquet file in it")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`") from None
+    schemas.select_columns(file.schema_arrow, table.schema, path, table.name)
+    if file.metadata.num_rows == 0:
+        raise UserError(f"{path} has no rows, expected at least one {table.name[:-1]}: run `{table.made_by}` again")
+    return file
+
+
+def count_rows(path: Path, table: Table) -> int:
+    """Number of rows of a table, from its footer alone."""
+    return int(_open(path, table).metadata.num_rows)
+
+
+def iterate_batches(path: Path, table: Table, *, rows: int = ROWS_PER_BATCH) -> Iterator[pa.Table]:
+    """Yield a table in pieces of at most `rows` rows, each with exactly the table's columns.
+
+    Raises:
+        UserError: the file is missing, damaged, empty, or not this kind of table.
+    """
+    file = _open(path, table)
+    try:
+        for batch in file.iter_batches(batch_size=rows, columns=table.schema.names):
+            yield schemas.conform(pa.Table.from_batches([batch]), table.schema, path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): make it again with `{table.made_by}`") from None
+
+
+def read_table(path: Path, table: Table) -> pa.Table:
+    """The whole table, with exactly its columns; errors as in `iterate_batches`."""
+    return pa.concat_tables(iterate_batches(path, table, rows=65536))
+
+
+def read_footer(path: Path) -> Footer | None:
+    """The provenance footer, or None where the file was made by another tool."""
+    metadata = pq.ParquetFile(path).schema_arrow.metadata or {}
+    raw = metadata.get(FOOTER_KEY)
+    return None if raw is None else Footer.from_bytes(raw, path)
+
+
+class TableWriter:
+    """Writes row groups of one table; made by `writing_table`."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self._writer = writer
+        self._schema = schema
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows as one row group."""
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+
+
+@contextmanager
+def writing_table(path: Path, table: Table, footer: Footer) -> Iterator[TableWriter]:
+    """Open a table for writing; it appears under `path` when the block succeeds, or not at all."""
+    schema = table.schema.with_metadata({FOOTER_KEY: footer.to_bytes()})
+    with replacing_file(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            yield TableWriter(writer, schema)
+
+
+def write_table(path: Path, table: Table, rows: Iterable[dict[str, Any]], footer: Footer) -> None:
+    """Write all rows of a table at once, as one row group."""
+    with writing_table(path, table, footer) as writer:
+        writer.write_rows(list(rows))

@@ -1,0 +1,150 @@
+"""The built-in task: integer division whose working is written down.
+
+    Divide 264 by 5. \\boxed{53}: product 265, remainder -01 <eos> <fix> \\boxed{52}: product 260, remainder +04 <eos>
+
+The quotient has to be guessed in one pass, which is hard for a small model; product and remainder
+are then written out, so a second attempt can read the sign and the size of its own error.
+This module holds the problems, the tokenizer and the transcripts the base policy learns from.
+"""
+
+import hashlib
+import random
+from typing import NamedTuple
+
+from score_cli.tables.records import Problem
+
+CORRECTION = "<fix>"
+LATENT_CORRECTION = "<check>"
+END_OF_TURN = "<eos>"
+PAD = "<pad>"
+
+TEST_PROBLEMS = 400
+VALIDATION_PROBLEMS = 200
+
+# Every token that is not a digit, with the spaces it carries, so that decoding is concatenation.
+WORDS = [
+    "Divide ",
+    " by ",
+    ". ",
+    "\\boxed{",
+    "}: product ",
+    ", remainder ",
+    "+",
+    "-",
+    CORRECTION,
+    LATENT_CORRECTION,
+]
+
+# A conversation is concatenation: the assistant's turns end with <eos>, the user's with nothing.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}" + END_OF_TURN + "{% endif %}{% endfor %}"
+)
+
+
+class Transcript(NamedTuple):
+    """One two-attempt conversation of the base policy's corpus, as text."""
+
+    question: str
+    first: str
+    instruction: str
+    second: str
+
+
+class Corpus(NamedTuple):
+    """How the imperfect author of the transcripts behaves; every field is a probability."""
+
+    first_right: float = 0.65
+    slip: float = 0.02
+    fix_changes_wrong: float = 0.30
+    fix_changes_right: float = 0.25
+    fix_redraw_right: float = 0.50
+    check_changes_wrong: float = 0.90
+    check_changes_right: float = 0.03
+    check_redraw_right: float = 0.90
+    latent_share: float = 0.25
+
+
+def problems() -> list[Problem]:
+    """All 3,600 divisions of 100..999 by 2..9 whose quotient has two digits."""
+    return [
+        Problem(
+            problem_id=f"division-{dividend}-{divisor}",
+            task="division",
+            question=f"Divide {dividend} by {divisor}. ",
+            answer=str(dividend // divisor),
+            level=str(divisor),
+            subject="division",
+            source="built-in",
+        )
+        for divisor in range(2, 10)
+        for dividend in range(100, 1000)
+        if 10 <= dividend // divisor <= 99
+    ]
+
+
+def split_problems(split: str) -> list[Problem]:
+    """The problems of one split; the three splits share no problem and never change.
+
+    Args:
+        split: `train` (3,000), `validation` (200) or `test` (400).
+    """
+
+    # Ordered by a hash of the id: independent of every seed, and neighbours in value are apart.
+    ordered = sorted(problems(), key=lambda p: hashlib.sha256(p.problem_id.encode()).digest())
+    bounds = {
+        "test": (0, TEST_PROBLEMS),
+        "validation": (TEST_PROBLEMS, TEST_PROBLEMS + VALIDATION_PROBLEMS),
+        "train": (TEST_PROBLEMS + VALIDATION_PROBLEMS, len(ordered)),
+    }
+    start, stop = bounds[split]
+    return ordered[start:stop]
+
+
+def operands(problem: Problem) -> tuple[int, int]:
+    """Dividend and divisor, read from the problem's id."""
+    _, dividend, divisor = problem.problem_id.split("-")
+    return int(dividend), int(divisor)
+
+
+def _draw_quotient(truth: int, right: float, rng: random.Random) -> int:
+    """The true quotient with probability `right`, else one off by 1, 2, 3 or 10."""
+    if rng.random() < right:
+        return truth
+    nearby = [truth + sign * size for size in (1, 2, 3, 10) for sign in (-1, 1)]
+    return rng.choice([q for q in nearby if 10 <= q <= 99])
+
+
+def _write_attempt(quotient: int, dividend: int, divisor: int, slip: float, rng: random.Random) -> str:
+    """The attempt's text: quotient, product, signed remainder; each of the last two may slip."""
+    product = quotient * divisor
+    if rng.random() < slip:
+        product += rng.choice([-1, 1]) * rng.choice([1, 2, 10])
+    remainder = dividend - product
+    if rng.random() < slip:
+        remainder += rng.choice([-2, -1, 1, 2])
+    remainder = max(-99, min(99, remainder))
+    return f"\\boxed{{{quotient}}}: product {product:03d}, remainder {remainder:+03d}"
+
+
+def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus) -> Transcript:
+    """Draw one conversation by the imperfect author described by `corpus`."""
+    dividend, divisor = operands(problem)
+    truth = dividend // divisor
+    quotient = _draw_quotient(truth, corpus.first_right, rng)
+    first = _write_attempt(quotient, dividend, divisor, corpus.slip, rng)
+
+    competent = rng.random() < corpus.latent_share
+    wrong, right, redraw = (
+        (corpus.check_changes_wrong, corpus.check_changes_right, corpus.check_redraw_right)
+        if competent
+        else (corpus.fix_changes_wrong, corpus.fix_changes_right, corpus.fix_redraw_right)
+    )
+    second = first
+    if rng.random() < (right if quotient == truth else wrong):
+        # A competent author who changes a right answer makes it wrong; <fix> redraws blindly.
+        chance = 0.0 if competent and quotient == truth else redraw
+        redrawn = _draw_quotient(truth, chance, rng)
+        second = _write_attempt(redrawn, dividend, divisor, corpus.slip, rng)
+    instruction = LATENT_CORRECTION if competent else CORRECTION
+    return Transcript(problem.question, first, instruction, second)

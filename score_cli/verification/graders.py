@@ -1,0 +1,42 @@
+"""The seam between the verify stage and the graders of each kind of task.
+
+A grader takes a chunk of items and answers each one, in order. It owns whatever it needs
+(worker processes, a sandbox) and gives it back in `close`. It never raises for what a response
+contains: what is the response's fault is a verdict, what is its own fault is `unscored`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from score_cli.tables.records import Problem
+
+
+class Item(NamedTuple):
+    """One attempt to grade: the problem it answers and the response's text."""
+
+    problem: Problem
+    response: str
+
+
+class Graded(NamedTuple):
+    """What a grader says of one item.
+
+    `answer` is what was extracted from the response and judged, None where nothing was found;
+    `verdict` is one of `tables.schemas.VERDICTS`.
+    """
+
+    answer: str | None
+    verdict: str
+
+
+class Grader(Protocol):
+    """Grades the items of the tasks it serves."""
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """One result per item, in the order of the items."""
+
+    def describe(self) -> dict[str, str]:
+        """What the rewards footer should record of how grading was done; no host, path or clock."""
+
+    def close(self) -> None:
+        """Give back processes and files; the grader is not used again."""
