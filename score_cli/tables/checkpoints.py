@@ -10,6 +10,8 @@ No pickle anywhere.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ TRAINER = "trainer"
 STATE_FILE = "score.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.parquet"
+
+# Its progress bars and advice about its own training arguments would drown ours.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 # Keys of a model's configuration that say how it was saved, not what it computes.
 _UNSPECIFIC_KEYS = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
@@ -72,13 +78,37 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _missing_parts(path: Path) -> list[str]:
+def _check_folder(name: str | Path) -> None:
+    """Refuse what is neither a whole checkpoint folder nor could be the id of a model of the hub."""
+    path = Path(name)
+    if not path.is_dir():
+        if path.exists() or str(name).count("/") != 1 or str(name).endswith("/"):
+            raise UserError(f"{name} is not a checkpoint folder: `score base --out {name}` makes one, or name another")
+        return
     parts = {
         "config.json": ["config.json"],
         "weights (*.safetensors)": [file.name for file in path.glob("*.safetensors")],
         "a tokenizer (tokenizer.json or tokenizer_config.json)": ["tokenizer.json", "tokenizer_config.json"],
     }
-    return [part for part, names in parts.items() if not any((path / name).exists() for name in names)]
+    missing = [part for part, names in parts.items() if not any((path / name).exists() for name in names)]
+    if missing:
+        raise UserError(f"{path} is no checkpoint: it lacks {', '.join(missing)}: name a folder that has them")
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; errors as `load_policy`."""
+    _check_folder(name)
+    with _loading(name):
+        return AutoTokenizer.from_pretrained(str(name))
+
+
+@contextmanager
+def _loading(name: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{name} cannot be loaded as a model ({reason}): name a folder or hub id that can") from None
 
 
 def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
@@ -89,26 +119,15 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
     Raises:
         UserError: no such folder or model, or a part of it is missing or damaged.
     """
-    path = Path(name)
-    if path.is_dir():
-        missing = _missing_parts(path)
-        if missing:
-            raise UserError(f"{path} is no checkpoint: it lacks {', '.join(missing)}: name a folder that has them")
-    elif path.exists() or str(name).count("/") != 1 or str(name).endswith("/"):
-        raise UserError(f"{name} is not a checkpoint folder: `score base --out {name}` makes one, or name another")
-    previous_verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    tokenizer = load_tokenizer(name)
+    with _loading(name):
         model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.float32, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name} cannot be loaded as a model ({reason}): name a folder or hub id that can") from None
-    finally:
-        transformers_logging.set_verbosity(previous_verbosity)
+    # Loaded weights are views into a file mapping; fresh tensors are aligned alike in every process,
+    # which matrix products need to give the same last bits.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     model.to(device).eval()
-    return Policy(model, tokenizer, read_state(path, model), str(name))
+    return Policy(model, tokenizer, read_state(Path(name), model), str(name))
 
 
 def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
@@ -160,6 +179,7 @@ def load_optimizer(path: Path) -> dict[str, torch.Tensor] | None:
     if not file.exists():
         return None
     try:
-        return load_file(file)
+        tensors: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}): resume from an earlier checkpoint") from None
+    return tensors

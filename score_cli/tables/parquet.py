@@ -42,7 +42,9 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise UserError(f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`") from None
+        raise UserError(
+            f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`"
+        ) from None
     schemas.select_columns(file.schema_arrow, table.schema, path, table.name)
     if file.metadata.num_rows == 0:
         raise UserError(f"{path} has no rows, expected at least one {table.name[:-1]}: run `{table.made_by}` again")
@@ -73,9 +75,9 @@ def read_table(path: Path, table: Table) -> pa.Table:
     return pa.concat_tables(iterate_batches(path, table, rows=65536))
 
 
-def read_footer(path: Path) -> Footer | None:
-    """The provenance footer, or None where the file was made by another tool."""
-    metadata = pq.ParquetFile(path).schema_arrow.metadata or {}
+def read_footer(path: Path, table: Table) -> Footer | None:
+    """The provenance footer, or None where the file was made by another tool; errors as `iterate_batches`."""
+    metadata = _open(path, table).schema_arrow.metadata or {}
     raw = metadata.get(FOOTER_KEY)
     return None if raw is None else Footer.from_bytes(raw, path)
 
@@ -96,9 +98,8 @@ class TableWriter:
 def writing_table(path: Path, table: Table, footer: Footer) -> Iterator[TableWriter]:
     """Open a table for writing; it appears under `path` when the block succeeds, or not at all."""
     schema = table.schema.with_metadata({FOOTER_KEY: footer.to_bytes()})
-    with replacing_file(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            yield TableWriter(writer, schema)
+    with replacing_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        yield TableWriter(writer, schema)
 
 
 def write_table(path: Path, table: Table, rows: Iterable[dict[str, Any]], footer: Footer) -> None:

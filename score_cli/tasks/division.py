@@ -1,6 +1,6 @@
-"""The built-in task: integer division whose working is written down.
+r"""The built-in task: integer division whose working is written down.
 
-    Divide 264 by 5. \\boxed{53}: product 265, remainder -01 <eos> <fix> \\boxed{52}: product 260, remainder +04 <eos>
+    Divide 264 by 5. \boxed{53}: product 265, remainder -01 <eos> <fix> \boxed{52}: product 260, remainder +04 <eos>
 
 The quotient has to be guessed in one pass, which is hard for a small model; product and remainder
 are then written out, so a second attempt can read the sign and the size of its own error.
@@ -17,6 +17,7 @@ CORRECTION = "<fix>"
 LATENT_CORRECTION = "<check>"
 END_OF_TURN = "<eos>"
 PAD = "<pad>"
+UNKNOWN = "<unk>"
 
 TEST_PROBLEMS = 400
 VALIDATION_PROBLEMS = 200

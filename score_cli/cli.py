@@ -1,0 +1,308 @@
+"""The command line: one subcommand a stage, thin over the stage functions.
+
+Heavy libraries are imported inside the commands that need them, so that `score --help` is instant.
+"""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from score_cli import __version__
+from score_cli.config import (
+    BaseConfig,
+    DataConfig,
+    EvalConfig,
+    SampleConfig,
+    Stage1Config,
+    Stage2Config,
+    VerifyConfig,
+)
+from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
+from score_cli.options import with_settings
+
+app = typer.Typer(
+    name="score",
+    help="Teach a language model to correct itself: SCoRe as staged batch jobs over Parquet files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# typer brings its own copy of click in some versions; this is the base of all usage errors in either.
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Problems = Annotated[Path, typer.Option(help="Problems table, made by `score data`.")]
+Traces = Annotated[Path, typer.Option(help="Traces table, made by `score sample`.")]
+Rewards = Annotated[Path, typer.Option(help="Rewards table, made by `score verify`.")]
+Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Policy the KL terms are measured from: the start of the chain; left out, --model is the start."),
+]
+AllowForeign = Annotated[
+    bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
+]
+
+
+@app.command()
+@with_settings(DataConfig, table="data")
+def data(
+    settings: DataConfig,
+    dataset: Annotated[str, typer.Argument(help="Which problems: division (built in).")],
+    out: Annotated[Path, typer.Option(help="Problems table to write.")] = Path("problems.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a problems table."""
+    from score_cli.pipeline.data import write_problems
+
+    count = write_problems(dataset, settings, out=out, overwrite=overwrite)
+    typer.echo(f"{out}: {count} problems", err=True)
+
+
+@app.command()
+@with_settings(BaseConfig, table="base")
+def base(
+    settings: BaseConfig,
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the built-in task's base policy from scratch, imperfect on purpose; minutes on a CPU."""
+    from score_cli.console import make_progress
+    from score_cli.pipeline.base import build_base
+
+    build_base(settings, out=out, overwrite=overwrite, progress=make_progress())
+
+
+@app.command()
+@with_settings(SampleConfig, table="sample")
+def sample(
+    settings: SampleConfig,
+    model: Model = Path("ckpt"),
+    problems: Problems = Path("problems.parquet"),
+    out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Sample traces of several attempts from a policy."""
+    from score_cli.console import make_progress
+    from score_cli.sampling import sample as stage
+    from score_cli.tables.atomic import check_output
+    from score_cli.tables.checkpoints import load_policy
+    from score_cli.tables.machine import use_machine
+
+    check_output(out, overwrite=overwrite)
+    policy = load_policy(model, device=use_machine(settings))
+    stage.sample(settings, policy=policy, problems=problems, out=out, overwrite=overwrite, progress=make_progress())
+
+
+@app.command()
+@with_settings(VerifyConfig, table="verify")
+def verify(
+    settings: VerifyConfig,
+    traces: Traces = Path("traces.parquet"),
+    problems: Problems = Path("problems.parquet"),
+    out: Annotated[Path, typer.Option(help="Rewards table to write.")] = Path("rewards.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Grade every attempt of every trace."""
+    from score_cli.console import make_progress
+    from score_cli.verification import verify as stage
+
+    counts = stage.verify(
+        settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
+    )
+    typer.echo(f"{out}: {counts}", err=True)
+
+
+@app.command("train-stage1")
+@with_settings(Stage1Config, table="train-stage1")
+def train_stage1(
+    settings: Stage1Config,
+    model: Model = Path("ckpt"),
+    reference: Reference = None,
+    traces: Traces = Path("traces.parquet"),
+    rewards: Rewards = Path("rewards.parquet"),
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+    overwrite: Overwrite = False,
+    allow_foreign: AllowForeign = False,
+) -> None:
+    """One update of Stage I: raise the last attempt's reward, pin the attempts before it."""
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+
+
+@app.command("train-stage2")
+@with_settings(Stage2Config, table="train-stage2")
+def train_stage2(
+    settings: Stage2Config,
+    model: Model = Path("ckpt"),
+    reference: Reference = None,
+    traces: Traces = Path("traces.parquet"),
+    rewards: Rewards = Path("rewards.parquet"),
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+    overwrite: Overwrite = False,
+    allow_foreign: AllowForeign = False,
+) -> None:
+    """One update of Stage II: raise every attempt's reward, with a bonus for progress."""
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+
+
+def _train(
+    settings: Any,
+    model: Path,
+    reference: Path | None,
+    traces: Path,
+    rewards: Path,
+    out: Path,
+    overwrite: bool,
+    allow_foreign: bool,
+) -> None:
+    from score_cli.tables.atomic import check_output
+    from score_cli.training.train import train
+
+    check_output(out, overwrite=overwrite)
+    summary = train(
+        settings,
+        model=model,
+        reference=reference,
+        traces=traces,
+        rewards=rewards,
+        out=out,
+        allow_foreign=allow_foreign,
+    )
+    typer.echo(f"{out}: {summary}", err=True)
+
+
+@app.command("eval")
+@with_settings(EvalConfig, table="eval")
+def evaluate(
+    settings: EvalConfig,
+    model: Annotated[list[Path], typer.Option(help="Policies to evaluate; give it once for each.")] = [Path("ckpt")],  # noqa: B006
+    problems: Problems = Path("problems.parquet"),
+    out: Annotated[Path, typer.Option(help="Metrics table to write.")] = Path("metrics.parquet"),
+    traces_folder: Annotated[
+        Path, typer.Option(help="Folder for the traces and rewards that the metrics are made of.")
+    ] = Path("eval"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure policies side by side, sampled and greedy, and print the paper's table."""
+    from score_cli.console import make_progress
+    from score_cli.evaluation.evaluate import paper_table
+    from score_cli.pipeline.evaluation import evaluate_checkpoints
+    from score_cli.show import print_table
+    from score_cli.tables.atomic import check_output
+
+    check_output(out, overwrite=overwrite)
+    rows = evaluate_checkpoints(
+        settings, checkpoints=model, problems=problems, folder=traces_folder, out=out, progress=make_progress()
+    )
+    print_table(*paper_table(rows, settings.attempts))
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (TOML), such as pipelines/quickstart.toml.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-OF-THE-RECIPE if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every stage; beats the recipe's.")] = None,
+) -> None:
+    """Run a whole recipe in one process; goes on where an earlier run of it stopped."""
+    from score_cli.pipeline.recipe import read_recipe
+
+    plan = read_recipe(recipe)
+    if seed is not None:
+        plan.seed = seed
+    from score_cli.console import make_progress
+    from score_cli.evaluation.evaluate import paper_table
+    from score_cli.pipeline.run import Run
+    from score_cli.show import print_table
+
+    folder = out or Path("runs") / recipe.stem
+    rows = Run(plan, folder, make_progress()).execute()
+    typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
+    print_table(*paper_table(rows))
+
+
+@app.command()
+def show(
+    traces: Annotated[Path, typer.Argument(help="Traces table to read.")] = Path("traces.parquet"),
+    rewards: Annotated[Path | None, typer.Option(help="Rewards of these traces; rewards.parquet beside them.")] = None,
+    problems: Annotated[Path | None, typer.Option(help="Problems; problems.parquet beside the traces.")] = None,
+    problem: Annotated[str | None, typer.Option(help="Only traces of this problem_id.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only these verdicts, attempt by attempt: i-c, c-i, i-i, c-c, or any such chain.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most traces to print.")] = 10,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Show which tokens were sampled, with their logprobs.")
+    ] = False,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint whose tokenizer spells the tokens out.")] = None,
+) -> None:
+    """Read traces in the terminal."""
+    from score_cli.show import show_traces
+
+    show_traces(
+        traces,
+        rewards=rewards,
+        problems=problems,
+        problem=problem,
+        only=only,
+        limit=limit,
+        tokens=tokens,
+        model=model,
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, and what would run where."""
+    from score_cli.doctor import report
+
+    typer.echo(report())
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Teach a language model to correct itself: SCoRe as staged batch jobs over Parquet files."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every error a user can cause is one line on standard error."""
+    sys.exit(run_command())
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    try:
+        # Outside standalone mode typer returns the exit code, or raises what it would have printed.
+        code = typer.main.get_command(app)(args=arguments, prog_name="score", standalone_mode=False) or 0
+        return _interrupted() if code == EXIT_INTERRUPTED else int(code)
+    except UserError as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except JobError as error:
+        return _fail(str(error), EXIT_JOB_FAILED)
+    except _USAGE_ERROR as error:
+        return _fail(f"{error.format_message()} (see `score --help`)", EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail(f"no space to write {error.filename or 'the output'}: free some and run the command again", 1)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _fail(f"no permission for {error.filename or 'the output'}: name a place you may write to", 2)
+        raise
+
+
+def _interrupted() -> int:
+    return _fail("interrupted: nothing half-written is left, earlier files are whole", EXIT_INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> int:
+    # One line, whatever a library put into its message.
+    print("score: " + " ".join(message.split()), file=sys.stderr)
+    return code

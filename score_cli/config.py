@@ -1,0 +1,160 @@
+"""Every setting of every stage: one dataclass field is one option and one TOML key.
+
+Defaults stand here and nowhere else. `options.py` turns the fields into command-line options,
+`pipeline/recipe.py` reads them from TOML; both show the help written here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+EngineName = Literal["auto", "transformers", "vllm"]
+Baseline = Literal["leave-one-out", "conditional"]
+KlForm = Literal["sampled", "full"]
+Architecture = Literal["gpt2", "llama", "qwen2"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where a stage that runs a model does so."""
+
+    device: Device = option("auto", "Where the model runs; auto takes CUDA where there is a GPU.")
+    threads: int = option(2, "CPU threads of torch. Another number may change the last bits of a result.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """`score data`: which problems to write."""
+
+    split: str = option("train", "Part of the data set: train, validation or test; the parts share no problem.")
+    limit: int | None = option(None, "Keep only the first N problems; all of them if left out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(MachineConfig):
+    """`score base`: the tiny policy of the built-in task, trained from scratch on imperfect transcripts."""
+
+    seed: int = option(0, "Seed of the initial weights and of the transcripts.")
+    architecture: Architecture = option("gpt2", "Model family; gpt2 (learned positions) learns the task best.")
+    layers: int = option(2, "Transformer layers.")
+    width: int = option(96, "Hidden size.")
+    heads: int = option(4, "Attention heads.")
+    steps: int = option(3500, "Training steps.")
+    batch_size: int = option(128, "Transcripts a step.")
+    learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.")
+    warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.")
+    latent_share: float = option(
+        0.25, "Share of transcripts with the latent skill: competent revision, asked for in other words."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(MachineConfig):
+    """`score sample`: problems to traces."""
+
+    samples: int = option(8, "Traces a problem.")
+    attempts: int = option(2, "Attempts a trace.")
+    temperature: float = option(1.0, "Divides the logits; 0 takes the likeliest token. Train on traces at 1.")
+    max_tokens: int | None = option(
+        None, "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024."
+    )
+    problems_per_iteration: int | None = option(
+        None, "Draw this many problems, going through shuffled epochs by iteration; all problems if left out."
+    )
+    iteration: int | None = option(
+        None, "Which iteration's problems and random numbers to draw; if left out, the updates of the checkpoint."
+    )
+    seed: int = option(0, "Seed of the problems drawn and of every token sampled.")
+    correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
+    engine: EngineName = option("auto", "What runs the model: auto takes vllm where it and CUDA are there.")
+    batch_size: int = option(64, "Traces decoded at the same time (transformers engine).")
+    chunk_problems: int = option(64, "Problems a row group; chunks do not share state, so they can be redone alone.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """`score verify`: traces to rewards."""
+
+    workers: int | None = option(None, "Grading processes; one a CPU core if left out.")
+    timeout_seconds: float = option(5.0, "Longest that one attempt may take to grade.")
+    unscored_limit: float = option(0.05, "Share of attempts left unscored above which the stage fails.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig(MachineConfig):
+    """What the two training stages share: one optimiser step on one batch of traces."""
+
+    learning_rate: float = option(5e-6, "Adam's step size.")
+    beta1: float = option(0.01, "KL coefficient of every attempt, per nat.")
+    discount: float = option(
+        0.0,
+        "How much of the later attempts' shaped rewards an attempt is credited with. The paper's 0 credits each "
+        "attempt with its own; above 0, alpha = 10 pays the first attempt for being wrong.",
+    )
+    baseline: Baseline = option(
+        "conditional",
+        "What is subtracted from an attempt's return: the mean over the problem's other samples, or over those of "
+        "them whose previous attempt scored the same (the rest of the batch where there are none).",
+    )
+    kl: KlForm = option(
+        "sampled",
+        "sampled: log-ratio of the sampled tokens, in the reward (unbiased). full: exact divergence over the "
+        "vocabulary at every token, in the loss (less noise; ignores how a token changes later divergence).",
+    )
+    adam_beta1: float = option(0.9, "Adam's decay of the first moment.")
+    adam_beta2: float = option(0.95, "Adam's decay of the second moment.")
+    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.")
+    importance_cap: float = option(
+        2.0, "Where traces come from another engine: cap of the trainer-to-sampler probability ratio of a token."
+    )
+    proof_tolerance: float | None = option(
+        None,
+        "Largest mean gap, in nats a token, between trainer and sampler logprobs, above which the update is refused; "
+        "if left out, 0.001 in float32 and 0.05 in bfloat16.",
+    )
+    micro_batch_tokens: int = option(4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.")
+    attempt_gradients: bool = option(
+        False, "Log the gradient norm of each attempt's loss by itself; costs a backward pass and a copy an attempt."
+    )
+    temperature: float = option(1.0, "Temperature of traces without a footer; others say their own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(UpdateConfig):
+    """`score train-stage1`: raise the last attempt's reward, pin the earlier attempts to the reference (Eq. 3)."""
+
+    beta2: float = option(0.1, "Further KL coefficient of every attempt before the last, per nat.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(UpdateConfig):
+    """`score train-stage2`: raise all attempts' rewards, with a bonus for progress (Eq. 4)."""
+
+    alpha: float = option(10.0, "Bonus: alpha times (this attempt's reward minus the one before), from attempt 2 on.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(MachineConfig):
+    """`score eval`: accuracy at each attempt, sampled and greedy."""
+
+    samples: int = option(8, "Sampled traces a problem.")
+    attempts: int = option(2, "Attempts a trace.")
+    temperature: float = option(1.0, "Temperature of the sampled traces; greedy ones are made besides.")
+    max_tokens: int | None = option(None, "Most tokens of one attempt; as for `score sample`.")
+    seed: int = option(0, "Seed of every token sampled; the same for all policies, so they share their luck.")
+    engine: EngineName = option("auto", "As for `score sample`.")
+    batch_size: int = option(64, "As for `score sample`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """`score run`: how many iterations of each stage."""
+
+    stage1_iterations: int = option(0, "Iterations of Stage I.")
+    stage2_iterations: int = option(0, "Iterations of Stage II.")
+    save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.")

@@ -1,0 +1,65 @@
+"""Turn a stage's dataclass into command-line options, and options back into the dataclass."""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from score_cli.pipeline.recipe import Recipe, read_recipe
+
+Command = Callable[..., None]
+
+RECIPE_HELP = "Recipe (TOML) whose table of this command's name sets options; the command line beats it."
+
+
+def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
+    """Give a command one option for each field of a dataclass, and `--config` for a recipe.
+
+    The command's parameter `settings` receives the dataclass: the command line beats the recipe,
+    the recipe beats the defaults.
+    """
+
+    def decorate(command: Command) -> Command:
+        names = [field.name for field in dataclasses.fields(kind)]
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+
+        @functools.wraps(command)
+        def wrapper(*, config: Path | None, **values: Any) -> None:
+            recipe = read_recipe(config) if config is not None else Recipe({})
+            chosen = {name: values.pop(name) for name in names}
+            command(settings=recipe.settings(table, kind, **chosen), **values)
+
+        recipe_option = Annotated[Path | None, typer.Option("--config", help=RECIPE_HELP, show_default=False)]
+        parameters = [
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=recipe_option),
+            *_field_parameters(kind),
+        ]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _field_parameters(kind: type) -> list[inspect.Parameter]:
+    """One option a field; unset is None, so that a recipe's value can stand."""
+    hints = typing.get_type_hints(kind)
+    parameters = []
+    for field in dataclasses.fields(kind):
+        shown = False if field.default is None else str(field.default)
+        option = typer.Option(help=field.metadata["help"], show_default=shown)
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[hints[field.name] | None, option],
+            )
+        )
+    return parameters

@@ -1,0 +1,100 @@
+"""Recipes: TOML files with a table for each stage and a key for each of its options."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from score_cli import config
+from score_cli.errors import UserError
+
+Settings = TypeVar("Settings")
+
+# Table of a recipe -> the dataclass it fills; the tables are named like the commands.
+TABLES: dict[str, type] = {
+    "data": config.DataConfig,
+    "base": config.BaseConfig,
+    "sample": config.SampleConfig,
+    "verify": config.VerifyConfig,
+    "train-stage1": config.Stage1Config,
+    "train-stage2": config.Stage2Config,
+    "eval": config.EvalConfig,
+    "run": config.RunConfig,
+}
+SEED = "seed"
+
+
+class Recipe:
+    """The checked contents of a recipe file; an empty one leaves every default."""
+
+    def __init__(self, tables: dict[str, dict[str, Any]], seed: int | None = None) -> None:
+        self._tables = tables
+        self.seed = seed
+
+    def settings(self, table: str, kind: type[Settings], **overrides: Any) -> Settings:
+        """One stage's settings: overrides beat the recipe, the recipe beats the defaults.
+
+        The recipe's top-level `seed` is the seed of every stage whose table has none of its own.
+        """
+        values = dict(self._tables.get(table, {}))
+        if self.seed is not None and SEED in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+            values.setdefault(SEED, self.seed)
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return kind(**values)
+
+    def has(self, table: str) -> bool:
+        """Whether the recipe speaks of a stage."""
+        return table in self._tables
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown table or key (with its nearest neighbour), or a
+            value of the wrong kind.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a recipe such as pipelines/quickstart.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+    seed = content.pop(SEED, None)
+    if seed is not None:
+        _check_value(path, SEED, seed, int)
+    for table, values in content.items():
+        if table not in TABLES:
+            raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, *TABLES])}")
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
+        kinds = typing.get_type_hints(TABLES[table])
+        for key, value in values.items():
+            if key not in kinds:
+                raise UserError(f"{path}: [{table}] has no key {key}{_nearest(key, list(kinds))}")
+            _check_value(path, f"[{table}] {key}", value, kinds[key])
+            if isinstance(value, int) and kinds[key] in (float, float | None):
+                values[key] = float(value)
+    return Recipe(content, seed)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f": did you mean {close[0]}?" if close else f", expected one of {', '.join(known)}"
+
+
+def _check_value(path: Path, key: str, value: Any, kind: Any) -> None:
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise UserError(f"{path}: {key} is {value!r}, expected one of {', '.join(typing.get_args(kind))}")
+        return
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    wanted = [kind for kind in kinds if kind is not type(None)]
+    # bool is an int to Python; a recipe that says `samples = true` is still wrong.
+    fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
+    if not fits:
+        names = " or ".join(kind.__name__ for kind in wanted)
+        raise UserError(f"{path}: {key} is {value!r}, expected {names}")

@@ -1,0 +1,234 @@
+"""`score run`: the whole recipe in one process, with the model kept warm, writing the files the commands write.
+
+RUN/settings.json               what the run was started with; a resumed run must agree
+RUN/train.parquet ...           problems of each split
+RUN/base/ stage1/ score/        the policies: base, after Stage I, after Stage II
+RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
+RUN/latest/0010/                the newest checkpoint between those, to go on from
+RUN/eval/, metrics.parquet      what the policies do on held-out problems
+RUN/curve.parquet               every logged metric of every update
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from score_cli.config import (
+    BaseConfig,
+    DataConfig,
+    EvalConfig,
+    RunConfig,
+    SampleConfig,
+    Stage1Config,
+    Stage2Config,
+    VerifyConfig,
+)
+from score_cli.errors import JobError, UserError
+from score_cli.pipeline.base import build_base
+from score_cli.pipeline.data import SPLITS, write_problems
+from score_cli.pipeline.evaluation import evaluate_policy, write_metrics
+from score_cli.pipeline.recipe import Recipe
+from score_cli.progress import SILENT, Progress
+from score_cli.sampling.sample import make_engine, sample
+from score_cli.tables.atomic import replacing_file
+from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
+from score_cli.tables.machine import use_machine
+from score_cli.tables.parquet import CURVE, METRICS, read_table, write_table
+from score_cli.tables.provenance import Footer
+from score_cli.tables.traces import Trace, read_traces
+from score_cli.training.train import Reference, StageConfig, Trainer
+from score_cli.verification.verify import verify
+
+PROBE_TRACES = 8
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything a run depends on, resolved."""
+
+    base: BaseConfig
+    sample: SampleConfig
+    verify: VerifyConfig
+    stage1: Stage1Config
+    stage2: Stage2Config
+    eval: EvalConfig
+    run: RunConfig
+
+    @staticmethod
+    def of(recipe: Recipe) -> "RunSettings":
+        """The settings that a recipe gives."""
+        return RunSettings(
+            base=recipe.settings("base", BaseConfig),
+            sample=recipe.settings("sample", SampleConfig),
+            verify=recipe.settings("verify", VerifyConfig),
+            stage1=recipe.settings("train-stage1", Stage1Config),
+            stage2=recipe.settings("train-stage2", Stage2Config),
+            eval=recipe.settings("eval", EvalConfig),
+            run=recipe.settings("run", RunConfig),
+        )
+
+
+class Run:
+    """One run folder, and the work still to be done in it."""
+
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress = SILENT) -> None:
+        """Raises:
+        UserError: the folder holds a run with other settings.
+        """
+        self.settings = RunSettings.of(recipe)
+        self.folder = folder
+        self.progress = progress
+        self.device = use_machine(self.settings.sample)
+        _agree_on_settings(folder / "settings.json", asdict(self.settings))
+
+    def execute(self) -> list[dict[str, Any]]:
+        """Do what is not done yet; returns the rows of metrics.parquet."""
+        for split in SPLITS:
+            out = self.folder / f"{split}.parquet"
+            if not out.exists():
+                write_problems("division", DataConfig(split=split), out=out)
+        base = self.folder / "base"
+        if not base.exists():
+            build_base(self.settings.base, out=base, progress=self.progress)
+        run = self.settings.run
+        end1 = run.stage1_iterations
+        policies = {"base": base}
+        if run.stage1_iterations:
+            policies["stage1"] = self._train("stage1", self.settings.stage1, base, first=0, last=end1)
+        if run.stage2_iterations:
+            start = policies.get("stage1", base)
+            last = end1 + run.stage2_iterations
+            policies["score"] = self._train("score", self.settings.stage2, start, first=end1, last=last)
+        self._write_curve(end1 + run.stage2_iterations)
+        return self._evaluate(policies)
+
+    def _train(self, name: str, config: StageConfig, start: Path, *, first: int, last: int) -> Path:
+        """Run the iterations of one stage and keep its policy under RUN/name."""
+        done = self.folder / name
+        if done.exists():
+            return done
+        kept = sorted(p for p in (self.folder / "latest").glob("[0-9]*") if first < int(p.name) < last)
+        origin = kept[-1] if kept else start
+        policy = load_policy(origin, device=self.device)
+        base = load_policy(self.folder / "base", device=self.device)
+        reference = Reference(base.model, base.state.fingerprint)
+        trainer = Trainer(config, policy, reference, load_optimizer(origin))
+        engine = make_engine(self.settings.sample, policy)
+        probe: list[Trace] = []
+        with self.progress.phase(name, last - first) as task:
+            task.advance(policy.state.iteration - first)
+            for iteration in range(policy.state.iteration, last):
+                traces, rewards = self._iterate(trainer, engine, iteration)
+                probe = probe or read_traces(traces)[:PROBE_TRACES]
+                trainer.update(traces, rewards)
+                prove_policy(trainer, engine, probe, self.settings.sample.temperature)
+                self._write_metrics(trainer, iteration)
+                finished = iteration + 1
+                if finished == last:
+                    trainer.save(done)
+                elif finished % self.settings.run.save_every == 0:
+                    self._keep(trainer, finished)
+                task.advance(1, _headline(trainer.metrics))
+        shutil.rmtree(self.folder / "latest", ignore_errors=True)
+        return done
+
+    def _iterate(self, trainer: Trainer, engine: Any, iteration: int) -> tuple[Path, Path]:
+        folder = self.folder / "iterations" / f"{iteration:04d}"
+        problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
+        # A file left by a killed run is made again: it would be the same, but nothing proves it.
+        sample(
+            self.settings.sample,
+            policy=trainer.policy,
+            problems=problems,
+            out=traces,
+            overwrite=True,
+            engine=engine,
+        )
+        verify(self.settings.verify, traces=traces, problems=problems, out=rewards, overwrite=True)
+        return traces, rewards
+
+    def _write_metrics(self, trainer: Trainer, iteration: int) -> None:
+        footer = Footer(table=CURVE.name, stage=trainer.stage, policy=trainer.policy.state.parent)
+        write_table(self.folder / "iterations" / f"{iteration:04d}" / METRICS_FILE, CURVE, trainer.metrics, footer)
+
+    def _keep(self, trainer: Trainer, finished: int) -> None:
+        latest = self.folder / "latest"
+        trainer.save(latest / f"{finished:04d}")
+        for older in latest.glob("[0-9]*"):
+            if int(older.name) < finished:
+                shutil.rmtree(older)
+
+    def _write_curve(self, iterations: int) -> None:
+        rows: list[dict[str, Any]] = []
+        for iteration in range(iterations):
+            path = self.folder / "iterations" / f"{iteration:04d}" / METRICS_FILE
+            rows += read_table(path, CURVE).to_pylist()
+        if rows:
+            write_table(self.folder / "curve.parquet", CURVE, rows, Footer(table=CURVE.name, stage="run"))
+
+    def _evaluate(self, policies: dict[str, Path]) -> list[dict[str, Any]]:
+        out, problems = self.folder / "metrics.parquet", self.folder / "test.parquet"
+        if out.exists():
+            return list(read_table(out, METRICS).to_pylist())
+        rows: list[dict[str, Any]] = []
+        for name, path in policies.items():
+            rows += evaluate_policy(
+                self.settings.eval,
+                policy=load_policy(path, device=self.device),
+                name=name,
+                problems=problems,
+                folder=self.folder / "eval",
+                progress=self.progress,
+                grading=self.settings.verify,
+            )
+        write_metrics(rows, self.settings.eval, problems, out)
+        return rows
+
+
+def prove_policy(trainer: Trainer, engine: Any, probe: list[Trace], temperature: float) -> None:
+    """Check that the sampler holds the policy that the trainer has just made.
+
+    Raises:
+        JobError: their logprobs of the probe's tokens differ by more than rounding.
+    """
+    ours = trainer.token_logprobs(probe, temperature)
+    theirs = engine.score([trace.token_ids.tolist() for trace in probe], temperature)
+    gaps = [
+        abs(a - b)
+        for trace, own, other in zip(probe, ours, theirs, strict=True)
+        for a, b, owner in zip(own, other, trace.attempt_ids.tolist(), strict=True)
+        if owner > 0
+    ]
+    gap = sum(gaps) / len(gaps)
+    if not gap <= trainer.proof_tolerance:
+        raise JobError(
+            f"policy proof failed: after the update, sampler and trainer logprobs differ by {gap:.2g} nats a token "
+            f"(limit {trainer.proof_tolerance:g}): the sampler holds another policy"
+        )
+
+
+def _headline(metrics: list[dict[str, Any]]) -> str:
+    found = {(row["name"], row["attempt"]): row["value"] for row in metrics}
+    accuracies = [f"t{a} {100 * v:.0f}%" for (name, a), v in found.items() if name == "accuracy"]
+    return " ".join(accuracies)
+
+
+def _agree_on_settings(path: Path, settings: dict[str, Any]) -> None:
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    if not path.exists():
+        with replacing_file(path) as temporary:
+            temporary.write_text(text)
+        return
+    earlier = json.loads(path.read_text())
+    changed = [
+        f"{stage}.{key} was {earlier[stage].get(key)!r}, is {value!r}"
+        for stage, values in settings.items()
+        for key, value in values.items()
+        if earlier.get(stage, {}).get(key, value) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{path.parent} holds a run with other settings ({changed[0]}): name another --out, or delete it"
+        )

@@ -1,0 +1,38 @@
+"""How stages tell of their progress, without knowing who watches."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One phase of work under way."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count finished work, and say how it stands."""
+
+
+class Progress(Protocol):
+    """Where phases of work are announced."""
+
+    def phase(self, label: str, total: int) -> AbstractContextManager[Task]:
+        """Open a phase of `total` steps."""
+
+    def line(self, text: str) -> None:
+        """Say one line."""
+
+
+class _Silence:
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Nobody watches."""
+
+    @contextmanager
+    def phase(self, label: str, total: int) -> Iterator[Task]:
+        """Nobody watches."""
+        yield self
+
+    def line(self, text: str) -> None:
+        """Nobody watches."""
+
+
+SILENT: Progress = _Silence()

@@ -1,0 +1,35 @@
+"""What a sampling engine does, whichever library runs the model."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from score_cli.sampling.rollout import Rollout
+
+
+class Decoding(NamedTuple):
+    """How tokens are chosen: temperature divides the logits; 0 takes the likeliest token.
+
+    The logprobs kept are those of the distribution sampled from; greedy keeps those of temperature 1.
+    """
+
+    temperature: float = 1.0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature == 0.0
+
+
+class Engine(Protocol):
+    """Grows rollouts to their end, and tells the logprobs it would sample given tokens with."""
+
+    name: str
+
+    def generate(self, rollouts: Sequence[Rollout], decoding: Decoding) -> None:
+        """Sample every rollout to its end, in place."""
+
+    def score(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+        """The sampler's own logprob of each token given those before it; 0.0 for each first token.
+
+        The policy proof compares these with the trainer's.
+        """

@@ -1,0 +1,76 @@
+"""One trace while it grows: which tokens are fed, which are sampled, when an attempt ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from score_cli.sampling.conversation import Bridge
+from score_cli.tables.schemas import LENGTH, STOP
+
+
+@dataclass
+class Rollout:
+    """A trace under way; engines only append to it.
+
+    `seeds[i]` is the digest of attempt i + 1 (see `sampling.seeds`). The prompt `P`, attempts
+    `Y1`, `Y2` and the bridge `B` grow as one sequence, and `attempt_ids` mark who wrote what:
+
+        token_ids    P P P Y1 Y1 B Y2 Y2 Y2
+        attempt_ids  0 0 0  1  1 0  2  2  2
+    """
+
+    problem_id: str
+    sample_index: int
+    prompt: Sequence[int]
+    bridge: Bridge
+    stop_ids: frozenset[int]
+    seeds: Sequence[bytes]
+    max_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    attempt_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    attempt: int = 1
+    sampled: int = 0
+
+    def __post_init__(self) -> None:
+        self._add_context(self.prompt)
+
+    @property
+    def done(self) -> bool:
+        """Whether every attempt has ended."""
+        return len(self.finish_reasons) == len(self.seeds)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens this trace can come to hold."""
+        attempts = len(self.seeds)
+        bridge = len(self.bridge.end_of_turn) + len(self.bridge.rest)
+        return len(self.prompt) + attempts * self.max_tokens + (attempts - 1) * bridge
+
+    def append(self, token: int, logprob: float) -> None:
+        """Take one sampled token; at an attempt's end, close it and open the next one."""
+        self.token_ids.append(token)
+        self.attempt_ids.append(self.attempt)
+        self.logprobs.append(logprob)
+        self.sampled += 1
+        if token in self.stop_ids:
+            self._end_attempt(STOP)
+        elif self.sampled == self.max_tokens:
+            self._end_attempt(LENGTH)
+
+    def attempt_tokens(self, attempt: int) -> list[int]:
+        """The tokens sampled in one attempt, its stop token included."""
+        return [token for token, owner in zip(self.token_ids, self.attempt_ids, strict=True) if owner == attempt]
+
+    def _end_attempt(self, reason: str) -> None:
+        self.finish_reasons.append(reason)
+        if self.done:
+            return
+        self._add_context(self.bridge.after(reason))
+        self.attempt += 1
+        self.sampled = 0
+
+    def _add_context(self, tokens: Sequence[int]) -> None:
+        self.token_ids.extend(tokens)
+        self.attempt_ids.extend([0] * len(tokens))
+        self.logprobs.extend([0.0] * len(tokens))

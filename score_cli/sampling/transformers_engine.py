@@ -1,0 +1,216 @@
+"""Sampling with transformers: rows join and leave the batch, each with its own seed and its own length.
+
+A row that ends makes room at once, and the bridge to the next attempt is fed to the rows that need
+it while the others keep their places, so attempts of different length cost no padding.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from score_cli.errors import UserError
+from score_cli.sampling.engine import Decoding
+from score_cli.sampling.rollout import Rollout
+from score_cli.sampling.row_cache import RowCache
+from score_cli.sampling.seeds import attempt_uniforms
+from score_cli.tables.machine import compute_precision
+
+
+@dataclass
+class _Row:
+    """A rollout in the batch: how many of its tokens the cache holds, and its attempt's draws."""
+
+    rollout: Rollout
+    cached: int = 0
+    attempt: int = 0
+    uniforms: NDArray[np.float64] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that the cache does not hold yet."""
+        return len(self.rollout.token_ids) - self.cached
+
+    def draw(self) -> float:
+        """The uniform number that chooses this row's next token."""
+        rollout = self.rollout
+        if self.attempt != rollout.attempt or self.uniforms is None:
+            self.attempt = rollout.attempt
+            self.uniforms = attempt_uniforms(rollout.seeds[rollout.attempt - 1], rollout.max_tokens)
+        return float(self.uniforms[rollout.sampled])
+
+
+class TransformersEngine:
+    """Samples from a transformers model in this process, on the device the model is on."""
+
+    name = "transformers"
+
+    def __init__(self, model: PreTrainedModel, *, batch_size: int) -> None:
+        """Args:
+        model: the policy, in evaluation mode; it is used as it is at each call, so an update in
+            place is seen at once.
+        batch_size: traces decoded at the same time.
+        """
+        self.model = model
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(self, rollouts: Sequence[Rollout], decoding: Decoding) -> None:
+        """Sample every rollout to its end, in place.
+
+        Raises:
+            UserError: a trace could outgrow the model's context.
+        """
+        self._check_lengths(rollouts)
+        queue = deque(rollouts)
+        rows: list[_Row] = []
+        cache = RowCache(min(self.batch_size, len(rollouts)))
+        while queue or rows:
+            while queue and len(rows) < cache.slots:
+                rows.append(_Row(queue.popleft()))
+            # Prompts and bridges go first, by themselves; then every row is one token from its next.
+            feeding = [index for index, row in enumerate(rows) if row.waiting > 1]
+            if feeding:
+                self._advance(cache, rows, feeding, decoding)
+            decoding_rows = [index for index, row in enumerate(rows) if row.waiting == 1 and not row.rollout.done]
+            if decoding_rows:
+                self._advance(cache, rows, decoding_rows, decoding)
+            _drop_finished(cache, rows)
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+        """See `Engine.score`; goes through the same cache and masks that sampling uses."""
+        results: list[list[float]] = []
+        for start in range(0, len(sequences), self.batch_size):
+            part = [list(sequence) for sequence in sequences[start : start + self.batch_size]]
+            # The last token is fed too: its own prediction is not used, but every row keeps its length.
+            logits = self._forward(RowCache(len(part)), list(range(len(part))), part, [0] * len(part), keep_all=True)
+            for row, tokens in enumerate(part):
+                scores = logits[row, -len(tokens) :].float() / temperature
+                targets = torch.tensor(tokens[1:], device=scores.device)
+                logprobs = scores[:-1].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+                results.append([0.0, *logprobs.tolist()])
+        return results
+
+    def _check_lengths(self, rollouts: Sequence[Rollout]) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        too_long = [rollout for rollout in rollouts if limit is not None and rollout.longest > limit]
+        if too_long:
+            names = ", ".join(sorted({rollout.problem_id for rollout in too_long})[:5])
+            raise UserError(
+                f"{len(too_long)} traces can reach {max(r.longest for r in too_long)} tokens, the model's context is "
+                f"{limit} (problems {names}): lower --max-tokens, or leave these problems out"
+            )
+
+    def _advance(self, cache: RowCache, rows: list[_Row], chosen: list[int], decoding: Decoding) -> None:
+        """Feed what the chosen rows have waiting, and sample one token for each."""
+        feeds = [rows[index].rollout.token_ids[rows[index].cached :] for index in chosen]
+        logits = self._forward(cache, chosen, feeds, [rows[index].cached for index in chosen])[:, -1].float()
+        for index, feed in zip(chosen, feeds, strict=True):
+            rows[index].cached += len(feed)
+        if decoding.greedy:
+            tokens = logits.argmax(-1)
+            logprobs = logits.log_softmax(-1)
+        else:
+            logprobs = (logits / decoding.temperature).log_softmax(-1)
+            tokens = choose_tokens(logprobs, [rows[index].draw() for index in chosen])
+        kept = logprobs.gather(-1, tokens[:, None])[:, 0]
+        for index, token, logprob in zip(chosen, tokens.tolist(), kept.tolist(), strict=True):
+            rows[index].rollout.append(token, logprob)
+
+    def _forward(
+        self,
+        cache: RowCache,
+        slots: list[int],
+        feeds: list[list[int]],
+        starts: list[int],
+        *,
+        keep_all: bool = False,
+    ) -> Tensor:
+        """Logits [n, 1, V] after each feed, or [n, S, V] at every fed token; feeds stand to the right."""
+        device = self.model.device
+        width = max(map(len, feeds))
+        length = max(start + len(feed) for start, feed in zip(starts, feeds, strict=True))
+        padding = torch.tensor([width - len(feed) for feed in feeds], device=device)[:, None]
+        offsets = torch.arange(width, device=device)[None] - padding
+        positions = torch.tensor(starts, device=device)[:, None] + offsets  # [n, S]
+        padded = offsets < 0
+        cache.select(torch.tensor(slots, device=device), positions.masked_fill(padded, length), length)
+        positions = positions.masked_fill(padded, 0)
+        mask = torch.arange(length, device=device) <= positions[:, None, :, None]  # [n, 1, S, L]
+        tokens = torch.tensor([[0] * (width - len(feed)) + feed for feed in feeds], device=device)
+        with compute_precision(self.model):
+            output = self.model(
+                input_ids=tokens,
+                attention_mask=attention_masks(self.model, mask, positions),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=0 if keep_all else 1,
+            )
+        logits: Tensor = output.logits
+        return logits
+
+
+def choose_tokens(logprobs: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """The token at which each row's cumulated probability first exceeds its uniform number.
+
+    Args:
+        logprobs: [n, V]; uniforms: [n] in [0, 1).
+    Returns:
+        [n] token ids. Sums are float64: float32 would misplace the last of 150,000 tokens.
+    """
+    cumulated = logprobs.double().exp().cumsum(-1)
+    targets = torch.tensor(uniforms, dtype=torch.float64, device=logprobs.device)[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, targets, right=True)[:, 0].clamp(max=logprobs.shape[-1] - 1)
+
+
+def attention_masks(model: PreTrainedModel, mask: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    """The mask in the form a model takes it: one for all layers, or one for each kind of layer.
+
+    Raises:
+        UserError: the model has layers that are not attention over keys and values.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    unknown = kinds - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UserError(
+            f"the transformers engine cannot sample from layers of kind {', '.join(sorted(unknown))}: use --engine vllm"
+        )
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    if window is None:
+        sliding = mask
+    else:
+        sliding = mask & (torch.arange(mask.shape[-1], device=mask.device) > positions[:, None, :, None] - window)
+    if "sliding_attention" not in kinds:
+        # Mistral-like configurations slide in every layer without listing layer types.
+        return mask if getattr(config, "layer_types", None) else sliding
+    return {"full_attention": mask, "sliding_attention": sliding}
+
+
+def _drop_finished(cache: RowCache, rows: list[_Row]) -> None:
+    """Remove finished rows and close the gaps with the last rows, so that the rest stay leading."""
+    remaining = sum(not row.rollout.done for row in rows)
+    if remaining == len(rows):
+        return
+    gaps = [index for index in range(remaining) if rows[index].rollout.done]
+    movers = [index for index in range(remaining, len(rows)) if not rows[index].rollout.done]
+    if gaps:
+        cache.move(movers, gaps)
+    for gap, mover in zip(gaps, movers, strict=True):
+        rows[gap] = rows[mover]
+    del rows[remaining:]
+
+
+def in_chunks(count: int, size: int) -> Iterator[range]:
+    """Consecutive ranges of at most `size`: the pieces that work is cut into."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -1,0 +1,137 @@
+"""`score show`: traces as a person reads them; and tables on the terminal."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from score_cli.errors import UserError
+from score_cli.tables.records import Problem
+from score_cli.tables.schemas import CORRECT, LENGTH, UNSCORED
+from score_cli.tables.traces import Reward, Trace, check_pairs, iterate_rewards, iterate_traces, read_problems
+
+_LETTERS = "ciu"
+_COLOURS = {"c": "green", "i": "red", "u": "yellow"}
+
+
+def print_table(titles: list[str], lines: list[list[str]]) -> None:
+    """Print a table to standard output, aligned on the right but for names."""
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    for line in lines:
+        table.add_row(*line)
+    # A pipe has no width: never fold a table that another program reads.
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def show_traces(
+    traces: Path,
+    *,
+    rewards: Path | None = None,
+    problems: Path | None = None,
+    problem: str | None = None,
+    only: str | None = None,
+    limit: int = 10,
+    tokens: bool = False,
+    model: Path | None = None,
+) -> None:
+    """Print traces with their verdicts, at most `limit` that pass the filters.
+
+    Raises:
+        UserError: an input does not fit, or a filter needs rewards that are not there.
+    """
+    rewards_path = rewards or _beside(traces, "rewards.parquet")
+    problems_path = problems or _beside(traces, "problems.parquet")
+    chain = None if only is None else _parse_chain(only)
+    if chain is not None and rewards_path is None:
+        raise UserError(f"--only needs verdicts, and there is no rewards.parquet beside {traces}: pass --rewards")
+    known = {p.problem_id: p for p in read_problems(problems_path)} if problems_path else {}
+    spell = _speller(model) if tokens else None
+    console = Console(highlight=False)
+    shown = total = 0
+    for trace, reward in _rows(traces, rewards_path):
+        if problem is not None and trace.problem_id != problem:
+            continue
+        if chain is not None and (reward is None or _letters(reward) != chain):
+            continue
+        total += 1
+        if shown < limit:
+            shown += 1
+            _print_trace(console, trace, reward, known.get(trace.problem_id))
+            if spell is not None:
+                _print_tokens(console, trace, spell)
+    console.print(f"{shown} of {total} matching traces", style="dim")
+
+
+def _beside(traces: Path, name: str) -> Path | None:
+    path = traces.parent / name
+    return path if path.exists() else None
+
+
+def _parse_chain(only: str) -> str:
+    letters = only.replace("-", "").replace(">", "")
+    if not letters or set(letters) - set(_LETTERS):
+        raise UserError(f"--only is {only}, expected letters like i-c: c correct, i incorrect, u unscored")
+    return letters
+
+
+def _letters(reward: Reward) -> str:
+    return "".join("c" if v == CORRECT else "u" if v == UNSCORED else "i" for v in reward.verdicts)
+
+
+def _rows(traces: Path, rewards: Path | None) -> Iterator[tuple[Trace, Reward | None]]:
+    if rewards is None:
+        for part in iterate_traces(traces):
+            yield from ((trace, None) for trace in part)
+        return
+    judged = iterate_rewards(rewards)
+    for part in iterate_traces(traces):
+        graded = next(judged, [])
+        check_pairs(part, graded, traces, rewards)
+        yield from zip(part, graded, strict=True)
+
+
+def _print_trace(console: Console, trace: Trace, reward: Reward | None, problem: Problem | None) -> None:
+    console.rule(Text(f"{trace.problem_id} #{trace.sample_index}"), align="left", style="dim")
+    if problem is not None:
+        answer = "" if problem.answer is None else f"   [answer {problem.answer}]"
+        console.print(Text(problem.question.strip() + answer), soft_wrap=True)
+    for index, text in enumerate(trace.attempts):
+        verdict = reward.verdicts[index] if reward else ""
+        letter = _letters(reward)[index] if reward else "u"
+        head = Text(f"attempt {index + 1} ", style="bold")
+        head.append(verdict, style=_COLOURS[letter])
+        if trace.finish_reasons[index] == LENGTH:
+            head.append(" (cut at the token limit)", style="yellow")
+        if index < trace.offline_attempts:
+            head.append(" (given, not sampled)", style="yellow")
+        console.print(head)
+        console.print(Text(text), soft_wrap=True)
+
+
+def _print_tokens(console: Console, trace: Trace, spell: "object") -> None:
+    """Sampled tokens underlined, with the mean logprob of each attempt; context dim."""
+    line = Text()
+    for token, owner in zip(trace.token_ids.tolist(), trace.attempt_ids.tolist(), strict=True):
+        piece = spell(token)  # type: ignore[operator]
+        line.append(piece, style="underline" if owner else "dim")
+        line.append("|", style="dim")
+    console.print(line, soft_wrap=True)
+    for attempt in range(1, len(trace.attempts) + 1):
+        own = trace.logprobs[trace.attempt_ids == attempt]
+        console.print(f"attempt {attempt}: {len(own)} sampled tokens, logprob {own.sum():.2f} nats", style="dim")
+
+
+def _speller(model: Path | None) -> "object":
+    if model is None:
+        return str
+    from score_cli.tables.checkpoints import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False)

@@ -1,0 +1,141 @@
+"""Traces and rewards as records, with the checks that one row's lists agree."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from score_cli.errors import UserError
+from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_table
+from score_cli.tables.records import Problem
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One row of traces.parquet; T tokens, A attempts.
+
+    Example: prompt `P`, attempts `Y1` and `Y2`, bridge `B`:
+
+        token_ids    P P P Y1 Y1 B Y2 Y2 Y2     [T]
+        attempt_ids  0 0 0  1  1 0  2  2  2     [T]
+        logprobs     0 0 0  l  l 0  l  l  l     [T], nats, the sampler's
+    """
+
+    problem_id: str
+    sample_index: int
+    attempts: list[str]
+    finish_reasons: list[str]
+    token_ids: NDArray[np.int32]
+    attempt_ids: NDArray[np.int8]
+    logprobs: NDArray[np.float32]
+    offline_attempts: int
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One row of rewards.parquet; a reward of None is unscored."""
+
+    problem_id: str
+    sample_index: int
+    answers: list[str | None]
+    verdicts: list[str]
+    rewards: list[float | None]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """All problems, in file order.
+
+    Raises:
+        UserError: as `tables.parquet.iterate_batches`, or a problem_id stands twice.
+    """
+    problems = [Problem(**row) for row in read_table(path, PROBLEMS).to_pylist()]
+    for name, count in Counter(problem.problem_id for problem in problems).items():
+        if count > 1:
+            raise UserError(f"{path}: problem_id {name} stands {count} times, expected once: keep one of them")
+    return problems
+
+
+def iterate_traces(path: Path, *, rows: int = 1024) -> Iterator[list[Trace]]:
+    """Yield traces in pieces of at most `rows`.
+
+    Raises:
+        UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree in length or hold NaN.
+    """
+    start = 0
+    for batch in iterate_batches(path, TRACES, rows=rows):
+        yield [_trace(row, start + index, path) for index, row in enumerate(_rows(batch))]
+        start += batch.num_rows
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """All traces; errors as `iterate_traces`."""
+    return [trace for part in iterate_traces(path) for trace in part]
+
+
+def iterate_rewards(path: Path, *, rows: int = 1024) -> Iterator[list[Reward]]:
+    """Yield rewards in pieces of at most `rows`; errors as `tables.parquet.iterate_batches`."""
+    for batch in iterate_batches(path, REWARDS, rows=rows):
+        yield [Reward(**row) for row in batch.to_pylist()]
+
+
+def read_rewards(path: Path) -> list[Reward]:
+    """All rewards; errors as `iterate_rewards`."""
+    return [reward for part in iterate_rewards(path) for reward in part]
+
+
+def check_pairs(traces: list[Trace], rewards: list[Reward], traces_path: Path, rewards_path: Path) -> None:
+    """Check that rewards stand row by row for the traces.
+
+    Raises:
+        UserError: another number of rows, another order, or another number of attempts.
+    """
+    again = "run `score verify` again on these traces"
+    if len(traces) != len(rewards):
+        raise UserError(f"{rewards_path} has {len(rewards)} rows, {traces_path} {len(traces)}: {again}")
+    for row, (trace, reward) in enumerate(zip(traces, rewards, strict=True)):
+        ours, theirs = (trace.problem_id, trace.sample_index), (reward.problem_id, reward.sample_index)
+        if ours != theirs:
+            raise UserError(f"row {row} of {rewards_path} is {theirs}, of {traces_path} {ours}: {again}")
+        if not len(trace.attempts) == len(reward.verdicts) == len(reward.rewards):
+            raise UserError(
+                f"row {row} of {rewards_path} grades {len(reward.verdicts)} attempts, of {traces_path} has "
+                f"{len(trace.attempts)}: {again}"
+            )
+
+
+def _rows(batch: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows with the token columns as arrays: Python integers would cost thirty bytes a token."""
+    arrays = {name: batch.column(name) for name in ("token_ids", "attempt_ids", "logprobs")}
+    plain = batch.drop_columns(list(arrays)).to_pylist()
+    for index, row in enumerate(plain):
+        yield row | {name: column[index].values.to_numpy() for name, column in arrays.items()}
+
+
+def _trace(row: dict[str, Any], number: int, path: Path) -> Trace:
+    trace = Trace(**row)
+    lengths = {
+        "token_ids": len(trace.token_ids),
+        "attempt_ids": len(trace.attempt_ids),
+        "logprobs": len(trace.logprobs),
+    }
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"{path}, row {number}: lists of one length expected, got {lengths}: sample again")
+    if len(trace.attempts) != len(trace.finish_reasons) or not trace.attempts:
+        raise UserError(
+            f"{path}, row {number}: {len(trace.attempts)} attempts and {len(trace.finish_reasons)} finish reasons, "
+            "expected one reason an attempt and at least one attempt: sample again"
+        )
+    if not np.isfinite(trace.logprobs).all():
+        raise UserError(f"{path}, row {number}: a logprob is not finite, expected nats of 0 or less: sample again")
+    owners = np.unique(trace.attempt_ids)
+    if len(owners) and (owners[0] < 0 or owners[-1] > len(trace.attempts)):
+        raise UserError(
+            f"{path}, row {number}: attempt_ids from {owners[0]} to {owners[-1]}, expected 0 to {len(trace.attempts)}: "
+            "sample again"
+        )
+    return trace

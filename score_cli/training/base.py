@@ -1,0 +1,128 @@
+"""`score base`: train the tiny policy of the built-in task from scratch, imperfect on purpose.
+
+It answers, and revises blindly when told `<fix>`; a quarter of its transcripts are revised with
+skill under another instruction, which the pipeline never uses. Reinforcement learning can call
+that latent skill up; it cannot invent it.
+"""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from score_cli.config import BaseConfig
+from score_cli.progress import SILENT, Progress
+from score_cli.tables.atomic import check_output, replacing_folder
+from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, save_policy
+from score_cli.tables.machine import use_machine
+from score_cli.tasks import division
+from score_cli.tasks.division_tokenizer import make_tokenizer
+
+CONTEXT = 64
+IGNORED = -100
+
+
+def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progress: Progress = SILENT) -> Policy:
+    """Train a base policy on transcripts of the training problems and write its checkpoint.
+
+    Raises:
+        UserError: `out` exists, or a setting does not fit.
+    """
+    check_output(out, overwrite=overwrite)
+    device = use_machine(config)
+    tokenizer = make_tokenizer()
+    model = make_model(config, tokenizer).to(device)
+    problems = division.split_problems("train")
+    corpus = division.Corpus(latent_share=config.latent_share)
+    rng = random.Random(config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
+    with progress.phase("base policy", config.steps) as task:
+        for _ in range(config.steps):
+            drawn = [division.draw_transcript(rng.choice(problems), rng, corpus) for _ in range(config.batch_size)]
+            tokens, labels = transcript_tensors(drawn, tokenizer)
+            # Cross-entropy on what the assistant wrote; questions and instructions are given.
+            logits = model(input_ids=tokens.to(device)).logits[:, :-1]
+            loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten().to(device), ignore_index=IGNORED)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            task.advance(1, f"loss {loss.item():.3f}")
+    model.to("cpu").eval()
+    state = TrainerState(fingerprint=fingerprint(model))
+    with replacing_folder(out) as folder:
+        save_policy(folder, model, tokenizer, state)
+    return Policy(model, tokenizer, state, str(out))
+
+
+def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """An untrained model of the architecture asked for, its weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if config.architecture == "gpt2":
+        dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        sizes = {"n_positions": CONTEXT, "n_embd": config.width, "n_layer": config.layers, "n_head": config.heads}
+        model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(**shared, **sizes, **dropouts))
+    else:
+        sizes = {
+            "max_position_embeddings": CONTEXT,
+            "hidden_size": config.width,
+            "intermediate_size": 3 * config.width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": max(1, config.heads // 2),
+        }
+        family: Any = (
+            (LlamaForCausalLM, LlamaConfig) if config.architecture == "llama" else (Qwen2ForCausalLM, Qwen2Config)
+        )
+        model = family[0](family[1](**shared, **sizes, tie_word_embeddings=True))
+    return model.eval()
+
+
+def transcript_tensors(
+    transcripts: list[division.Transcript], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, Tensor]:
+    """Transcripts as padded token ids and labels, both [B, T]; labels are `IGNORED` off the assistant's turns."""
+    pieces = [
+        piece
+        for t in transcripts
+        for piece in (t.question, t.first + division.END_OF_TURN, t.instruction, t.second + division.END_OF_TURN)
+    ]
+    encoded = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    rows, labels = [], []
+    for question, first, instruction, second in zip(*[iter(encoded)] * 4, strict=True):
+        rows.append(question + first + instruction + second)
+        labels.append([IGNORED] * len(question) + first + [IGNORED] * len(instruction) + second)
+    width = max(map(len, rows))
+    pad = tokenizer.pad_token_id
+    return (
+        torch.tensor([row + [pad] * (width - len(row)) for row in rows]),
+        torch.tensor([label + [IGNORED] * (width - len(label)) for label in labels]),
+    )
+
+
+def _learning_rate_factor(step: int, config: BaseConfig) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))

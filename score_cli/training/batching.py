@@ -1,0 +1,55 @@
+"""Traces as padded tensors, cut into micro-batches."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_cli.tables.traces import Trace
+
+
+class Batch(NamedTuple):
+    """Some traces, padded on the right; B traces, T tokens of the longest.
+
+    Causal attention never looks right, so padding there cannot reach a real token.
+    """
+
+    rows: list[int]
+    token_ids: Tensor  # [B, T] int64, 0 on padding
+    attempt_ids: Tensor  # [B, T] int64, 0 on context and padding
+    attention: Tensor  # [B, T] 1 on real tokens
+    sampler_logprobs: Tensor  # [B, T] float32, 0 on context and padding
+
+
+def micro_batches(traces: Sequence[Trace], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Cut traces, in order of length, into batches of at most `token_budget` padded tokens each.
+
+    A trace longer than the budget makes a batch of its own. Together the batches hold every trace once.
+    """
+    order = sorted(range(len(traces)), key=lambda row: len(traces[row].token_ids))
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and len(traces[order[stop]].token_ids) * (stop + 1 - start) <= token_budget:
+            stop += 1
+        yield _pad(traces, order[start:stop], device)
+        start = stop
+
+
+def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -> Batch:
+    width = max(len(traces[row].token_ids) for row in rows)
+    tokens = np.zeros((len(rows), width), dtype=np.int64)
+    owners = np.zeros((len(rows), width), dtype=np.int64)
+    attention = np.zeros((len(rows), width), dtype=np.int64)
+    logprobs = np.zeros((len(rows), width), dtype=traces[rows[0]].logprobs.dtype)
+    for index, row in enumerate(rows):
+        trace = traces[row]
+        length = len(trace.token_ids)
+        tokens[index, :length] = trace.token_ids
+        owners[index, :length] = trace.attempt_ids
+        attention[index, :length] = 1
+        logprobs[index, :length] = trace.logprobs
+    tensors = [torch.from_numpy(array).to(device) for array in (tokens, owners, attention, logprobs)]
+    return Batch(rows, *tensors)

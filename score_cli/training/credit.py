@@ -1,0 +1,129 @@
+"""Turn rewards into advantages: shaped rewards, returns, baselines. Nothing here reads files.
+
+Shapes: M traces, A attempts. Rewards are 0 or 1, NaN where unscored; `groups` [M] numbers the
+problem each trace belongs to. NaN travels: what depends on an unscored attempt is NaN until it
+becomes an advantage of 0.
+"""
+
+import torch
+from torch import Tensor
+
+
+def stage1_rewards(rewards: Tensor) -> Tensor:
+    """The last attempt's reward, nothing for the attempts before it.
+
+    Args:
+        rewards: [M, A].
+    Returns:
+        [M, A]: 0 except in the last column.
+    Source: Kumar et al., Eq. 3.
+    """
+    shaped = torch.zeros_like(rewards)
+    shaped[:, -1] = rewards[:, -1]
+    return shaped
+
+
+def stage2_rewards(rewards: Tensor, alpha: float) -> Tensor:
+    """Each attempt's reward; from the second on with a bonus for progress over the one before.
+
+    Args:
+        rewards: [M, A].
+        alpha: weight of the bonus. At 10 a second attempt gets, by (r1, r2):
+            (0,0) 0, (0,1) +11, (1,0) -10, (1,1) +1.
+    Returns:
+        [M, A].
+    Source: Kumar et al., Eq. 4 and section 5.2.
+    """
+    shaped = rewards.clone()
+    shaped[:, 1:] += alpha * (rewards[:, 1:] - rewards[:, :-1])
+    return shaped
+
+
+def stage1_kl_coefficients(attempts: int, *, beta1: float, beta2: float) -> list[float]:
+    """KL coefficient of each attempt: beta1 everywhere, and beta2 besides on all but the last (Eq. 3)."""
+    return [beta1 + beta2] * (attempts - 1) + [beta1]
+
+
+def stage2_kl_coefficients(attempts: int, *, beta1: float) -> list[float]:
+    """KL coefficient of each attempt: beta1 everywhere (Eq. 4)."""
+    return [beta1] * attempts
+
+
+def returns(shaped: Tensor, discount: float) -> Tensor:
+    """Discounted sum of an attempt's shaped reward and those after it.
+
+    Args:
+        shaped: [M, A].
+        discount: 0 credits each attempt with its own reward alone (Kumar et al., App. A.4).
+    Returns:
+        [M, A].
+    """
+    result = shaped.clone()
+    if discount:  # 0 * NaN is NaN: without discount a later unscored attempt must not reach an earlier one.
+        for attempt in range(shaped.shape[1] - 2, -1, -1):
+            result[:, attempt] += discount * result[:, attempt + 1]
+    return result
+
+
+def group_baseline(values: Tensor, groups: Tensor) -> Tensor:
+    """Mean over the other scored members of each trace's group.
+
+    Args:
+        values: [M], NaN where unscored.
+        groups: [M] group numbers.
+    Returns:
+        [M]; NaN where no other member is scored.
+    Source: RLOO, Ahmadian et al. 2024.
+    """
+    scored = ~values.isnan()
+    known = values.nan_to_num(0.0)
+    size = int(groups.max()) + 1
+    sums = known.new_zeros(size).index_add(0, groups, known)[groups]
+    counts = known.new_zeros(size).index_add(0, groups, scored.to(known.dtype))[groups]
+    others = counts - scored.to(known.dtype)
+    return torch.where(others > 0, (sums - known) / others, torch.nan)
+
+
+def conditional_baseline(values: Tensor, groups: Tensor, previous: Tensor) -> Tensor:
+    """Mean over the other members of the group whose previous attempt scored the same.
+
+    A trace without such a sibling takes the mean over the rest of the batch whose previous attempt
+    scored the same; without anybody like it, the plain leave-one-out mean: an advantage of 0 there
+    would shrink the gradient of rare cases. The attempt's state holds the previous attempt, so a
+    baseline that depends on its reward leaves the expected gradient as it is, and takes the noise of
+    `-alpha r1` away.
+
+    Args:
+        values: [M], NaN where unscored; groups: [M]; previous: [M] reward of the attempt before.
+    Returns:
+        [M]; NaN where no other member of the group, and nobody of the same kind, is scored.
+    """
+    # 0, 1 and unscored are three kinds; equal kinds of one group share a number.
+    kind = torch.where(previous.isnan(), 2, previous.nan_to_num(0.0).round().long())
+    within = group_baseline(values, groups * 3 + kind)
+    across = group_baseline(values, kind)
+    alike = torch.where(within.isnan(), across, within)
+    return torch.where(alike.isnan(), group_baseline(values, groups), alike)
+
+
+def advantages(values: Tensor, groups: Tensor, rewards: Tensor, baseline: str) -> Tensor:
+    """Returns minus their baseline, attempt by attempt.
+
+    Args:
+        values: [M, A] returns, NaN where unscored.
+        groups: [M] problem numbers.
+        rewards: [M, A], which `conditional` looks at.
+        baseline: `leave-one-out` or `conditional`; the first attempt has nothing to condition on
+            and always takes the leave-one-out mean.
+    Returns:
+        [M, A]; 0 where unscored or where nobody is left to compare with.
+    """
+    columns = []
+    for attempt in range(values.shape[1]):
+        column = values[:, attempt]
+        if baseline == "conditional" and attempt > 0:
+            base = conditional_baseline(column, groups, rewards[:, attempt - 1])
+        else:
+            base = group_baseline(column, groups)
+        columns.append((column - base).nan_to_num(0.0))
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,83 @@
+"""The metrics of one update, as rows of the curve table.
+
+Per attempt (`attempt` 1..A): `reward` (shaped, before KL), `accuracy`, `kl` (sampled log-ratio, nats an
+attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated`,
+`advantage_sd`, `no_signal` (share of problems whose advantages are all 0), `gap` and `absolute_gap`
+(trainer minus sampler logprob, nats a token), `gradient_norm` (where asked for). Over all attempts
+(`attempt` null): `gradient_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
+`changed@t2` and so on as in the metrics table.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_cli.tables.measures import measures_of
+from score_cli.tables.schemas import LENGTH
+from score_cli.tables.traces import Reward, Trace
+from score_cli.training.update import Update
+
+Row = tuple[str, int | None, float]
+
+
+def curve_rows(
+    stage: str,
+    iteration: int,
+    *,
+    update: Update,
+    groups: Tensor,
+    traces: Sequence[Trace],
+    rewards: Sequence[Reward],
+    gradient_norm: float,
+) -> list[dict[str, Any]]:
+    """Rows of the curve table for one update; what could not be measured has no row."""
+    found = [
+        *_per_attempt(update, groups, traces),
+        *_of_answers(traces, rewards),
+        ("gradient_norm", None, gradient_norm),
+    ]
+    return [
+        {"stage": stage, "iteration": iteration, "name": name, "attempt": attempt, "value": value}
+        for name, attempt, value in found
+        if math.isfinite(value)
+    ]
+
+
+def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Iterator[Row]:
+    sums = update.sums
+    for column in range(update.active.shape[1]):
+        attempt = column + 1
+        taking_part = update.active[:, column] > 0
+        tokens = sums.tokens[taking_part, column].sum()
+        yield "reward", attempt, update.shaped[taking_part, column].nanmean().item()
+        yield "length", attempt, sums.tokens[taking_part, column].mean().item()
+        for name in ("kl", "k3", "full_kl"):
+            values = getattr(sums, name)[taking_part, column]
+            if name != "full_kl" or values.any():
+                yield name, attempt, values.mean().item()
+        for name in ("entropy", "gap", "absolute_gap"):
+            yield name, attempt, (getattr(sums, name)[taking_part, column].sum() / tokens).item()
+        advantage = update.advantages[:, column]
+        yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
+        silent = torch.zeros(int(groups.max()) + 1).index_add(0, groups, advantage.abs()) == 0
+        yield "no_signal", attempt, silent.float().mean().item()
+        truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in traces]
+        yield "truncated", attempt, sum(truncated) / len(truncated)
+    for column, norm in enumerate(update.attempt_gradient_norms):
+        yield "gradient_norm", column + 1, norm
+
+
+def _of_answers(traces: Sequence[Trace], rewards: Sequence[Reward]) -> Iterator[Row]:
+    for name, measure, attempt in measures_of(len(traces[0].attempts)):
+        known = [v for t, r in zip(traces, rewards, strict=True) if (v := measure(t, r, attempt)) is not None]
+        if not known:
+            continue
+        if name.startswith("acc@"):
+            yield "accuracy", attempt, sum(known) / len(known)
+        else:
+            yield name, None, sum(known) / len(known)
+    graded = [value is None for reward in rewards for value in reward.rewards]
+    yield "unscored", None, sum(graded) / len(graded)

@@ -1,0 +1,287 @@
+"""`score train-stage1` and `score train-stage2`: traces and rewards to the next policy.
+
+One call is one optimiser step on the whole file. The policy must be the one the traces were
+sampled from: by fingerprint before anything is computed, and by the logprobs themselves before
+the step is taken.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from score_cli.config import Stage1Config, Stage2Config
+from score_cli.errors import JobError, UserError
+from score_cli.tables.atomic import replacing_folder
+from score_cli.tables.checkpoints import (
+    METRICS_FILE,
+    TRAINER,
+    Policy,
+    TrainerState,
+    fingerprint,
+    load_optimizer,
+    load_policy,
+    save_policy,
+)
+from score_cli.tables.machine import use_machine
+from score_cli.tables.parquet import CURVE, REWARDS, TRACES, read_footer, write_table
+from score_cli.tables.provenance import Footer, file_sha256, short
+from score_cli.tables.traces import Reward, Trace, check_pairs, read_rewards, read_traces
+from score_cli.training.batching import micro_batches
+from score_cli.training.logged import curve_rows
+from score_cli.training.scoring import sampled_columns, score_batch
+from score_cli.training.update import Update, UpdateInputs, accumulate_gradient
+
+StageConfig = Stage1Config | Stage2Config
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The policy that the KL terms are measured from, and its fingerprint."""
+
+    model: PreTrainedModel
+    fingerprint: str
+
+
+class Trainer:
+    """A policy under training, with its optimiser; kept warm between the iterations of a run."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        policy: Policy,
+        reference: Reference | None,
+        optimizer_state: dict[str, Tensor] | None,
+    ) -> None:
+        """Args:
+            reference: None where the policy itself is the start of the chain.
+            optimizer_state: as saved with the checkpoint; used only within one stage, since the
+                next stage maximises something of another scale.
+        Raises:
+            UserError: the reference is not the one this chain started from, or is missing.
+        """
+        self.config = config
+        self.policy = policy
+        self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
+        self.reference = reference or Reference(policy.model, policy.state.fingerprint)
+        _check_reference(policy, self.reference)
+        self.metrics: list[dict[str, Any]] = []
+        self._names = [name for name, _ in policy.model.named_parameters()]
+        self._optimizer = torch.optim.Adam(
+            policy.model.parameters(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2)
+        )
+        if optimizer_state is not None and policy.state.stage == self.stage:
+            self._load_optimizer(optimizer_state)
+
+    def update(self, traces_path: Path, rewards_path: Path, *, allow_foreign: bool = False) -> None:
+        """Take one optimiser step; on an error the policy is left as it was.
+
+        Raises:
+            UserError: the files are not this policy's traces and those traces' rewards.
+            JobError: the trainer's logprobs are not those the tokens were sampled with.
+        """
+        state = self.policy.state
+        temperature, other_engine = _check_origin(traces_path, rewards_path, state, self.config, allow_foreign)
+        traces, rewards = read_traces(traces_path), read_rewards(rewards_path)
+        check_pairs(traces, rewards, traces_path, rewards_path)
+        inputs = UpdateInputs(
+            traces=traces,
+            rewards=_reward_matrix(rewards, rewards_path),
+            groups=_groups(traces, traces_path),
+            temperature=temperature,
+            other_engine=other_engine,
+        )
+        model = self.policy.model
+        model.zero_grad()
+        update = accumulate_gradient(model, self.reference.model, inputs, self.config)
+        if not allow_foreign:
+            self._prove_policy(update, traces_path)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_gradient_norm).item()
+        if not math.isfinite(norm):
+            model.zero_grad()
+            raise JobError(
+                f"the gradient of {traces_path} is not finite: lower --learning-rate and go back a checkpoint"
+            )
+        self._optimizer.step()
+        model.zero_grad()
+        self.metrics = curve_rows(
+            self.stage,
+            state.iteration,
+            update=update,
+            groups=inputs.groups,
+            traces=traces,
+            rewards=rewards,
+            gradient_norm=norm,
+        )
+        self.policy = replace(
+            self.policy,
+            state=TrainerState(
+                stage=self.stage,
+                iteration=state.iteration + 1,
+                fingerprint=fingerprint(model),
+                parent=state.fingerprint,
+                reference=self.reference.fingerprint,
+            ),
+        )
+
+    def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
+        """The trainer's logprob of each sampled token of some traces; 0.0 on context."""
+        result: list[list[float]] = [[0.0] * len(trace.token_ids) for trace in traces]
+        for batch in micro_batches(traces, self.config.micro_batch_tokens, self.policy.model.device):
+            columns = sampled_columns(batch)
+            with torch.no_grad():
+                scores = score_batch(self.policy.model, batch, columns, temperature)
+            for index, row in enumerate(batch.rows):
+                for place, column in enumerate(columns.tolist()):
+                    if batch.attempt_ids[index, column] > 0:
+                        result[row][column] = scores.logprobs[index, place].item()
+        return result
+
+    def save(self, out: Path) -> None:
+        """Write the checkpoint as a whole; an existing one is replaced."""
+        with replacing_folder(out) as folder:
+            save_policy(folder, self.policy.model, self.policy.tokenizer, self.policy.state, self._saved_optimizer())
+            if self.metrics:
+                footer = Footer(table=CURVE.name, stage=self.stage, policy=self.policy.state.parent)
+                write_table(folder / TRAINER / METRICS_FILE, CURVE, self.metrics, footer)
+
+    @property
+    def proof_tolerance(self) -> float:
+        """Largest mean gap between trainer and sampler that rounding explains, nats a token."""
+        if self.config.proof_tolerance is not None:
+            return self.config.proof_tolerance
+        return 0.05 if self.policy.model.device.type == "cuda" else 1e-3
+
+    def _prove_policy(self, update: Update, traces_path: Path) -> None:
+        tokens = update.sums.tokens.sum().item()
+        gap = update.sums.absolute_gap.sum().item() / max(1.0, tokens)
+        # `not <=`, so that a NaN fails.
+        if not gap <= self.proof_tolerance:
+            self.policy.model.zero_grad()
+            raise JobError(
+                f"policy proof failed: on {traces_path} trainer and sampler logprobs differ by {gap:.2g} nats a token "
+                f"(limit {self.proof_tolerance:g}): these tokens were not sampled from this policy; sample again"
+            )
+
+    def _saved_optimizer(self) -> dict[str, Tensor]:
+        state = self._optimizer.state_dict()["state"]
+        return {
+            f"{key}.{name}": tensor.detach().cpu().contiguous()
+            for index, name in enumerate(self._names)
+            if index in state
+            for key, tensor in state[index].items()
+        }
+
+    def _load_optimizer(self, saved: dict[str, Tensor]) -> None:
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        expected = {f"{key}.{name}" for key in keys for name in self._names}
+        if set(saved) != expected:
+            raise UserError(
+                f"the optimiser state of {self.policy.name} belongs to another model: "
+                f"delete its {TRAINER} folder to start anew"
+            )
+        state = self._optimizer.state_dict()
+        state["state"] = {
+            index: {key: saved[f"{key}.{name}"] for key in keys} for index, name in enumerate(self._names)
+        }
+        self._optimizer.load_state_dict(state)
+
+
+def _check_reference(policy: Policy, reference: Reference) -> None:
+    expected = policy.state.reference or policy.state.fingerprint
+    if reference.fingerprint != expected:
+        raise UserError(
+            f"{policy.name} was trained against reference {short(expected)}, not {short(reference.fingerprint)}: "
+            "pass --reference with the checkpoint its chain started from"
+        )
+
+
+def _check_origin(
+    traces: Path, rewards: Path, state: TrainerState, config: StageConfig, allow_foreign: bool
+) -> tuple[float, bool]:
+    """Temperature of the traces, and whether another engine sampled them."""
+    origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
+    for path, footer in ((traces, origin), (rewards, judged)):
+        if footer is None and not allow_foreign:
+            raise UserError(
+                f"{path} was not made by score, so its policy cannot be proved: pass --allow-foreign to train on it"
+            )
+    if origin is not None and origin.policy != state.fingerprint:
+        raise UserError(
+            f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}: "
+            "resample, or pass the checkpoint it came from"
+        )
+    if judged is not None and judged.inputs.get("traces") != file_sha256(traces):
+        raise UserError(f"{rewards} was made from other traces than {traces}: run `score verify` again on these traces")
+    settings = origin.config if origin else {}
+    temperature = float(settings.get("temperature", config.temperature))
+    if temperature <= 0:
+        raise UserError(f"{traces} was decoded greedily, expected samples: sample with --temperature 1")
+    return temperature, settings.get("engine") != "transformers"
+
+
+def _reward_matrix(rewards: Sequence[Reward], path: Path) -> Tensor:
+    """[M, A], NaN where unscored."""
+    widths = {len(reward.rewards) for reward in rewards}
+    if len(widths) != 1:
+        raise UserError(
+            f"{path} mixes traces of {sorted(widths)} attempts, expected one number: train on one at a time"
+        )
+    return torch.tensor([[math.nan if value is None else value for value in reward.rewards] for reward in rewards])
+
+
+def _groups(traces: Sequence[Trace], path: Path) -> Tensor:
+    """[M] problem numbers, in order of appearance.
+
+    Raises:
+        UserError: no problem has a second trace to compare with.
+    """
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(trace.problem_id, len(numbers)) for trace in traces]
+    if len(numbers) == len(traces):
+        raise UserError(
+            f"{path} has one trace a problem, which leaves a leave-one-out baseline nothing to average: "
+            "sample with --samples 2 or more"
+        )
+    return torch.tensor(groups)
+
+
+def train(
+    config: StageConfig,
+    *,
+    model: Path,
+    reference: Path | None,
+    traces: Path,
+    rewards: Path,
+    out: Path,
+    allow_foreign: bool = False,
+) -> str:
+    """Load a policy, take one step on a file of its traces, and write the next policy.
+
+    Returns:
+        One line that sums the update up.
+    Raises:
+        UserError, JobError: see `Trainer`; nothing is written.
+    """
+    device = use_machine(config)
+    policy = load_policy(model, device=device)
+    other = None
+    if reference is not None:
+        loaded = load_policy(reference, device=device)
+        other = Reference(loaded.model, loaded.state.fingerprint)
+    trainer = Trainer(config, policy, other, load_optimizer(model))
+    trainer.update(traces, rewards, allow_foreign=allow_foreign)
+    trainer.save(out)
+    values = {(row["name"], row["attempt"]): row["value"] for row in trainer.metrics}
+    accuracies = [f"t{a} {100 * v:.1f}%" for (name, a), v in values.items() if name == "accuracy"]
+    kls = [f"{v:.3g}" for (name, _), v in values.items() if name == "kl"]
+    return (
+        f"policy {short(trainer.policy.state.fingerprint)}, update {trainer.policy.state.iteration} ({trainer.stage}); "
+        f"on its traces {', '.join(accuracies)}, KL by attempt {', '.join(kls)} nats, "
+        f"gradient norm {values['gradient_norm', None]:.3g}"
+    )

@@ -1,0 +1,173 @@
+"""A two-attempt policy small enough to write every trajectory down, and exact gradients by brute force.
+
+Vocabulary {0: end, 1}; an attempt has at most two tokens, so it is one of [0], [1, 0], [1, 1]; with
+two attempts there are nine trajectories. The policy is a table of logits, one row for every prefix,
+so the gradient at each prefix is told apart. Nothing here uses the code under test but its records.
+"""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from score_cli.tables.traces import Trace
+
+END = 0
+PROMPTS = {"p": [1, 1], "q": [0, 1]}
+CORRECTION = [1]
+ATTEMPTS = ([0], [1, 0], [1, 1])
+LONGEST = 2 + 2 + 2 + 2  # prompt, y1, end of turn and correction, y2
+# Which attempts are right, by problem; neither the likeliest nor the shortest alone.
+RIGHT = {"p": ([1, 0],), "q": ([0], [1, 1])}
+
+
+class TablePolicy(nn.Module):
+    """Logits looked up by the whole prefix; called as a transformers model is."""
+
+    def __init__(self, seed: int, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(scale * torch.randn(2 ** (LONGEST + 2), 2, dtype=torch.float64, generator=generator))
+        self.device = torch.device("cpu")
+
+    def forward(self, *, input_ids: Tensor, logits_to_keep: Tensor, **_: object) -> SimpleNamespace:
+        codes = torch.ones_like(input_ids[:, 0])
+        columns = []
+        for position in range(input_ids.shape[1]):
+            codes = codes * 2 + input_ids[:, position]
+            columns.append(codes % self.table.shape[0])
+        return SimpleNamespace(logits=self.table[torch.stack(columns, 1)[:, logits_to_keep]])
+
+    def logprob(self, prefix: list[int], token: int) -> Tensor:
+        """Brute force: log-probability of one token after a prefix."""
+        return self.distribution(prefix)[token]
+
+    def distribution(self, prefix: list[int]) -> Tensor:
+        code = 1
+        for token in prefix:
+            code = code * 2 + token
+        return self.table[code % self.table.shape[0]].log_softmax(-1)
+
+
+def second_prompt(problem: str, first: list[int]) -> list[int]:
+    """The context of the second attempt; a truncated first attempt has its end supplied."""
+    end = [] if first[-1] == END else [END]
+    return PROMPTS[problem] + first + end + CORRECTION
+
+
+def attempt_logprob(policy: TablePolicy, prefix: list[int], attempt: list[int]) -> Tensor:
+    """log pi(attempt | prefix); an attempt cut at two tokens has no end to be likely."""
+    return sum(
+        (policy.logprob(prefix + attempt[:i], token) for i, token in enumerate(attempt)),
+        start=torch.zeros((), dtype=torch.float64),
+    )
+
+
+def attempt_full_kl(policy: TablePolicy, reference: TablePolicy, prefix: list[int], attempt: list[int]) -> Tensor:
+    """Sum over an attempt's positions of the exact divergence of the next-token distribution."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(attempt)):
+        own = policy.distribution(prefix + attempt[:i])
+        other = reference.distribution(prefix + attempt[:i]).detach()
+        total = total + (own.exp() * (own - other)).sum()
+    return total
+
+
+def is_right(problem: str, attempt: list[int]) -> float:
+    return float(attempt in RIGHT[problem])
+
+
+def trajectories() -> list[tuple[list[int], list[int]]]:
+    return list(itertools.product(ATTEMPTS, ATTEMPTS))
+
+
+def trajectory_probabilities(policy: TablePolicy, problem: str) -> Tensor:
+    """[9] probabilities, in the order of `trajectories`."""
+    logs = [
+        attempt_logprob(policy, PROMPTS[problem], first)
+        + attempt_logprob(policy, second_prompt(problem, first), second)
+        for first, second in trajectories()
+    ]
+    return torch.stack(logs).exp()
+
+
+def make_trace(policy: TablePolicy, problem: str, index: int, first: list[int], second: list[int]) -> Trace:
+    """The trace a sampler would have written, logprobs in double precision."""
+    prompt, bridge = PROMPTS[problem], second_prompt(problem, first)[len(PROMPTS[problem]) + len(first) :]
+    tokens = prompt + first + bridge + second
+    owners = [0] * len(prompt) + [1] * len(first) + [0] * len(bridge) + [2] * len(second)
+    logprobs = [
+        policy.logprob(tokens[:i], token).item() if owner else 0.0
+        for i, (token, owner) in enumerate(zip(tokens, owners, strict=True))
+    ]
+    reasons = ["stop" if attempt[-1] == END else "length" for attempt in (first, second)]
+    return Trace(
+        problem_id=problem,
+        sample_index=index,
+        attempts=[str(first), str(second)],
+        finish_reasons=reasons,
+        token_ids=np.array(tokens, dtype=np.int32),
+        attempt_ids=np.array(owners, dtype=np.int8),
+        logprobs=np.array(logprobs),
+        offline_attempts=0,
+    )
+
+
+def stage_rewards(stage: str, alpha: float, r1: float, r2: float) -> tuple[float, float]:
+    """Attempt rewards as the paper writes them: Eq. 3, or Eq. 4 with the bonus on the second attempt."""
+    return (0.0, r2) if stage == "stage1" else (r1, r2 + alpha * (r2 - r1))
+
+
+def exact_gradient(
+    policy: TablePolicy,
+    reference: TablePolicy,
+    *,
+    stage: str,
+    alpha: float,
+    kl_coefficients: tuple[float, float],
+    discount: float,
+    kl: str,
+    problems: tuple[str, ...] = ("p",),
+) -> Tensor:
+    """The gradient that an update should have in expectation (of the loss: minus the objective).
+
+    Each attempt's score function is paired with its own return: its shaped reward minus its KL cost,
+    plus `discount` times those of the attempt after it. With discount 1 this is the gradient of the
+    whole objective, which `whole_objective_gradient` computes another way.
+    """
+    loss = torch.zeros((), dtype=torch.float64)
+    for problem in problems:
+        for first, second in trajectories():
+            x1, x2 = PROMPTS[problem], second_prompt(problem, first)
+            log1, log2 = attempt_logprob(policy, x1, first), attempt_logprob(policy, x2, second)
+            probability = (log1 + log2).exp().detach()
+            reward1, reward2 = stage_rewards(stage, alpha, is_right(problem, first), is_right(problem, second))
+            value1, value2 = torch.tensor(reward1), torch.tensor(reward2)
+            if kl == "sampled":
+                ratio1 = log1 - attempt_logprob(reference, x1, first)
+                ratio2 = log2 - attempt_logprob(reference, x2, second)
+                value1 = value1 - kl_coefficients[0] * ratio1.detach()
+                value2 = value2 - kl_coefficients[1] * ratio2.detach()
+            else:
+                # Known bias: the divergence at each visited prefix, not its effect on where the policy goes.
+                loss = loss + probability * kl_coefficients[0] * attempt_full_kl(policy, reference, x1, first)
+                loss = loss + probability * kl_coefficients[1] * attempt_full_kl(policy, reference, x2, second)
+            loss = loss - probability * (log1 * (value1 + discount * value2) + log2 * value2)
+    return torch.autograd.grad(loss / len(problems), policy.table)[0]
+
+
+def whole_objective_gradient(
+    policy: TablePolicy, reference: TablePolicy, *, stage: str, alpha: float, kl_coefficients: tuple[float, float]
+) -> Tensor:
+    """Minus the gradient of Eq. 3 or Eq. 4, by differentiating the expectation itself."""
+    objective = torch.zeros((), dtype=torch.float64)
+    for first, second in trajectories():
+        x1, x2 = PROMPTS["p"], second_prompt("p", first)
+        log1, log2 = attempt_logprob(policy, x1, first), attempt_logprob(policy, x2, second)
+        rewards = sum(stage_rewards(stage, alpha, is_right("p", first), is_right("p", second)))
+        cost1 = kl_coefficients[0] * (log1 - attempt_logprob(reference, x1, first).detach())
+        cost2 = kl_coefficients[1] * (log2 - attempt_logprob(reference, x2, second).detach())
+        objective = objective + (log1 + log2).exp() * (rewards - cost1 - cost2)
+    return -torch.autograd.grad(objective, policy.table)[0]

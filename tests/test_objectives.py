@@ -1,0 +1,202 @@
+"""The estimator's expected gradient, over every batch that could be drawn, against exact gradients.
+
+| stage  | discount | baseline      | kl      | expected gradient equals                                    |
+|--------|----------|---------------|---------|-------------------------------------------------------------|
+| I, II  | 0        | leave-one-out | sampled | credit of each attempt's own reward and KL (App. A.4)       |
+| I, II  | 0        | conditional   | sampled | the same                                                    |
+| I, II  | 0.5      | both          | sampled | half of the next attempt's credit besides                   |
+| I, II  | 1        | both          | sampled | the gradient of Eq. 3 / Eq. 4 itself, nothing held constant |
+| I, II  | any      | both          | full    | the same reward part; KL at visited prefixes only (biased)  |
+
+Run `python -m tests.test_objectives` for the table with the measured gaps.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from score_cli.config import Stage1Config, Stage2Config
+from score_cli.tables.traces import Trace
+from score_cli.training.update import UpdateInputs, accumulate_gradient
+from tests import enumeration as tiny
+
+ALPHA, BETA1, BETA2 = 10.0, 0.125, 0.25
+POLICY, REFERENCE = tiny.TablePolicy(1), tiny.TablePolicy(2)
+CASES = list(
+    itertools.product(("stage1", "stage2"), (0.0, 0.5, 1.0), ("leave-one-out", "conditional"), ("sampled", "full"))
+)
+
+
+def config_of(stage: str, discount: float, baseline: str, kl: str, **other: object) -> Stage1Config | Stage2Config:
+    shared = {"beta1": BETA1, "discount": discount, "baseline": baseline, "kl": kl} | other
+    if stage == "stage1":
+        return Stage1Config(beta2=BETA2, **shared)  # type: ignore[arg-type]
+    return Stage2Config(alpha=ALPHA, **shared)  # type: ignore[arg-type]
+
+
+def kl_of(stage: str) -> tuple[float, float]:
+    """Coefficients as the paper gives them: beta2 only in Stage I and only on the first attempt."""
+    return (BETA1 + BETA2, BETA1) if stage == "stage1" else (BETA1, BETA1)
+
+
+@functools.cache
+def trace_of(problem: str, number: int) -> Trace:
+    return tiny.make_trace(POLICY, problem, 0, *tiny.trajectories()[number])
+
+
+def estimate(config: Stage1Config | Stage2Config, drawn: list[tuple[str, int]]) -> Tensor:
+    """The product's gradient for one batch: (problem, number of the trajectory) of each trace."""
+    traces, rewards, groups = [], [], []
+    numbers: dict[str, int] = {}
+    for index, (problem, number) in enumerate(drawn):
+        first, second = tiny.trajectories()[number]
+        traces.append(replace(trace_of(problem, number), sample_index=index))
+        rewards.append([tiny.is_right(problem, first), tiny.is_right(problem, second)])
+        groups.append(numbers.setdefault(problem, len(numbers)))
+    inputs = UpdateInputs(
+        traces=traces,
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        groups=torch.tensor(groups),
+        temperature=1.0,
+    )
+    POLICY.zero_grad()
+    accumulate_gradient(POLICY, REFERENCE, inputs, config)  # type: ignore[arg-type]
+    assert POLICY.table.grad is not None
+    return POLICY.table.grad.clone()
+
+
+def expected_gradient(config: Stage1Config | Stage2Config, sizes: dict[str, int]) -> Tensor:
+    """Sum over every batch of `sizes[problem]` samples of its probability times its gradient.
+
+    Samples of a problem are exchangeable, so batches are visited as multisets with their multiplicity.
+    """
+    total = torch.zeros_like(POLICY.table)
+    choices = []
+    for problem, size in sizes.items():
+        probabilities = tiny.trajectory_probabilities(POLICY, problem).tolist()
+        weighted = []
+        for members in itertools.combinations_with_replacement(range(9), size):
+            ways = math.factorial(size)
+            for number in set(members):
+                ways //= math.factorial(members.count(number))
+            weighted.append((ways * math.prod(probabilities[m] for m in members), [(problem, m) for m in members]))
+        choices.append(weighted)
+    for parts in itertools.product(*choices):
+        weight = math.prod(part[0] for part in parts)
+        total += weight * estimate(config, [member for part in parts for member in part[1]])
+    return total.detach()
+
+
+def gap_to_exact(case: tuple[str, float, str, str], sizes: dict[str, int]) -> float:
+    stage, discount, baseline, kl = case
+    exact = tiny.exact_gradient(
+        POLICY,
+        REFERENCE,
+        stage=stage,
+        alpha=ALPHA,
+        kl_coefficients=kl_of(stage),
+        discount=discount,
+        kl=kl,
+        problems=tuple(sizes),
+    )
+    assert exact.abs().max() > 1e-2
+    return (expected_gradient(config_of(*case), sizes) - exact).abs().max().item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_expected_gradient_is_the_exact_gradient(case: tuple[str, float, str, str]) -> None:
+    assert gap_to_exact(case, {"p": 3}) < 1e-8
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_conditional_baseline_that_falls_back_to_other_problems_stays_unbiased(stage: str) -> None:
+    # Two samples a problem: a sample whose sibling scored otherwise at first looks at the other problem.
+    assert gap_to_exact((stage, 0.0, "conditional", "sampled"), {"p": 2, "q": 2}) < 1e-8
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_discount_one_is_the_gradient_of_the_paper_objective_itself(stage: str) -> None:
+    whole = tiny.whole_objective_gradient(POLICY, REFERENCE, stage=stage, alpha=ALPHA, kl_coefficients=kl_of(stage))
+    for baseline in ("leave-one-out", "conditional"):
+        found = expected_gradient(config_of(stage, 1.0, baseline, "sampled"), {"p": 2})
+        assert (found - whole).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_full_kl_has_the_known_bias(stage: str) -> None:
+    """The full form leaves out how a token changes later divergence: it must differ, by exactly that."""
+    sampled = expected_gradient(config_of(stage, 0.0, "leave-one-out", "sampled"), {"p": 2})
+    full = expected_gradient(config_of(stage, 0.0, "leave-one-out", "full"), {"p": 2})
+    missing = torch.zeros((), dtype=torch.float64)
+    for first, second in tiny.trajectories():
+        prefixes = (tiny.PROMPTS["p"], tiny.second_prompt("p", first))
+        logs = [tiny.attempt_logprob(POLICY, x, y) for x, y in zip(prefixes, (first, second), strict=True)]
+        probability = sum(logs).exp().detach()  # type: ignore[union-attr]
+        for coefficient, prefix, attempt in zip(kl_of(stage), prefixes, (first, second), strict=True):
+            for i, token in enumerate(attempt):
+                later = tiny.attempt_full_kl(POLICY, REFERENCE, prefix, attempt) - tiny.attempt_full_kl(
+                    POLICY, REFERENCE, prefix, attempt[: i + 1]
+                )
+                score = POLICY.logprob(prefix + attempt[:i], token)
+                missing = missing + probability * coefficient * score * later.detach()
+    bias = torch.autograd.grad(missing, POLICY.table)[0]
+    assert bias.abs().max() > 1e-3
+    assert (sampled - full - bias).abs().max() < 1e-8
+
+
+def test_discount_at_alpha_ten_pays_the_first_attempt_for_being_wrong() -> None:
+    """With the bonus credited to y1 too, E[G1 | r1 wrong] exceeds E[G1 | r1 right]: by brute force."""
+    means = {}
+    for discount in (0.0, 1.0):
+        sums = {0.0: [0.0, 0.0], 1.0: [0.0, 0.0]}
+        probabilities = tiny.trajectory_probabilities(POLICY, "p").tolist()
+        for probability, (first, second) in zip(probabilities, tiny.trajectories(), strict=True):
+            r1, r2 = tiny.is_right("p", first), tiny.is_right("p", second)
+            own, bonus = tiny.stage_rewards("stage2", ALPHA, r1, r2)
+            sums[r1][0] += probability * (own + discount * bonus)
+            sums[r1][1] += probability
+        means[discount] = {r1: total / weight for r1, (total, weight) in sums.items()}
+    assert means[0.0][1.0] > means[0.0][0.0]
+    assert means[1.0][1.0] < means[1.0][0.0]
+
+
+@pytest.mark.parametrize("budget", [1, 20, 40])
+@pytest.mark.parametrize("kl", ["sampled", "full"])
+def test_splitting_a_batch_keeps_the_gradient(budget: int, kl: str) -> None:
+    drawn = [("p", 0), ("q", 4), ("p", 7), ("q", 8), ("p", 2), ("q", 1)]
+    whole = estimate(config_of("stage2", 0.0, "conditional", kl, micro_batch_tokens=10_000), drawn)
+    split = estimate(config_of("stage2", 0.0, "conditional", kl, micro_batch_tokens=budget), drawn)
+    assert whole.abs().max() > 0.1
+    assert (whole - split).abs().max() < 1e-12
+
+
+def test_gradients_by_attempt_add_up_to_the_gradient() -> None:
+    drawn = [("p", 0), ("q", 4), ("p", 7), ("q", 8)]
+    together = estimate(config_of("stage2", 0.0, "leave-one-out", "full"), drawn)
+    apart = estimate(config_of("stage2", 0.0, "leave-one-out", "full", attempt_gradients=True), drawn)
+    assert (together - apart).abs().max() < 1e-12
+
+
+def test_alpha_zero_is_plain_policy_gradient() -> None:
+    config = Stage2Config(alpha=0.0, beta1=0.0, baseline="leave-one-out", kl="sampled")
+    found = expected_gradient(config, {"p": 2})
+    exact = tiny.exact_gradient(
+        POLICY, REFERENCE, stage="stage2", alpha=0.0, kl_coefficients=(0.0, 0.0), discount=0.0, kl="sampled"
+    )
+    assert (found - exact).abs().max() < 1e-8
+
+
+def main() -> None:
+    print(f"{'stage':<8}{'discount':>9}  {'baseline':<15}{'kl':<9}{'largest gap to the exact gradient':>34}")
+    for case in CASES:
+        stage, discount, baseline, kl = case
+        print(f"{stage:<8}{discount:>9}  {baseline:<15}{kl:<9}{gap_to_exact(case, {'p': 3}):>34.1e}")
+
+
+if __name__ == "__main__":
+    main()
