@@ -52,8 +52,9 @@ def _field_parameters(kind: type) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(kind)
     parameters = []
     for field in dataclasses.fields(kind):
-        shown = False if field.default is None else str(field.default)
-        option = typer.Option(help=field.metadata["help"], show_default=shown)
+        # Said in the help text, because typer would show the default of an unset option, which is None.
+        default = "" if field.default is None else f" [default: {field.default}]"
+        option = typer.Option(help=field.metadata["help"] + default, show_default=False)
         parameters.append(
             inspect.Parameter(
                 field.name,

@@ -25,9 +25,8 @@ def print_table(titles: list[str], lines: list[list[str]]) -> None:
         column.no_wrap = True
     for line in lines:
         table.add_row(*line)
-    # A pipe has no width: never fold a table that another program reads.
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    # Wider than most terminals rather than cut: a figure that lost its last digits is worse than a folded line.
+    Console(highlight=False, width=max(Console().width, 160)).print(table)
 
 
 def show_traces(

@@ -41,7 +41,7 @@ class ConversationTokens:
         self._prompts = prompts
         tail = self._encode(self._text_between_attempts())
         stops = _stop_tokens(tokenizer, model)
-        if tail and tail[0] in set(tokenizer.all_special_ids) | stops:
+        if tail and tail[0] in stops | _template_ends(tokenizer):
             stops.add(tail[0])
             self.bridge = Bridge(tail[:1], tail[1:])
         elif tokenizer.eos_token_id is not None:
@@ -87,6 +87,13 @@ class ConversationTokens:
 
 def _user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
+
+
+def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens with which a chat template could end a turn, such as <|im_end|>, listed as a stop or not."""
+    if tokenizer.chat_template is None:
+        return set()
+    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.bos_token_id}
 
 
 def _stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:

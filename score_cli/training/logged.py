@@ -54,10 +54,8 @@ def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Ite
         tokens = sums.tokens[taking_part, column].sum()
         yield "reward", attempt, update.shaped[taking_part, column].nanmean().item()
         yield "length", attempt, sums.tokens[taking_part, column].mean().item()
-        for name in ("kl", "k3", "full_kl"):
-            values = getattr(sums, name)[taking_part, column]
-            if name != "full_kl" or values.any():
-                yield name, attempt, values.mean().item()
+        for name in ("kl", "k3", "full_kl") if update.has_full_kl else ("kl", "k3"):
+            yield name, attempt, getattr(sums, name)[taking_part, column].mean().item()
         for name in ("entropy", "gap", "absolute_gap"):
             yield name, attempt, (getattr(sums, name)[taking_part, column].sum() / tokens).item()
         advantage = update.advantages[:, column]

@@ -43,6 +43,7 @@ class Update:
     advantages: Tensor
     active: Tensor
     sums: TokenSums
+    has_full_kl: bool
     attempt_gradient_norms: list[float] = field(default_factory=list)
 
 
@@ -117,6 +118,7 @@ def accumulate_gradient(
         advantages=credit.advantages(values, inputs.groups, inputs.rewards, config.baseline),
         active=active,
         sums=sums,
+        has_full_kl=config.kl == "full",
     )
     count = max(1.0, active.amax(1).sum().item())
     gradients = _Gradients(model, attempts if config.attempt_gradients else 1)

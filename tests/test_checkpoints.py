@@ -1,0 +1,78 @@
+"""A checkpoint is a Hugging Face folder with the trainer's state beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from score_cli.errors import UserError
+from score_cli.tables.checkpoints import fingerprint, load_policy
+from tests.conftest import small_model, small_policy, write_checkpoint
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    for architecture in ("gpt2", "llama", "qwen2"):
+        path = write_checkpoint(tmp_path / architecture, architecture)
+        made, loaded = small_model(architecture), load_policy(path)
+        for (name, before), (_, after) in zip(made.named_parameters(), loaded.model.named_parameters(), strict=True):
+            assert torch.equal(before, after), name
+        assert loaded.state.fingerprint == fingerprint(made)
+
+
+def test_transformers_loads_a_checkpoint_as_it_is(checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert model.dtype == torch.float32
+    text = "Divide 264 by 5. \\boxed{53}: product 265, remainder -01<eos><fix>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "5"}], tokenize=False) == "5"
+
+
+def test_nothing_is_pickled(checkpoint: Path) -> None:
+    names = {path.suffix for path in checkpoint.rglob("*") if path.is_file()}
+    assert names <= {".json", ".safetensors", ".jinja", ".parquet"}
+
+
+def test_the_fingerprint_tells_policies_apart_and_forgets_how_they_were_saved(tmp_path: Path) -> None:
+    base = fingerprint(small_model())
+    assert base == fingerprint(small_model())
+    assert base != fingerprint(small_model(seed=1))
+    changed = small_model()
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[5] += 1e-6
+    assert fingerprint(changed) != base
+    heads = small_model()
+    heads.config.n_head = 8
+    assert fingerprint(heads) != base, "the same weights with other heads are another policy"
+    loaded = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ckpt"))
+    assert fingerprint(loaded) == base
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (checkpoint / name).unlink()
+    with pytest.raises(UserError, match="it lacks a tokenizer"):
+        load_policy(checkpoint)
+
+
+def test_a_checkpoint_with_damaged_weights_is_refused(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded as a model"):
+        load_policy(checkpoint)
+
+
+def test_a_folder_that_is_not_there_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`score base --out .* makes one"):
+        load_policy(tmp_path / "ckpt")
+
+
+def test_weights_changed_behind_the_state_are_noticed(checkpoint: Path) -> None:
+    state = checkpoint / "trainer" / "score.json"
+    content = json.loads(state.read_text())
+    content["fingerprint"] = small_policy(seed=1).state.fingerprint
+    state.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the weights were changed"):
+        load_policy(checkpoint)

@@ -1,0 +1,209 @@
+"""The surface: every option explained, every mistake one line and the right exit code."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from score_cli import config
+from score_cli.cli import run_command
+from score_cli.pipeline.recipe import TABLES, read_recipe
+
+COMMANDS = [name for name in TABLES if name != "run"]
+RECIPES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.toml"))
+
+
+def run(*arguments: object) -> int:
+    return run_command([str(argument) for argument in arguments])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("score: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_option_with_its_meaning_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TABLES[command]):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        # Help is folded to the terminal's width, even inside long words.
+        assert field.metadata["help"].replace(" ", "") in shown.replace(" ", ""), field.name
+        if field.default is not None and not isinstance(field.default, bool):
+            assert f"[default: {field.default}]".replace(" ", "") in shown.replace(" ", ""), field.name
+
+
+def test_the_paper_defaults_stand() -> None:
+    assert config.Stage1Config().beta1 == 0.01 and config.Stage1Config().beta2 == 0.1
+    assert config.Stage2Config().alpha == 10.0 and config.Stage2Config().learning_rate == 5e-6
+    assert config.Stage2Config().discount == 0.0 and config.SampleConfig().temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--temprature", "1"], "--temprature"),
+        (["sample", "--samples", "many"], "--samples"),
+        (["sampel"], "sampel"),
+        (["sample", "--engine", "tgi"], "tgi"),
+        (["sample", "--model", "nowhere"], "nowhere is not a checkpoint folder: `score base --out nowhere` makes one"),
+        (["verify"], "traces.parquet does not exist: `score sample` makes it|problems.parquet does not exist"),
+        (["train-stage2"], "ckpt is not a checkpoint folder"),
+        (["data", "sums"], "no data set is named sums, expected"),
+        (["data", "division", "--split", "dev"], "no split dev, expected one of train, validation, test"),
+        (["data", "division", "--limit", "0"], "limit is 0, expected at least 1"),
+        (["run", "nowhere.toml"], "nowhere.toml does not exist"),
+        (["show", "nowhere.parquet"], "nowhere.parquet does not exist"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_two(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert re.search(message, one_line(capsys))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_are_refused_before_any_work(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in [
+        (["--samples", "0"], "samples is 0, expected at least 1"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--problems-per-iteration", "13"], "has 12 problems"),
+        (["--max-tokens", "60"], "the model's context is 64"),
+        (["--attempts", "30"], "leaves no room for 30 attempts"),
+        (["--threads", "0"], "threads is 0"),
+    ]:
+        code = run("sample", "--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "o", *options)
+        assert code == 2
+        assert message in one_line(capsys)
+        assert not (batch / "o").exists()
+
+
+def test_an_existing_output_is_refused_and_kept(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (batch / "traces.parquet").read_bytes()
+    code = run("sample", "--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "traces.parquet")
+    assert code == 2
+    assert "exists: pass --overwrite" in one_line(capsys)
+    assert (batch / "traces.parquet").read_bytes() == before
+
+
+def test_a_failed_proof_is_exit_code_one(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--traces", batch / "traces.parquet", "--rewards", batch / "rewards.parquet", "--out", batch / "next"]
+    code = run("train-stage1", "--model", batch / "ckpt", "--proof-tolerance", "1e-12", *arguments)
+    assert code == 1
+    assert "policy proof failed" in one_line(capsys)
+    assert not (batch / "next").exists()
+
+
+def test_a_full_disk_leaves_earlier_files_whole(batch: Path) -> None:
+    """A file-size limit stands for the full disk: the kernel refuses the write in the same way."""
+    before = (batch / "traces.parquet").read_bytes()
+    code = (
+        "import resource, signal, sys; from score_cli.cli import run_command; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); "
+        "sys.exit(run_command(sys.argv[1:]))"
+    )
+    arguments = ["sample", "--model", "ckpt", "--max-tokens", "6", "--overwrite"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=batch, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "no space to write" in done.stderr.splitlines()[-1]
+    assert (batch / "traces.parquet").read_bytes() == before
+    assert sorted(p.name for p in batch.iterdir()) == ["ckpt", "problems.parquet", "rewards.parquet", "traces.parquet"]
+
+
+def test_ctrl_c_ends_with_one_line_and_leaves_nothing_half_written(batch: Path) -> None:
+    arguments = ["sample", "--samples", "4000", "--out", "long.parquet", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "score_cli", *arguments], cwd=batch, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(batch.glob(".long.parquet.*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("score: interrupted")
+    assert "Traceback" not in errors
+    assert sorted(p.name for p in batch.iterdir()) == ["ckpt", "problems.parquet", "rewards.parquet", "traces.parquet"]
+
+
+def write_recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sample]\nsampels = 8", r"\[sample\] has no key sampels: did you mean samples\?"),
+        ("[smaple]\nsamples = 8", r"no table is called \[smaple\]: did you mean sample\?"),
+        ('[sample]\nsamples = "8"', "samples is '8', expected int"),
+        ("[sample]\nsamples = true", "samples is True, expected int"),
+        ('[sample]\nengine = "tgi"', "engine is 'tgi', expected one of auto, transformers, vllm"),
+        ("sample = 3", "sample is a value, expected a table"),
+        ("[sample", "is not a TOML file"),
+        ("seed = 1.5", "seed is 1.5, expected int"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path, text)
+    assert run("sample", "--config", path) == 2
+    assert re.search(message, one_line(capsys))
+
+
+def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(tmp_path: Path) -> None:
+    recipe = read_recipe(write_recipe(tmp_path, "seed = 5\n[sample]\nsamples = 3\ntemperature = 1"))
+    settings = recipe.settings("sample", config.SampleConfig, samples=7, attempts=None)
+    assert (settings.samples, settings.attempts, settings.seed) == (7, 2, 5)
+    assert recipe.settings("sample", config.SampleConfig).samples == 3
+    assert type(settings.temperature) is float
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
+    recipe = read_recipe(path)
+    for table, kind in TABLES.items():
+        recipe.settings(table, kind)
+
+
+def test_show_prints_the_chosen_traces_with_verdicts(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.test_train import reward_some
+
+    reward_some(batch)
+    assert run("show", batch / "traces.parquet", "--only", "i-c", "--limit", 2, "--tokens", "--model", batch / "ckpt") == 0
+    shown = capsys.readouterr().out
+    assert "2 of 16 matching traces" in shown
+    assert shown.count("attempt 1 incorrect") == 2 and shown.count("attempt 2 correct") == 2
+    assert "Divide |" in shown and "sampled tokens, logprob -" in shown
+    assert run("show", batch / "traces.parquet", "--only", "x-c") == 2
+    assert "expected letters like i-c" in one_line(capsys)
+
+
+def test_python_m_is_the_same_program(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "score_cli", "--version"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "0.1.0"

@@ -1,0 +1,59 @@
+"""Prompts and bridges as tokens, for templates with and without ends of turn."""
+
+import pytest
+
+from score_cli.errors import UserError
+from score_cli.sampling.conversation import ConversationTokens
+from score_cli.tasks.prompts import Prompts
+from tests.conftest import small_policy
+
+PROMPTS = Prompts(first="{question}", correction="<fix>")
+
+
+def conversation(template: str | None, prompts: Prompts = PROMPTS) -> ConversationTokens:
+    policy = small_policy()
+    policy.tokenizer.chat_template = template
+    return ConversationTokens(policy.tokenizer, policy.model, prompts)
+
+
+def spelled(conversation: ConversationTokens, tokens: list[int]) -> str:
+    return str(small_policy().tokenizer.decode(tokens))
+
+
+def test_the_bridge_is_what_stands_between_an_attempt_and_the_next_prompt() -> None:
+    tokens = conversation(small_policy().tokenizer.chat_template)
+    assert spelled(tokens, tokens.bridge.after("stop")) == "<fix>"
+    assert spelled(tokens, tokens.bridge.after("length")) == "<eos><fix>"
+
+
+def test_a_template_that_strips_earlier_turns_does_not_change_the_bridge() -> None:
+    stripping = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content | trim }}<eos>"
+        "{% elif loop.last %}+{{ m.content }}-{% else %}{{ m.content | trim }}{% endif %}{% endfor %}"
+    )
+    tokens = conversation(stripping)
+    assert spelled(tokens, tokens.bridge.after("stop")) == "+<fix>-"
+
+
+def test_without_a_template_a_truncated_attempt_still_gets_its_end() -> None:
+    tokens = conversation(None)
+    stopped, cut = tokens.bridge.after("stop"), tokens.bridge.after("length")
+    assert cut == [small_policy().tokenizer.eos_token_id, *stopped]
+
+
+def test_a_template_that_drops_earlier_attempts_is_refused() -> None:
+    with pytest.raises(UserError, match="does not repeat an assistant turn"):
+        conversation("{{ messages[-1].content }}")
+
+
+def test_a_system_prompt_stands_before_the_question() -> None:
+    template = "{% for m in messages %}{% if m.role == 'system' %}+{{ m.content }}+{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    tokens = conversation(template, Prompts(first="{question}", correction="<fix>", system="7"))
+    assert spelled(tokens, tokens.prompt("5")) == "+7+5"
+
+
+def test_an_attempts_text_leaves_its_stop_token_out() -> None:
+    tokens = conversation(small_policy().tokenizer.chat_template)
+    ids = small_policy().tokenizer.encode("\\boxed{53}: product 265<eos>", add_special_tokens=False)
+    assert tokens.text(ids) == "\\boxed{53}: product 265"
+    assert tokens.text(ids[:-1]) == "\\boxed{53}: product 265"

@@ -1,0 +1,73 @@
+"""Imports run one way: tables, tasks <- the four stages <- pipeline <- the surface."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "score_cli"
+LEAVES = {"config", "errors", "progress"}
+STAGES = {"sampling", "verification", "training", "evaluation"}
+ALLOWED = {
+    "tables": {"tables"},
+    "tasks": {"tables", "tasks"},
+    **{stage: {"tables", "tasks", stage} for stage in STAGES},
+    "pipeline": {"tables", "tasks", "pipeline", *STAGES},
+}
+# Modules that compute and nothing else.
+PURE = [
+    "training/credit.py",
+    "training/losses.py",
+    "evaluation/metrics.py",
+    "verification/answers.py",
+    "tasks/prompts.py",
+    "tables/measures.py",
+]
+IMPURE_IMPORTS = {"os", "time", "datetime", "random", "typer", "rich", "shutil", "subprocess", "tempfile"}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update({node.module} | {f"{node.module}.{alias.name}" for alias in node.names})
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        rooms = {name.split(".")[1] for name in imports(path) if name.startswith("score_cli.")}
+        assert rooms <= ALLOWED[room] | LEAVES, f"{path.name} imports {rooms - ALLOWED[room] - LEAVES}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_no_files_clock_or_terminal(name: str) -> None:
+    roots = {module.split(".")[0] for module in imports(ROOT / name)}
+    assert not roots & IMPURE_IMPORTS
+    text = (ROOT / name).read_text()
+    assert "open(" not in text and "manual_seed" not in text
+
+
+def test_vllm_is_imported_in_its_engine_alone() -> None:
+    users = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if any(m.split(".")[0] == "vllm" for m in imports(p))}
+    assert users <= {"sampling/vllm_engine.py"}
+
+
+def test_help_needs_neither_torch_nor_transformers_nor_tables() -> None:
+    code = (
+        "import sys; from score_cli.cli import run_command; run_command(['sample', '--help']); "
+        "heavy = {'torch', 'transformers', 'pyarrow', 'polars', 'sympy', 'numpy', 'vllm'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--temperature" in done.stdout

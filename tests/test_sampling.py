@@ -1,0 +1,198 @@
+"""Sampling: the same tokens whatever the batch, the right distribution, one clean sequence a trace."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from score_cli.config import SampleConfig
+from score_cli.errors import UserError
+from score_cli.sampling.engine import Decoding
+from score_cli.sampling.rollout import Rollout
+from score_cli.sampling.sample import Dialogues, sample
+from score_cli.sampling.seeds import attempt_uniforms, draw_problems, sample_digest
+from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens
+from score_cli.tables.checkpoints import Policy
+from score_cli.tables.provenance import file_sha256
+from score_cli.tables.traces import read_traces
+from score_cli.tasks import division
+from tests.conftest import small_policy
+
+CONFIG = SampleConfig(samples=4, max_tokens=9, iteration=0, seed=3, threads=1)
+
+
+def rollouts(policy: Policy, config: SampleConfig = CONFIG, count: int = 5) -> list[Rollout]:
+    dialogues = Dialogues(policy, {"division"})
+    return [
+        dialogues.rollout(problem, dialogues.prompt(problem), index, config)
+        for problem in division.split_problems("train")[:count]
+        for index in range(config.samples)
+    ]
+
+
+def sampled(policy: Policy, batch_size: int, config: SampleConfig = CONFIG) -> list[Rollout]:
+    grown = rollouts(policy, config)
+    TransformersEngine(policy.model, batch_size=batch_size).generate(grown, Decoding(config.temperature))
+    return grown
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_another_batch_size_gives_the_same_tokens(policy: Policy, batch_size: int) -> None:
+    whole, parts = sampled(policy, 64), sampled(policy, batch_size)
+    assert len({len(r.token_ids) for r in whole}) > 1, "attempts should end at different lengths"
+    for ours, theirs in zip(whole, parts, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.finish_reasons == theirs.finish_reasons
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+def test_cached_sampling_agrees_with_a_plain_forward_pass(policy: Policy) -> None:
+    """Brute force: each sampled token's logprob from a fresh, uncached, unpadded pass over its prefix."""
+    for rollout in sampled(policy, 7)[:6]:
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([rollout.token_ids])).logits[0]
+        for position, owner in enumerate(rollout.attempt_ids):
+            if owner:
+                expected = logits[position - 1].log_softmax(-1)[rollout.token_ids[position]].item()
+                assert rollout.logprobs[position] == pytest.approx(expected, abs=1e-5)
+
+
+def test_temperature_divides_the_logits(policy: Policy) -> None:
+    config = replace(CONFIG, temperature=0.5)
+    rollout = sampled(policy, 7, config)[0]
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([rollout.token_ids])).logits[0]
+    first = rollout.attempt_ids.index(1)
+    expected = (2 * logits[first - 1]).log_softmax(-1)[rollout.token_ids[first]].item()
+    assert rollout.logprobs[first] == pytest.approx(expected, abs=1e-5)
+
+
+def test_greedy_takes_the_likeliest_token_at_every_position(policy: Policy) -> None:
+    rollout = sampled(policy, 7, replace(CONFIG, temperature=0.0))[0]
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([rollout.token_ids])).logits[0]
+    own = [position for position, owner in enumerate(rollout.attempt_ids) if owner]
+    assert [rollout.token_ids[p] for p in own] == [logits[p - 1].argmax().item() for p in own]
+
+
+def test_nothing_is_sampled_after_a_stop_token(policy: Policy) -> None:
+    for rollout in sampled(policy, 7):
+        for attempt, reason in enumerate(rollout.finish_reasons, start=1):
+            tokens = rollout.attempt_tokens(attempt)
+            stops = [token in rollout.stop_ids for token in tokens]
+            assert stops == [False] * (len(tokens) - 1) + [reason == "stop"]
+            assert reason == "stop" or len(tokens) == CONFIG.max_tokens
+
+
+def test_each_attempt_ends_its_turn_exactly_once() -> None:
+    policy = small_policy()
+    eos, fix = policy.tokenizer.eos_token_id, policy.tokenizer.convert_tokens_to_ids("<fix>")
+    reasons = set()
+    for rollout in sampled(policy, 7):
+        end_of_first = len(rollout.attempt_ids) - 1 - rollout.attempt_ids[::-1].index(1)
+        start_of_second = rollout.attempt_ids.index(2)
+        context = rollout.token_ids[end_of_first + 1 : start_of_second]
+        assert context == ([fix] if rollout.finish_reasons[0] == "stop" else [eos, fix])
+        reasons.add(rollout.finish_reasons[0])
+    assert reasons == {"stop", "length"}
+
+
+def test_tokens_are_drawn_from_the_softmax() -> None:
+    """Chi-square over 20,000 draws of five tokens; 18.5 is the 99.9th percentile with four degrees of freedom."""
+    weights = torch.tensor([0.5, 0.25, 0.15, 0.0, 0.1]).double()
+    uniforms = attempt_uniforms(sample_digest(0, 0, "p", 0, 1), 20_000)
+    drawn = choose_tokens(weights.log()[None].expand(20_000, -1), uniforms.tolist())
+    counts = torch.bincount(drawn, minlength=5).double()
+    assert counts[3] == 0
+    expected = 20_000 * weights[weights > 0]
+    assert ((counts[weights > 0] - expected) ** 2 / expected).sum() < 18.5
+
+
+def test_a_draw_of_nearly_one_takes_the_last_token_that_can_be_drawn() -> None:
+    logprobs = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert choose_tokens(logprobs, [1 - 2**-53]).item() == 1
+    assert choose_tokens(logprobs, [0.0]).item() == 0
+
+
+def test_uniform_numbers_are_uniform_and_belong_to_the_sample() -> None:
+    draws = attempt_uniforms(sample_digest(0, 0, "p", 0, 1), 50_000)
+    assert 0 <= draws.min() and draws.max() < 1
+    assert abs(draws.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 50_000)
+    digests = {
+        sample_digest(*key)
+        for key in [(0, 0, "p", 0, 1), (1, 0, "p", 0, 1), (0, 1, "p", 0, 1), (0, 0, "q", 0, 1), (0, 0, "p", 1, 1)]
+    }
+    assert len(digests | {sample_digest(0, 0, "p", 0, 2)}) == 6
+
+
+def test_a_seed_is_what_the_design_says() -> None:
+    import hashlib
+
+    assert sample_digest(7, 2, "ü", 3, 1) == hashlib.sha256(rb'[7, 2, "\u00fc", 3, 1]').digest()
+
+
+def test_every_epoch_visits_every_problem_once_and_no_iteration_holds_one_twice() -> None:
+    names = [f"p{i}" for i in range(7)]
+    drawn = [draw_problems(0, iteration, names, 3) for iteration in range(70)]
+    assert all(len(set(rows)) == 3 for rows in drawn)
+    flat = [row for rows in drawn for row in rows]
+    for epoch in range(30):
+        assert sorted(flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert flat[:7] != flat[7:14]
+
+
+def test_two_runs_give_the_same_bytes(checkpoint: Path, problems: Path, tmp_path: Path) -> None:
+    from score_cli.tables.checkpoints import load_policy
+
+    digests = set()
+    for name in ("a", "b"):
+        out = tmp_path / f"{name}.parquet"
+        sample(CONFIG, policy=load_policy(checkpoint), problems=problems, out=out)
+        digests.add(file_sha256(out))
+    assert len(digests) == 1
+    other = tmp_path / "c.parquet"
+    sample(replace(CONFIG, seed=4), policy=load_policy(checkpoint), problems=problems, out=other)
+    assert [t.attempts for t in read_traces(other)] != [t.attempts for t in read_traces(tmp_path / "a.parquet")]
+
+
+def test_a_trace_does_not_depend_on_its_neighbours(checkpoint: Path, problems: Path, tmp_path: Path) -> None:
+    from score_cli.config import DataConfig
+    from score_cli.pipeline.data import write_problems
+    from score_cli.tables.checkpoints import load_policy
+
+    fewer = tmp_path / "fewer.parquet"
+    write_problems("division", DataConfig(limit=5), out=fewer)
+    for source in (problems, fewer):
+        sample(CONFIG, policy=load_policy(checkpoint), problems=source, out=source.with_suffix(".traces"))
+    many, few = read_traces(problems.with_suffix(".traces")), read_traces(fewer.with_suffix(".traces"))
+    assert [t.token_ids.tolist() for t in many[: len(few)]] == [t.token_ids.tolist() for t in few]
+
+
+def test_more_than_two_attempts_stay_one_growing_sequence() -> None:
+    policy = small_policy()
+    config = replace(CONFIG, attempts=4, max_tokens=5)
+    for rollout in sampled(policy, 7, config):
+        assert len(rollout.finish_reasons) == 4
+        owners = [owner for owner in rollout.attempt_ids if owner]
+        assert owners == sorted(owners) and set(owners) == {1, 2, 3, 4}
+
+
+def test_an_attempt_of_one_token_can_end_the_trace() -> None:
+    for rollout in sampled(small_policy(), 3, replace(CONFIG, max_tokens=1)):
+        assert [len(rollout.attempt_tokens(a)) for a in (1, 2)] == [1, 1]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_its_id(policy: Policy) -> None:
+    config = replace(CONFIG, max_tokens=40)
+    with pytest.raises(UserError, match="context is 64 .problems division-"):
+        sampled(policy, 7, config)
+
+
+def test_engine_scores_given_tokens_as_it_samples_them(policy: Policy) -> None:
+    grown = sampled(policy, 64)
+    scores = TransformersEngine(policy.model, batch_size=3).score([r.token_ids for r in grown], 1.0)
+    for rollout, found in zip(grown, scores, strict=True):
+        for owner, own, other in zip(rollout.attempt_ids, rollout.logprobs, found, strict=True):
+            assert not owner or own == pytest.approx(other, abs=1e-5)

@@ -1,0 +1,214 @@
+"""Files are whole or absent, say where they came from, and are refused in one line when they do not fit."""
+
+import os
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from score_cli.errors import UserError
+from score_cli.tables.atomic import check_output, replacing_file, replacing_folder
+from score_cli.tables.parquet import METRICS, PROBLEMS, REWARDS, TRACES, iterate_batches, read_footer, read_table, write_table
+from score_cli.tables.provenance import Footer, file_sha256
+from score_cli.tables.traces import check_pairs, read_problems, read_rewards, read_traces
+from tests.conftest import rewrite
+
+ROW = {"policy": "base", "decoding": "greedy", "name": "acc@t1", "value": 0.5, "stderr": None, "count": 3}
+FOOTER = Footer(table="metrics", stage="eval", config={"samples": 8}, seed=1, inputs={"problems": "ab"}, policy="cd")
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("earlier")
+    with pytest.raises(RuntimeError), replacing_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "earlier"
+
+
+def test_a_failed_folder_leaves_the_earlier_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt"
+    path.mkdir()
+    (path / "weights").write_text("earlier")
+    with pytest.raises(RuntimeError), replacing_folder(path) as temporary:
+        (temporary / "weights").write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+    assert (path / "weights").read_text() == "earlier"
+
+
+def test_a_finished_folder_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt"
+    path.mkdir()
+    (path / "old").write_text("x")
+    with replacing_folder(path) as temporary:
+        (temporary / "new").write_text("y")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "traces.parquet"
+    check_output(path, overwrite=False)
+    path.touch()
+    check_output(path, overwrite=True)
+    with pytest.raises(UserError, match="exists: pass --overwrite"):
+        check_output(path, overwrite=False)
+
+
+def test_equal_content_gives_equal_bytes_and_the_footer_comes_back(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / name, METRICS, [ROW], FOOTER)
+    assert file_sha256(tmp_path / "a") == file_sha256(tmp_path / "b")
+    assert read_footer(tmp_path / "a", METRICS) == FOOTER
+    assert pl.read_parquet(tmp_path / "a").to_dicts() == [ROW]
+
+
+def test_the_footer_holds_no_path_host_or_clock(batch: Path) -> None:
+    for name, table in (("traces", TRACES), ("rewards", REWARDS), ("problems", PROBLEMS)):
+        footer = read_footer(batch / f"{name}.parquet", table)
+        assert footer is not None
+        text = footer.to_bytes().decode()
+        assert str(batch) not in text
+        assert os.uname().nodename not in text
+        assert "time" not in text.replace("timeout", "") and "date" not in text
+
+
+def test_the_footer_ties_rewards_to_traces_and_traces_to_problems_and_policy(batch: Path) -> None:
+    from score_cli.tables.checkpoints import load_policy
+
+    traces = read_footer(batch / "traces.parquet", TRACES)
+    rewards = read_footer(batch / "rewards.parquet", REWARDS)
+    assert traces is not None and rewards is not None
+    assert traces.inputs == {"problems": file_sha256(batch / "problems.parquet")}
+    assert rewards.inputs["traces"] == file_sha256(batch / "traces.parquet")
+    assert traces.policy == load_policy(batch / "ckpt").state.fingerprint
+
+
+def test_polars_reads_the_traces_directly(batch: Path) -> None:
+    frame = pl.read_parquet(batch / "traces.parquet")
+    lengths = frame.select(
+        (pl.col("attempt_ids").list.eval(pl.element() == 2).list.sum()).alias("second"), pl.col("token_ids").list.len()
+    )
+    assert frame["attempts"].list.len().unique().to_list() == [2]
+    assert (lengths["second"] > 0).all() and (lengths["second"] <= 6).all()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused_in_one_line(batch: Path, keep: float) -> None:
+    path = batch / "traces.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match="not a whole Parquet file .*score sample") as caught:
+        read_traces(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_page_is_refused(batch: Path) -> None:
+    path = batch / "traces.parquet"
+    content = bytearray(path.read_bytes())
+    content[200:600] = b"\xff" * 400
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="damaged|not a whole Parquet file"):
+        read_traces(path)
+
+
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist: `score sample` makes it"):
+        read_traces(tmp_path / "traces.parquet")
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"problem_id": ["a"], "question": ["q"]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="it lacks task, answer, tests"):
+        read_problems(tmp_path / "p.parquet")
+
+
+def test_wrong_types_are_named(batch: Path) -> None:
+    table = pq.read_table(batch / "rewards.parquet")
+    changed = table.set_column(1, "sample_index", pa.array(["0"] * table.num_rows))
+    pq.write_table(changed, batch / "rewards.parquet")
+    with pytest.raises(UserError, match="column sample_index holds text, expected integer"):
+        read_rewards(batch / "rewards.parquet")
+
+
+def test_nulls_are_refused_where_a_value_is_required(batch: Path) -> None:
+    frame = pl.read_parquet(batch / "traces.parquet").with_columns(pl.lit(None, dtype=pl.String).alias("problem_id"))
+    frame.write_parquet(batch / "traces.parquet")
+    with pytest.raises(UserError, match="column problem_id has 48 null values"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_nulls_inside_lists_are_refused(batch: Path) -> None:
+    frame = pl.read_parquet(batch / "traces.parquet")
+    frame = frame.with_columns(pl.col("token_ids").list.concat(pl.lit(None, dtype=pl.Int32)))
+    frame.write_parquet(batch / "traces.parquet")
+    with pytest.raises(UserError, match="token_ids"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_tables_written_by_polars_are_read(batch: Path) -> None:
+    """Polars writes large strings and 64-bit integers; both mean the same."""
+    before = read_traces(batch / "traces.parquet")
+    frame = pl.read_parquet(batch / "traces.parquet").with_columns(pl.col("sample_index").cast(pl.Int64))
+    frame.write_parquet(batch / "traces.parquet")
+    assert read_footer(batch / "traces.parquet", TRACES) is None
+    after = read_traces(batch / "traces.parquet")
+    assert [t.token_ids.tolist() for t in after] == [t.token_ids.tolist() for t in before]
+    problems = pl.read_parquet(batch / "problems.parquet")
+    problems.write_parquet(batch / "problems.parquet")
+    assert len(read_problems(batch / "problems.parquet")) == 12
+
+
+def test_an_empty_table_is_refused(batch: Path) -> None:
+    pl.read_parquet(batch / "traces.parquet").head(0).write_parquet(batch / "traces.parquet")
+    with pytest.raises(UserError, match="has no rows, expected at least one trace"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_a_problem_that_stands_twice_is_refused(problems: Path) -> None:
+    rewrite(problems, lambda row: row.update(problem_id="same"))
+    with pytest.raises(UserError, match="problem_id same stands 12 times"):
+        read_problems(problems)
+
+
+def test_lists_of_different_length_are_refused(batch: Path) -> None:
+    rewrite(batch / "traces.parquet", lambda row: row["logprobs"].pop())  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="row 0: lists of one length expected"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_nan_logprobs_are_refused(batch: Path) -> None:
+    rewrite(batch / "traces.parquet", lambda row: row.update(logprobs=[float("nan")] * len(row["logprobs"])))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="row 0: a logprob is not finite"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_an_attempt_number_without_its_attempt_is_refused(batch: Path) -> None:
+    rewrite(batch / "traces.parquet", lambda row: row.update(attempt_ids=[3] * len(row["attempt_ids"])))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="attempt_ids from 3 to 3, expected 0 to 2"):
+        read_traces(batch / "traces.parquet")
+
+
+def test_rewards_of_other_rows_are_refused(batch: Path) -> None:
+    traces, rewards = read_traces(batch / "traces.parquet"), read_rewards(batch / "rewards.parquet")
+    with pytest.raises(UserError, match="has 47 rows, .* 48: run `score verify` again"):
+        check_pairs(traces, rewards[1:], Path("t"), Path("r"))
+    with pytest.raises(UserError, match="row 0 of r is"):
+        check_pairs(traces, rewards[1:] + rewards[:1], Path("t"), Path("r"))
+
+
+def test_a_footer_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    newer = Footer(**{**FOOTER.__dict__, "schema": 99})
+    write_table(tmp_path / "m", METRICS, [ROW], newer)
+    with pytest.raises(UserError, match="schema version 99, this program reads 1"):
+        read_footer(tmp_path / "m", METRICS)
+
+
+def test_reading_in_pieces_gives_every_row_in_order(batch: Path) -> None:
+    pieces = list(iterate_batches(batch / "traces.parquet", TRACES, rows=7))
+    assert max(piece.num_rows for piece in pieces) <= 7
+    assert pa.concat_tables(pieces).equals(read_table(batch / "traces.parquet", TRACES))

@@ -1,0 +1,195 @@
+"""Mistakes seen in public implementations, put in one at a time: each must be caught by the test that guards it.
+
+The guards are facts stated in the other test files; here the product is broken on purpose around them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from score_cli.sampling.rollout import Rollout
+from score_cli.sampling.transformers_engine import TransformersEngine
+from score_cli.tables import measures
+from score_cli.tables.traces import Reward, Trace
+from score_cli.training import credit, losses, scoring, update
+from score_cli.training.batching import Batch
+from score_cli.training.train import Trainer
+from tests import test_checkpoints, test_metrics, test_objectives, test_sampling, test_scoring, test_train
+from tests.conftest import small_policy
+
+CASE = ("stage2", 0.0, "leave-one-out", "sampled")
+
+
+def caught(guard: Callable[[], object]) -> None:
+    """The guard passes on the product as it stands on the other side of this call, and fails here."""
+    with pytest.raises(AssertionError):
+        guard()
+
+
+def test_no_logprob_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(logprobs: Tensor, advantages: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+        return -(advantages * losses.sum_by_attempt(logprobs.exp().detach() + 0 * logprobs, masks)).sum(0)
+
+    monkeypatch.setattr(losses, "policy_gradient_loss", without)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_first_attempts_kl_as_a_constant_on_the_second_attempts_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = credit.returns
+
+    def moved(shaped: Tensor, discount: float) -> Tensor:
+        # All KL ends up on the last attempt: y1 is then never constrained.
+        bonus = torch.zeros_like(shaped)
+        bonus[:, 0] = shaped[:, 0] - torch.round(shaped[:, 0])
+        bonus[:, -1] = -bonus[:, 0]
+        return real(shaped - bonus, discount)
+
+    monkeypatch.setattr(credit, "returns", moved)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(("stage1", 0.0, "leave-one-out", "sampled")))
+
+
+def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scoring.score_batch
+
+    def without_first_attempt(model: object, batch: Batch, columns: Tensor, temperature: float) -> scoring.Scores:
+        blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
+        tokens = torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)
+        found = real(model, batch._replace(token_ids=tokens), columns, temperature)  # type: ignore[arg-type]
+        own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
+        return found._replace(logprobs=own)
+
+    monkeypatch.setattr(test_scoring, "score_batch", without_first_attempt)
+    caught(lambda: test_scoring.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
+    monkeypatch.setattr(update, "score_batch", without_first_attempt)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_tokens_after_the_first_end_of_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(self: Rollout, token: int, logprob: float) -> None:
+        self.token_ids.append(token)
+        self.attempt_ids.append(self.attempt)
+        self.logprobs.append(logprob)
+        self.sampled += 1
+        if self.sampled == self.max_tokens:
+            self._end_attempt("stop")
+
+    monkeypatch.setattr(Rollout, "append", deaf)
+    caught(lambda: test_sampling.test_nothing_is_sampled_after_a_stop_token(small_policy()))
+
+
+def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scoring.score_batch
+
+    def unshifted(model: object, batch: Batch, columns: Tensor, temperature: float) -> scoring.Scores:
+        found = real(model, batch, torch.clamp(columns + 1, max=batch.token_ids.shape[1] - 1), temperature)  # type: ignore[arg-type]
+        own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
+        return found._replace(columns=columns, logprobs=own)
+
+    monkeypatch.setattr(test_scoring, "score_batch", unshifted)
+    caught(lambda: test_scoring.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
+    monkeypatch.setattr(update, "score_batch", unshifted)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_attention_mask_missing_on_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler pads on the left when it feeds prompts of different length."""
+    monkeypatch.setattr(
+        "score_cli.sampling.transformers_engine.attention_masks",
+        lambda model, mask, positions: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]),
+    )
+    caught(lambda: uneven_prompts_score_as_they_do_alone())
+
+
+def uneven_prompts_score_as_they_do_alone() -> None:
+    policy = small_policy()
+    sequences = [[13, 5, 9], [13, 5, 9, 7, 14, 8], [13, 4, 4, 4, 4, 4, 4, 8, 1]]
+    engine = TransformersEngine(policy.model, batch_size=3)
+    for sequence, together in zip(sequences, engine.score(sequences, 1.0), strict=True):
+        alone = engine.score([sequence], 1.0)[0]
+        assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_uneven_prompts_score_as_they_do_alone() -> None:
+    uneven_prompts_score_as_they_do_alone()
+
+
+def test_baseline_that_includes_the_sample_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inclusive(values: Tensor, groups: Tensor) -> Tensor:
+        size = int(groups.max()) + 1
+        sums = values.new_zeros(size).index_add(0, groups, values)
+        return (sums / values.new_zeros(size).index_add(0, groups, torch.ones_like(values)))[groups]
+
+    monkeypatch.setattr(credit, "group_baseline", inclusive)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_fresh_adam_moments_at_every_iteration(monkeypatch: pytest.MonkeyPatch, batch: Path) -> None:
+    monkeypatch.setattr(Trainer, "_load_optimizer", lambda self, saved: None)
+    test_train.reward_some(batch)
+    caught(lambda: test_train.test_moments_and_step_are_carried_from_one_command_to_the_next(batch))
+
+
+def test_accuracy_that_is_really_mean_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean_reward(trace: Trace, reward: Reward, attempt: int) -> float | None:
+        value = reward.rewards[attempt - 1]
+        return 0.0 if value is None else value
+
+    monkeypatch.setitem(measures.SINGLE, "acc", mean_reward)
+    caught(test_metrics.test_metrics_are_fractions_of_what_could_be_scored)
+
+
+def test_credit_of_the_bonus_to_the_first_attempt_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = credit.returns
+    monkeypatch.setattr(credit, "returns", lambda shaped, discount: real(shaped, 1.0))
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_mean_over_tokens_instead_of_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = losses.sum_by_attempt
+    monkeypatch.setattr(losses, "sum_by_attempt", lambda v, m: real(v, m) / m.sum(-1).clamp(min=1))
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+
+
+def test_stale_sampler_after_an_update(batch: Path) -> None:
+    """An engine that still holds the policy before the update must stop the run."""
+    from score_cli.errors import JobError
+    from score_cli.pipeline.run import prove_policy
+    from score_cli.tables.checkpoints import load_policy
+    from score_cli.tables.traces import read_traces
+
+    test_train.reward_some(batch)
+    policy, stale = load_policy(batch / "ckpt"), load_policy(batch / "ckpt")
+    trainer = Trainer(test_train.STAGE2, policy, None, None)
+    probe = read_traces(batch / "traces.parquet")[:8]
+    engine = TransformersEngine(stale.model, batch_size=8)
+    prove_policy(trainer, engine, probe, 1.0)
+    trainer.update(batch / "traces.parquet", batch / "rewards.parquet")
+    with pytest.raises(JobError, match="the sampler holds another policy"):
+        prove_policy(trainer, engine, probe, 1.0)
+    prove_policy(trainer, TransformersEngine(policy.model, batch_size=8), probe, 1.0)
+
+
+def test_a_sampler_that_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from score_cli.sampling import transformers_engine
+
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        transformers_engine,
+        "choose_tokens",
+        lambda logprobs, uniforms: torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0],
+    )
+    caught(lambda: test_sampling.test_another_batch_size_gives_the_same_tokens(small_policy(), 3))
+
+
+def test_weights_saved_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from score_cli.tables import checkpoints
+    from tests import conftest
+
+    real = checkpoints.save_policy
+    monkeypatch.setattr(conftest, "save_policy", lambda path, model, *rest: real(path, model.bfloat16(), *rest))
+    with pytest.raises(Exception, match="the weights were changed"):
+        test_checkpoints.test_a_checkpoint_comes_back_bit_for_bit(tmp_path)
+

@@ -1,0 +1,125 @@
+"""Answers to verdicts, and the stage that grades files."""
+
+from pathlib import Path
+
+import pytest
+
+from score_cli.config import DataConfig, VerifyConfig
+from score_cli.errors import JobError, UserError
+from score_cli.pipeline.data import write_problems
+from score_cli.tables.provenance import file_sha256
+from score_cli.tables.records import Problem
+from score_cli.tables.traces import read_rewards, read_traces
+from score_cli.verification.answers import NumberGrader, last_boxed, same_number
+from score_cli.verification.graders import Item
+from score_cli.verification.verify import verify
+from tests.conftest import rewrite
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{53}: product 265, remainder -01", "53"),
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}} and so on", r"\frac{1}{2}"),
+        (r"\boxed{7} but then \boxed{}", "7"),
+        (r"\boxed{7} but then \boxed{8", "7"),
+        ("the answer is 5", None),
+        ("", None),
+    ],
+)
+def test_the_last_whole_box_that_holds_something_is_the_answer(text: str, expected: str | None) -> None:
+    assert last_boxed(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("52", "52", True),
+        ("052", "52", True),
+        ("+52", "52", True),
+        ("52.0", "52", True),
+        ("1/2", "0.5", True),
+        ("53", "52", False),
+        ("5 2", "52", False),
+        ("1/0", "0", False),
+        ("-52", "52", False),
+        ("fifty", "52", False),
+    ],
+)
+def test_numbers_are_compared_exactly(answer: str, gold: str, same: bool) -> None:
+    assert same_number(answer, gold) is same
+
+
+def problem(answer: str | None) -> Problem:
+    return Problem(problem_id="p", task="division", question="", answer=answer, source="test")
+
+
+def test_each_verdict_says_whose_fault_it_is() -> None:
+    items = [
+        Item(problem("52"), r"\boxed{52}"),
+        Item(problem("52"), r"\boxed{51}"),
+        Item(problem("52"), "no box"),
+        Item(problem(None), r"\boxed{52}"),
+    ]
+    verdicts = [graded.verdict for graded in NumberGrader().grade(items)]
+    assert verdicts == ["correct", "incorrect", "no_answer", "unscored"]
+
+
+def answer_with(folder: Path, texts: list[list[str]], reasons: list[list[str]]) -> None:
+    rows = iter(range(10**6))
+
+    def change(row: dict[str, object]) -> None:
+        index = next(rows) % len(texts)
+        row["attempts"], row["finish_reasons"] = texts[index], reasons[index]
+
+    rewrite(folder / "traces.parquet", change)
+
+
+def run_verify(folder: Path, config: VerifyConfig | None = None, name: str = "graded.parquet") -> Path:
+    verify(
+        config or VerifyConfig(),
+        traces=folder / "traces.parquet",
+        problems=folder / "problems.parquet",
+        out=folder / name,
+    )
+    return folder / name
+
+
+def test_rewards_stand_row_by_row_and_a_cut_attempt_scores_zero_whatever_it_says(batch: Path) -> None:
+    rewrite(batch / "problems.parquet", lambda row: row.update(answer="7"))
+    rewrite(batch / "traces.parquet", lambda row: None, keep_footer=False)
+    answer_with(batch, [[r"\boxed{7}", r"\boxed{7}"], [r"\boxed{8}", r"\boxed{7}"]], [["stop", "length"], ["stop", "stop"]])
+    rewards = read_rewards(run_verify(batch))
+    traces = read_traces(batch / "traces.parquet")
+    assert [(r.problem_id, r.sample_index) for r in rewards] == [(t.problem_id, t.sample_index) for t in traces]
+    assert rewards[0].verdicts == ["correct", "truncated"] and rewards[0].rewards == [1.0, 0.0]
+    assert rewards[1].verdicts == ["incorrect", "correct"] and rewards[1].answers == ["8", "7"]
+    assert [r.verdicts for r in rewards[::2]] == [rewards[0].verdicts] * 24
+
+
+def test_a_broken_gold_is_unscored_with_a_null_reward(batch: Path) -> None:
+    rewrite(batch / "problems.parquet", lambda row: row.update(answer=None))
+    rewrite(batch / "traces.parquet", lambda row: None, keep_footer=False)
+    answer_with(batch, [[r"\boxed{7}", ""]], [["stop", "stop"]])
+    reward = read_rewards(run_verify(batch, VerifyConfig(unscored_limit=1.0)))[0]
+    assert reward.verdicts == ["unscored", "unscored"] and reward.rewards == [None, None]
+    with pytest.raises(JobError, match="100.0% of the attempts could not be graded, the limit is 5.0%"):
+        run_verify(batch, name="again.parquet")
+    assert not (batch / "again.parquet").exists()
+
+
+def test_problems_other_than_the_traces_were_sampled_from_are_refused(batch: Path, tmp_path: Path) -> None:
+    write_problems("division", DataConfig(limit=12, split="test"), out=tmp_path / "problems.parquet", overwrite=True)
+    with pytest.raises(UserError, match="was sampled from problems .*: verify against the file"):
+        run_verify(batch)
+
+
+def test_a_trace_of_an_unknown_problem_is_refused(batch: Path) -> None:
+    rewrite(batch / "traces.parquet", lambda row: row.update(problem_id="nobody"), keep_footer=False)
+    with pytest.raises(UserError, match="answers problem nobody, which .* lacks"):
+        run_verify(batch)
+
+
+def test_verifying_again_gives_the_same_bytes(batch: Path) -> None:
+    assert file_sha256(run_verify(batch)) == file_sha256(batch / "rewards.parquet")
