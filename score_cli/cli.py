@@ -53,14 +53,24 @@ AllowForeign = Annotated[
 @with_settings(DataConfig, table="data")
 def data(
     settings: DataConfig,
-    dataset: Annotated[str, typer.Argument(help="Which problems: division (built in).")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="division (built in), math, math500, gsm8k, mbpp, mbpp-sanitized, humaneval, humanevalplus, mbppplus, "
+            "or custom for your own JSON lines or Parquet."
+        ),
+    ],
+    source: Annotated[
+        str | None, typer.Option("--from", help="File, folder or Hugging Face id that the problems are read from.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Problems table to write.")] = Path("problems.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
     """Write a problems table."""
+    from score_cli.console import make_progress
     from score_cli.pipeline.data import write_problems
 
-    count = write_problems(dataset, settings, out=out, overwrite=overwrite)
+    count = write_problems(dataset, settings, source=source, out=out, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{out}: {count} problems", err=True)
 
 

@@ -31,8 +31,18 @@ class MachineConfig:
 class DataConfig:
     """`score data`: which problems to write."""
 
-    split: str = option("train", "Part of the data set: train, validation or test; the parts share no problem.")
+    split: str | None = option(None, "Part of the data set; its first if left out. The parts share no problem.")
     limit: int | None = option(None, "Keep only the first N problems; all of them if left out.")
+    shots: int | None = option(None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.")
+    check: bool = option(True, "Verify each problem's own answer first, and list those that do not pass.")
+    task: str | None = option(None, "custom: whose prompts and grader apply; math where there are answers.")
+    id_column: str = option("problem_id", "custom: column of the problem's id; made up where absent.")
+    question_column: str = option("question", "custom: column of the question.")
+    answer_column: str = option("answer", "custom: column of the gold answer.")
+    tests_column: str = option("tests", "custom: column of the tests of a program.")
+    entry_point_column: str = option("entry_point", "custom: column of the function's name.")
+    setup_column: str = option("setup", "custom: column of code run before the tests.")
+    reference_column: str = option("reference", "custom: column of a right response, for the check alone.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,10 @@ class VerifyConfig:
     """`score verify`: traces to rewards."""
 
     workers: int | None = option(None, "Grading processes; one a CPU core if left out.")
-    timeout_seconds: float = option(5.0, "Longest that one attempt may take to grade.")
+    math_timeout_seconds: float = option(2.0, "Longest that one answer's comparison may take.")
+    program_timeout_seconds: float = option(5.0, "Longest that one program may take, tests included.")
+    program_memory_mb: int = option(512, "Memory of one program.")
+    allow_unsandboxed: bool = option(False, "Run programs without a sandbox where this machine has none.")
     unscored_limit: float = option(0.05, "Share of attempts left unscored above which the stage fails.")
 
 

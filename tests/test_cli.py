@@ -58,7 +58,7 @@ def test_the_paper_defaults_stand() -> None:
         (["sample", "--model", "nowhere"], "nowhere is not a checkpoint folder: `score base --out nowhere` makes one"),
         (["verify"], "traces.parquet does not exist: `score sample` makes it|problems.parquet does not exist"),
         (["train-stage2"], "ckpt is not a checkpoint folder"),
-        (["data", "sums"], "no data set is named sums, expected"),
+        (["data", "sums"], "no data set is named sums: did you mean"),
         (["data", "division", "--split", "dev"], "no split dev, expected one of train, validation, test"),
         (["data", "division", "--limit", "0"], "limit is 0, expected at least 1"),
         (["run", "nowhere.toml"], "nowhere.toml does not exist"),
@@ -87,7 +87,16 @@ def test_bad_settings_are_refused_before_any_work(batch: Path, capsys: pytest.Ca
         (["--attempts", "30"], "leaves no room for 30 attempts"),
         (["--threads", "0"], "threads is 0"),
     ]:
-        code = run("sample", "--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "o", *options)
+        code = run(
+            "sample",
+            "--model",
+            batch / "ckpt",
+            "--problems",
+            batch / "problems.parquet",
+            "--out",
+            batch / "o",
+            *options,
+        )
         assert code == 2
         assert message in one_line(capsys)
         assert not (batch / "o").exists()
@@ -95,7 +104,9 @@ def test_bad_settings_are_refused_before_any_work(batch: Path, capsys: pytest.Ca
 
 def test_an_existing_output_is_refused_and_kept(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (batch / "traces.parquet").read_bytes()
-    code = run("sample", "--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "traces.parquet")
+    code = run(
+        "sample", "--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "traces.parquet"
+    )
     assert code == 2
     assert "exists: pass --overwrite" in one_line(capsys)
     assert (batch / "traces.parquet").read_bytes() == before
@@ -187,7 +198,9 @@ def test_show_prints_the_chosen_traces_with_verdicts(batch: Path, capsys: pytest
     from tests.test_train import reward_some
 
     reward_some(batch)
-    assert run("show", batch / "traces.parquet", "--only", "i-c", "--limit", 2, "--tokens", "--model", batch / "ckpt") == 0
+    assert (
+        run("show", batch / "traces.parquet", "--only", "i-c", "--limit", 2, "--tokens", "--model", batch / "ckpt") == 0
+    )
     shown = capsys.readouterr().out
     assert "2 of 16 matching traces" in shown
     assert shown.count("attempt 1 incorrect") == 2 and shown.count("attempt 2 correct") == 2

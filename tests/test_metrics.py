@@ -10,7 +10,9 @@ from score_cli.evaluation.metrics import clustered_mean
 from score_cli.tables.traces import Reward, Trace
 
 
-def pair(problem: str, first: str, second: str, verdicts: tuple[str, str], answers: tuple[str, str]) -> tuple[Trace, Reward]:
+def pair(
+    problem: str, first: str, second: str, verdicts: tuple[str, str], answers: tuple[str, str]
+) -> tuple[Trace, Reward]:
     empty = np.array([])
     rewards = [None if v == "unscored" else float(v == "correct") for v in verdicts]
     return (

@@ -10,7 +10,16 @@ import pytest
 
 from score_cli.errors import UserError
 from score_cli.tables.atomic import check_output, replacing_file, replacing_folder
-from score_cli.tables.parquet import METRICS, PROBLEMS, REWARDS, TRACES, iterate_batches, read_footer, read_table, write_table
+from score_cli.tables.parquet import (
+    METRICS,
+    PROBLEMS,
+    REWARDS,
+    TRACES,
+    iterate_batches,
+    read_footer,
+    read_table,
+    write_table,
+)
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import check_pairs, read_problems, read_rewards, read_traces
 from tests.conftest import rewrite

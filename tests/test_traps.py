@@ -48,7 +48,11 @@ def test_first_attempts_kl_as_a_constant_on_the_second_attempts_logprobs(monkeyp
         return real(shaped - bonus, discount)
 
     monkeypatch.setattr(credit, "returns", moved)
-    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(("stage1", 0.0, "leave-one-out", "sampled")))
+    caught(
+        lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(
+            ("stage1", 0.0, "leave-one-out", "sampled")
+        )
+    )
 
 
 def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,4 +196,3 @@ def test_weights_saved_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(conftest, "save_policy", lambda path, model, *rest: real(path, model.bfloat16(), *rest))
     with pytest.raises(Exception, match="the weights were changed"):
         test_checkpoints.test_a_checkpoint_comes_back_bit_for_bit(tmp_path)
-

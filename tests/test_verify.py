@@ -10,7 +10,8 @@ from score_cli.pipeline.data import write_problems
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_rewards, read_traces
-from score_cli.verification.answers import NumberGrader, last_boxed, same_number
+from score_cli.tasks.boxed import last_boxed
+from score_cli.verification.answers import NumberGrader, same_number
 from score_cli.verification.graders import Item
 from score_cli.verification.verify import verify
 from tests.conftest import rewrite
@@ -89,7 +90,9 @@ def run_verify(folder: Path, config: VerifyConfig | None = None, name: str = "gr
 def test_rewards_stand_row_by_row_and_a_cut_attempt_scores_zero_whatever_it_says(batch: Path) -> None:
     rewrite(batch / "problems.parquet", lambda row: row.update(answer="7"))
     rewrite(batch / "traces.parquet", lambda row: None, keep_footer=False)
-    answer_with(batch, [[r"\boxed{7}", r"\boxed{7}"], [r"\boxed{8}", r"\boxed{7}"]], [["stop", "length"], ["stop", "stop"]])
+    answer_with(
+        batch, [[r"\boxed{7}", r"\boxed{7}"], [r"\boxed{8}", r"\boxed{7}"]], [["stop", "length"], ["stop", "stop"]]
+    )
     rewards = read_rewards(run_verify(batch))
     traces = read_traces(batch / "traces.parquet")
     assert [(r.problem_id, r.sample_index) for r in rewards] == [(t.problem_id, t.sample_index) for t in traces]

@@ -1,32 +1,117 @@
-"""`score data`: write a problems table."""
+"""`score data`: write a problems table, after seeing that its own answers pass its own verifier."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from score_cli.config import DataConfig
+from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import UserError
+from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import PROBLEMS, write_table
 from score_cli.tables.provenance import Footer
+from score_cli.tables.records import Problem
+from score_cli.tables.schemas import CORRECT
 from score_cli.tasks import division
+from score_cli.tasks.layout_custom import Columns
+from score_cli.tasks.loaded import Loaded
+from score_cli.tasks.loaders import DATASETS, gold_responses, load_problems
+from score_cli.verification.graders import Item
+from score_cli.verification.verify import make_graders
 
+DIVISION = "division"
 SPLITS = ("train", "validation", "test")
+_CHECKED_AT_A_TIME = 64
 
 
-def write_problems(dataset: str, config: DataConfig, *, out: Path, overwrite: bool = False) -> int:
+def write_problems(
+    dataset: str,
+    config: DataConfig,
+    *,
+    source: str | None = None,
+    out: Path,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> int:
     """Write the problems of a data set; returns how many.
 
+    Args:
+        source: file, folder or hub id that the problems are read from; none for the built-in task.
     Raises:
-        UserError: no such data set or split, or the output exists.
+        UserError: no such data set, split or source, or the output exists.
     """
     check_output(out, overwrite=overwrite)
-    if dataset != "division":
-        raise UserError(f"no data set is named {dataset}, expected division")
-    if config.split not in SPLITS:
-        raise UserError(f"division has no split {config.split}, expected one of {', '.join(SPLITS)}")
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"limit is {config.limit}, expected at least 1")
-    problems = division.split_problems(config.split)[: config.limit]
+    if dataset == DIVISION:
+        problems = _division_problems(config, source)
+    else:
+        problems = _loaded_problems(dataset, config, source, progress)
     footer = Footer(table=PROBLEMS.name, stage="data", config={"dataset": dataset} | asdict(config))
     write_table(out, PROBLEMS, [asdict(problem) for problem in problems], footer)
     return len(problems)
+
+
+def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
+    if source is not None:
+        raise UserError("division is built in, expected no --from: leave it out")
+    split = config.split or SPLITS[0]
+    if split not in SPLITS:
+        raise UserError(f"division has no split {split}, expected one of {', '.join(SPLITS)}")
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"limit is {config.limit}, expected at least 1")
+    return division.split_problems(split)[: config.limit]
+
+
+def _loaded_problems(dataset: str, config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:
+    if source is None and dataset in DATASETS:
+        raise UserError(f"{dataset} is not built in: pass --from with its files or a hub id (see data/README.md)")
+    columns = task = None
+    if dataset == "custom":
+        task = config.task
+        columns = Columns(
+            problem_id=config.id_column,
+            question=config.question_column,
+            answer=config.answer_column,
+            tests=config.tests_column,
+            entry_point=config.entry_point_column,
+            setup=config.setup_column,
+            reference=config.reference_column,
+        )
+    source = source or ""  # load_problems names the data sets there are before it looks at the source
+    problems = load_problems(
+        dataset,
+        source=source,
+        split=config.split,
+        limit=config.limit,
+        shots=config.shots,
+        columns=columns,
+        task=task,
+    )
+    if config.check:
+        golds = gold_responses(dataset, source=source, split=config.split, columns=columns, task=task)
+        wanted = {problem.problem_id for problem in problems}
+        _check_golds([gold for gold in golds if gold.problem.problem_id in wanted], progress)
+    return problems
+
+
+def _check_golds(golds: Sequence[Loaded], progress: Progress) -> None:
+    """Grade each data set's own answer, and say which do not pass."""
+    failed = [f"{gold.problem.problem_id} (no answer)" for gold in golds if gold.gold_response is None]
+    items = [Item(gold.problem, gold.gold_response) for gold in golds if gold.gold_response is not None]
+    graders = make_graders({item.problem.task for item in items}, VerifyConfig())
+    try:
+        with progress.phase("checking gold answers", len(items)) as bar:
+            for task, grader in graders.items():
+                own = [item for item in items if item.problem.task == task]
+                for start in range(0, len(own), _CHECKED_AT_A_TIME):
+                    part = own[start : start + _CHECKED_AT_A_TIME]
+                    for item, graded in zip(part, grader.grade(part), strict=True):
+                        if graded.verdict != CORRECT:
+                            failed.append(f"{item.problem.problem_id} ({graded.verdict})")
+                    bar.advance(len(part))
+    finally:
+        for grader in graders.values():
+            grader.close()
+    if failed:
+        progress.line(f"{len(failed)} of {len(golds)} gold answers do not pass their own verifier: {', '.join(failed)}")
+    else:
+        progress.line(f"all {len(golds)} gold answers pass their own verifier")

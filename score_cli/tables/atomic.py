@@ -1,10 +1,12 @@
 """Writing so that what exists is whole: temporary name, sync, rename."""
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from score_cli.errors import UserError
@@ -31,9 +33,35 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary_sibling(path: Path) -> Path:
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, gone when the block ends; those of killed processes are removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    prefix = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), _lock(left):
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    try:
+        with _lock(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a workspace; the kernel lets go of it when the process dies, however it dies.
+
+    Raises:
+        OSError: a living process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -43,15 +71,12 @@ def replacing_file(path: Path) -> Iterator[Path]:
     An earlier `path` stays whole until the rename, which replaces it in one step.
     """
     path = path.absolute()
-    workspace = _temporary_sibling(path)
-    try:
+    with _workspace(path) as workspace:
         temporary = workspace / path.name
         yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
 
 
 @contextmanager
@@ -62,8 +87,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     back if the second rename fails.
     """
     path = path.absolute()
-    workspace = _temporary_sibling(path)
-    try:
+    with _workspace(path) as workspace:
         temporary = workspace / "new"
         temporary.mkdir()
         yield temporary
@@ -80,5 +104,3 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 earlier.rename(path)
             raise
         _sync(path.parent)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)

@@ -1,10 +1,18 @@
-"""How a problem is asked and how a correction is asked for, one entry per task."""
+"""How a problem is asked and how a correction is asked for, one entry per task.
 
+The words of `math`, `mbpp` and `humaneval` are those of SCoRe (Kumar et al. 2025), App. C. The appendix leaves open how
+the problem follows the instruction of MATH: here after a blank line, under the label that the instruction speaks of.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
 from score_cli.tasks import division
+
+QUESTION = "{question}"
 
 
 class Prompts(NamedTuple):
@@ -21,12 +29,63 @@ class Prompts(NamedTuple):
     def first_turn(self, problem: Problem) -> str:
         """The first user message for a problem."""
         # replace, not format: questions and prompts are full of braces.
-        return self.first.replace("{question}", problem.question)
+        return self.first.replace(QUESTION, problem.question)
 
+
+_FINAL_ANSWER = (
+    "At the end of the Solution, when you give your final answer, write it in the form "
+    '"Final Answer: The final answer is $answer$. I hope it is correct."'
+)
+_MATH_FIRST = (
+    "You are a math expert. When you respond, respond only with the Solution of the final Problem, "
+    f"thinking step by step. {_FINAL_ANSWER}"
+)
+_MATH_CORRECTION = (
+    "There might be an error in the solution above because of lack of understanding of the question. "
+    f"Please correct the error, if any, and rewrite the solution. Only output the final solution! {_FINAL_ANSWER}"
+)
+_CODE_CORRECTION = (
+    "# There might be an error in the code above because of lack of understanding of the question. "
+    "Please correct the error, if any, and rewrite the solution. Only output the final correct Python program!"
+)
 
 PROMPTS: dict[str, Prompts] = {
-    "division": Prompts(first="{question}", correction=division.CORRECTION),
+    "division": Prompts(first=QUESTION, correction=division.CORRECTION),
+    "math": Prompts(first=f"{_MATH_FIRST}\n\nProblem: {QUESTION}", correction=_MATH_CORRECTION),
+    # The question of an MBPP problem is the whole prompt: its shots come from the user's file, see mbpp_question.
+    "mbpp": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
+    "humaneval": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
 }
+
+
+class Shot(NamedTuple):
+    """An MBPP task to be shown; `code` is its solution."""
+
+    text: str
+    tests: Sequence[str]
+    code: str
+
+
+def _mbpp_ask(text: str, tests: Sequence[str]) -> str:
+    shown = "\n".join(tests)
+    return (
+        f"You are an expert Python programmer, and here is your task: {text} "
+        f"Your code should pass these tests:\n\n{shown}\n[BEGIN]\n"
+    )
+
+
+def mbpp_question(text: str, tests: Sequence[str], shots: Sequence[Shot] = ()) -> str:
+    """The canonical prompt of MBPP: solved shots, then the task and its tests, open after `[BEGIN]`.
+
+    Source: Austin et al. 2021, "Program Synthesis with Large Language Models".
+    """
+    solved = [f"{_mbpp_ask(shot.text, shot.tests)}{shot.code}\n[DONE]\n\n" for shot in shots]
+    return "".join(solved) + _mbpp_ask(text, tests)
+
+
+def final_answer(answer: str) -> str:
+    """A response that gives `answer` in the form that the prompts of MATH ask for."""
+    return f"Final Answer: The final answer is ${answer}$. I hope it is correct."
 
 
 def prompts_of(task: str) -> Prompts:
@@ -38,3 +97,25 @@ def prompts_of(task: str) -> Prompts:
     if task not in PROMPTS:
         raise UserError(f"no task is named {task}: the problems' column `task` takes {', '.join(sorted(PROMPTS))}")
     return PROMPTS[task]
+
+
+def override(prompts: Prompts, changes: Mapping[str, object]) -> Prompts:
+    """The prompts with some fields replaced by the user's own texts.
+
+    Args:
+        changes: field name to text, as a TOML table gives them.
+    Raises:
+        UserError: a field is unknown or not text, or `first` leaves out the question.
+    """
+    for name, text in changes.items():
+        if name not in Prompts._fields:
+            near = difflib.get_close_matches(name, Prompts._fields, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"prompts have no field {name}: did you mean {near}? The fields are {', '.join(Prompts._fields)}"
+            )
+        if not isinstance(text, str):
+            raise UserError(f"the prompts' field {name} is {text!r}, expected text in quotes")
+    changed = prompts._replace(**{name: str(text) for name, text in changes.items()})
+    if QUESTION not in changed.first:
+        raise UserError(f"the prompts' field first lacks {QUESTION}, which the problem's text replaces: add it")
+    return changed

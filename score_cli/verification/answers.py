@@ -5,25 +5,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
+from score_cli.tasks.boxed import last_boxed
 from score_cli.verification.graders import Graded, Item
 
-BOXED = "\\boxed{"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|/\d+)?")
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last non-empty `\boxed{...}` with balanced braces, or None."""
-    end = len(text)
-    while (start := text.rfind(BOXED, 0, end)) >= 0:
-        depth, position = 1, start + len(BOXED)
-        while position < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            position += 1
-        content = text[start + len(BOXED) : position - 1].strip()
-        if depth == 0 and content:
-            return content
-        end = start
-    return None
 
 
 def same_number(answer: str, gold: str) -> bool:

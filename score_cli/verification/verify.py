@@ -1,5 +1,6 @@
 """`score verify`: traces to rewards, a chunk of rows at a time, in input order."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from score_cli.verification.answers import NumberGrader
 from score_cli.verification.graders import Graded, Grader, Item
 
 ROWS_PER_CHUNK = 1024
+NUMBER_TASKS = {"division"}
+MATH_TASKS = {"math"}
+PROGRAM_TASKS = {"mbpp", "humaneval"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ def verify(
     """
     check_output(out, overwrite=overwrite)
     by_id = {problem.problem_id: problem for problem in read_problems(problems)}
-    graders = make_graders({problem.task for problem in by_id.values()}, config)
-    footer = _footer(traces, problems, graders)
     total = count_rows(traces, TRACES)
+    graders = make_graders({problem.task for problem in by_id.values()}, config)
     counts: Counter[str] = Counter()
     try:
+        footer = _footer(traces, problems, graders)
         with progress.phase("verifying", total) as task, writing_table(out, REWARDS, footer) as writer:
             for chunk in iterate_traces(traces, rows=ROWS_PER_CHUNK):
                 rows = grade_traces(chunk, by_id, graders, traces, problems)
@@ -82,11 +86,30 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, Grader
     Raises:
         UserError: a task has no grader.
     """
-    graders: dict[str, Grader] = {}
-    for task in sorted(tasks):
-        if task != "division":
-            raise UserError(f"no grader for task {task}, expected division: check the problems' column `task`")
-        graders[task] = NumberGrader()
+    unknown = set(tasks) - {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS}
+    if unknown:
+        known = ", ".join(sorted(NUMBER_TASKS | MATH_TASKS | PROGRAM_TASKS))
+        raise UserError(f"no grader for task {min(unknown)}, expected one of {known}: check the column `task`")
+    workers = config.workers if config.workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise UserError(f"workers is {workers}, expected at least 1")
+    graders: dict[str, Grader] = {task: NumberGrader() for task in NUMBER_TASKS & set(tasks)}
+    # Tasks of one kind share a grader, and with it the workers. Each kind loads its libraries when it is needed.
+    if MATH_TASKS & set(tasks):
+        from score_cli.verification.math_grader import MathGrader
+
+        math = MathGrader(workers=workers, timeout_seconds=config.math_timeout_seconds)
+        graders |= dict.fromkeys(MATH_TASKS & set(tasks), math)
+    if PROGRAM_TASKS & set(tasks):
+        from score_cli.verification.programs.grader import ProgramGrader
+
+        programs = ProgramGrader(
+            workers=workers,
+            timeout_seconds=config.program_timeout_seconds,
+            memory_mb=config.program_memory_mb,
+            allow_unsandboxed=config.allow_unsandboxed,
+        )
+        graders |= dict.fromkeys(PROGRAM_TASKS & set(tasks), programs)
     return graders
 
 
@@ -143,7 +166,7 @@ def _footer(traces: Path, problems: Path, graders: dict[str, Grader]) -> Footer:
     return Footer(
         table=REWARDS.name,
         stage="verify",
-        config={"graders": {task: grader.describe() for task, grader in graders.items()}},
+        config={"graders": {task: graders[task].describe() for task in sorted(graders)}},
         inputs={"traces": file_sha256(traces), "problems": problems_digest},
         policy=origin.policy if origin else None,
     )

@@ -1,0 +1,155 @@
+r"""Find the final answer in a response to a mathematics problem.
+
+In this order: the last `final answer is ...`, the last `\boxed`, the last line that begins `Final answer:`,
+the last `the answer is ...` or `Answer: ...`. A number that merely stands last is never taken. Of a response with
+a finished `<think>` block only what follows the block counts, and nothing of a response that never leaves it.
+"""
+
+import bisect
+import re
+
+from score_cli.verification.math_tokens import MAX_ANSWER_CHARS
+
+MAX_RESPONSE_CHARS = 65_536
+_REACH = 2 * MAX_ANSWER_CHARS
+_PHRASE = re.compile(r"final\s+answer\s+is\s*:?\s*", re.IGNORECASE)
+_HEADED = re.compile(r"final\s+answer\W{0,8}?:\s*(?:\*\*)?\s*", re.IGNORECASE)
+_ANCHORED = re.compile(
+    r"(?:^####|\b(?:the|my|our)\s+(?:correct\s+)?answer\s+(?:is|are)\b|\banswer\s*:)\s*:?\s*(?:\*\*)?\s*:?\s*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HOPE = re.compile(r"\bI hope (?:it|this) is correct", re.IGNORECASE)
+_END_OF_TURN = re.compile(r"<\|[a-z_]{1,24}\|>|</s>|<eos>|<end_of_turn>|<pad>")
+_NEXT_PROBLEM = re.compile(
+    r"I hope (?:it|this) is correct\.?[ \t]{0,9}\n\s{0,9}(?:\#{1,6} )?(?:Problem|Question)\s*:", re.IGNORECASE
+)
+_DENIED = re.compile(
+    r"\bnot\s+(?:the\s+case\s+)?(?:true\s+)?that\s+the\s*$|\bis\s+the\s*$|\bif\s+the\s*$", re.IGNORECASE
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BARE_BOX = re.compile(r"\\boxed\s+(-?\d[\d.,/]*|[A-Za-z])(?![\w\\{])")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$]|\\[()\[\],;!]|\\q?quad|\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
+)
+_SENTENCE_END = re.compile(r"[.;!](?:\s|$)|\n")
+_MATH_SPAN = re.compile(r"(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$[^$\n]*(?<!\\)\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+_BRACE = re.compile(r"\\[\\{}]|[{}]")
+_REASON = re.compile(r",?\s+(?:because|since|as|so|which|therefore|where|when|hence|thus)\b")
+_LAST_IS = re.compile(r"\b(?:is|are|equals)\s*:?\s+")
+
+
+def extract_answer(response: str) -> str | None:
+    """The final answer as written, None where the response gives none.
+
+    An answer longer than 4,096 characters comes back cut after one more, so that it can be told to be too long.
+    """
+    text = _relevant(response)
+    phrase = _last_phrase(text)
+    if phrase is not None:
+        return phrase[: MAX_ANSWER_CHARS + 1]
+    found = last_boxes(text) or _anchored(text, _HEADED) or _anchored(text, _ANCHORED)
+    return found[: MAX_ANSWER_CHARS + 1] if found else None
+
+
+def _relevant(response: str) -> str:
+    """The end of the response, without thoughts, end-of-turn marks and problems invented after the answer."""
+    text = response[-MAX_RESPONSE_CHARS:]
+    thought, closing, after = text.rpartition("</think>")
+    text = after if closing else (thought or after).partition("<think>")[0]
+    if runaway := _NEXT_PROBLEM.search(text):
+        text = text[: runaway.end()]
+        text = text[: text.rindex("\n")]
+    # A long filler after the answer must not push it out of view.
+    if len(response) > MAX_RESPONSE_CHARS and not (_PHRASE.search(text) or _BOX.search(text)):
+        start = max(response.rfind("\\boxed"), response.rfind("final answer is"))
+        text = response[start : start + MAX_RESPONSE_CHARS] if start >= 0 else text
+    return _END_OF_TURN.sub("\n", text)
+
+
+def _last_phrase(text: str) -> str | None:
+    matches = list(_PHRASE.finditer(text))
+    for index in range(len(matches) - 1, -1, -1):
+        found = matches[index]
+        if _DENIED.search(text, max(0, found.start() - 60), found.start()):
+            continue
+        end = matches[index + 1].start() if index + 1 < len(matches) else len(text)
+        if answer := _statement(text[found.end() : min(end, found.end() + _REACH)]):
+            return answer
+    return None
+
+
+def _statement(tail: str) -> str:
+    """What a sentence that begins here says, to its end: a full stop, a line's end, or the hope that it is correct."""
+    tail = tail[:_REACH]
+    if hope := _HOPE.search(tail):
+        return _unboxed(tail[: hope.start()].rstrip(" \t\n."))
+    spans = [found.span() for found in _MATH_SPAN.finditer(tail)]
+    ends = (found.start() for found in _SENTENCE_END.finditer(tail) if not _inside(spans, found.start()))
+    statement = tail[: next(ends, len(tail))].strip()
+    for start, end in spans[:1]:
+        # `$5$ because ...` says 5; `$5$ or $6$` and `$5$ if ...` must stay whole.
+        if start == 0 and _REASON.match(statement, end):
+            statement = statement[:end]
+    return _unboxed(statement)
+
+
+def _inside(spans: list[tuple[int, int]], position: int) -> bool:
+    at = bisect.bisect_right(spans, (position, len(spans) + _REACH)) - 1
+    return at >= 0 and spans[at][0] <= position < spans[at][1]
+
+
+def _unboxed(answer: str) -> str:
+    return (last_boxes(answer) or "") if _BOX.search(answer) else answer
+
+
+def last_boxes(text: str) -> str | None:
+    r"""The content of the last non-empty `\boxed`, joined with those before it that stand in one list with it.
+
+    `\boxed{2} and \boxed{3}` is the answer `2 , 3`: whoever lists candidates has not answered with the last one.
+    """
+    boxes = _outermost_boxes(text)
+    if not boxes:
+        bare = list(_BARE_BOX.finditer(text))
+        return bare[-1][1] if bare else None
+    contents = [boxes[-1][2]]
+    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
+        if not _BETWEEN_BOXES.fullmatch(text, before[1], after[0]):
+            break
+        if before[2] not in contents:
+            contents.append(before[2])
+    return " , ".join(reversed(contents))
+
+
+def _outermost_boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every closed, non-empty box that stands in no other; a box around a box is opened."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for found in _BRACE.finditer(text):
+        if found[0] == "{":
+            opened.append(found.start())
+        elif found[0] == "}" and opened:
+            closing[opened.pop()] = found.start()
+    boxes: list[tuple[int, int, str]] = []
+    reach = 0
+    for found in _BOX.finditer(text):
+        end = closing.get(found.end() - 1)
+        if end is None or found.start() < reach:
+            continue
+        start, reach = found.end(), end
+        while (nested := _BOX.match(text, start)) and closing.get(nested.end() - 1) == end - 1:
+            start, end = nested.end(), end - 1
+        if content := text[start:end].strip():
+            boxes.append((found.start(), reach + 1, content))
+    return boxes
+
+
+def _anchored(text: str, anchor: re.Pattern[str]) -> str | None:
+    matches = list(anchor.finditer(text))
+    if not matches:
+        return None
+    statement = _statement(text[matches[-1].end() :])
+    if anchor is _HEADED:
+        spans = [found.span() for found in _MATH_SPAN.finditer(statement)]
+        inner = [found for found in _LAST_IS.finditer(statement) if not _inside(spans, found.start())]
+        statement = statement[inner[-1].end() :] if inner else statement
+    return statement.strip("* \t") or None

@@ -1,0 +1,87 @@
+"""Decide a pair of answers without algebra, when that is sure; what it leaves open goes to the workers."""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from score_cli.verification.math_compare import QuickJudge, any_of, compare
+from score_cli.verification.math_shapes import Shape, parse_shape
+from score_cli.verification.math_tokens import MAX_ANSWER_CHARS, NotUnderstoodError, group_end, strip_wrapping, tokenize
+
+_INTEGER = re.compile(r"[+-]?\d{1,300}")
+_RATIONAL = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{1,300})?|\.\d{1,300}|\d{1,300}/0*[1-9]\d{0,300})")
+_TEXT_ONLY = re.compile(
+    r"(?:\\(?:text|textbf|textit|mbox|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Za-z][A-Za-z .'-]*?)\s*\)?\s*\.?\s*\}?"
+)
+_CHOICE = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{\s*\(?([A-J])\)?\s*\}|\(([A-J])\)")
+_CHOSEN = re.compile(r"\(?([A-Ja-j])\)?|\(([A-J])\)\s*[^()]{1,40}")
+# Spaces between two letters or digits may matter.
+_SPACES = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
+_JUDGE = QuickJudge()
+
+
+@lru_cache(maxsize=20_000)
+def readings(text: str) -> tuple[Shape, ...]:
+    """The shapes of an answer, none where it is not understood."""
+    shapes: list[Shape] = []
+    try:
+        tokens = tokenize(text)
+        shapes.append(parse_shape(tokens))
+        split = parse_shape(tokens, joined_thousands=False)
+        if split not in shapes:
+            shapes.append(split)
+    except (NotUnderstoodError, RecursionError):
+        pass
+    return tuple(shapes)
+
+
+@lru_cache(maxsize=20_000)
+def is_broken_gold(gold: str) -> bool:
+    """Whether a gold answer cannot be one: empty, too long, unbalanced, or with characters no answer has."""
+    plain = strip_wrapping(gold)
+    if not any(sign.isalnum() or sign == "\\" for sign in plain) or len(plain) > MAX_ANSWER_CHARS:
+        return True
+    if any((ord(sign) < 32 and sign not in "\n\t\r\f") or 0xD800 <= ord(sign) < 0xE000 for sign in plain):
+        return True
+    try:
+        return group_end(plain + "}", 0) != len(plain) + 1
+    except NotUnderstoodError:
+        return True
+
+
+def quick_verdict(answer: str, gold: str) -> bool | None:
+    """True or False where that is sure, None where it takes algebra."""
+    if answer == gold:
+        return True
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return int(answer) == int(gold)
+    if _RATIONAL.fullmatch(answer) and _RATIONAL.fullmatch(gold):
+        return Fraction(answer) == Fraction(gold)
+    if len(answer) > MAX_ANSWER_CHARS or not answer:
+        return False
+    if _same_text(answer, gold):
+        return True
+    pairs = pair_readings(answer, gold)
+    return any_of(compare(left, right, _JUDGE) for left, right in pairs) if pairs else None
+
+
+def pair_readings(answer: str, gold: str) -> list[tuple[Shape, Shape]]:
+    """The readings to compare: number with number, list with list; none where one text is not understood."""
+    answers, golds = readings(answer), readings(gold)
+    if not answers or not golds:
+        return []
+    count = max(len(answers), len(golds))
+    return [(answers[min(at, len(answers) - 1)], golds[min(at, len(golds) - 1)]) for at in range(count)]
+
+
+def _same_text(answer: str, gold: str) -> bool:
+    answer, gold = strip_wrapping(answer), strip_wrapping(gold)
+    if _SPACES.sub("", answer) == _SPACES.sub("", gold) != "":
+        return True
+    if choice := _CHOICE.fullmatch(gold):
+        said = _CHOICE.fullmatch(answer) or _CHOSEN.fullmatch(answer)
+        return said is not None and (said[1] or said[2]).upper() == (choice[1] or choice[2])
+    left, right = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(gold)
+    if left is None or right is None or len(right[1]) < 2:
+        return False
+    return left[1].casefold() == right[1].casefold()
