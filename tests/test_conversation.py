@@ -47,7 +47,10 @@ def test_a_template_that_drops_earlier_attempts_is_refused() -> None:
 
 
 def test_a_system_prompt_stands_before_the_question() -> None:
-    template = "{% for m in messages %}{% if m.role == 'system' %}+{{ m.content }}+{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}+{{ m.content }}+{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
     tokens = conversation(template, Prompts(first="{question}", correction="<fix>", system="7"))
     assert spelled(tokens, tokens.prompt("5")) == "+7+5"
 

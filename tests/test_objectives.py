@@ -93,7 +93,7 @@ def expected_gradient(config: Stage1Config | Stage2Config, sizes: dict[str, int]
 
 
 def gap_to_exact(case: tuple[str, float, str, str], sizes: dict[str, int]) -> float:
-    stage, discount, baseline, kl = case
+    stage, discount, _, kl = case
     exact = tiny.exact_gradient(
         POLICY,
         REFERENCE,
@@ -113,10 +113,9 @@ def test_expected_gradient_is_the_exact_gradient(case: tuple[str, float, str, st
     assert gap_to_exact(case, {"p": 3}) < 1e-8
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_conditional_baseline_that_falls_back_to_other_problems_stays_unbiased(stage: str) -> None:
+def test_conditional_baseline_that_falls_back_to_other_problems_stays_unbiased() -> None:
     # Two samples a problem: a sample whose sibling scored otherwise at first looks at the other problem.
-    assert gap_to_exact((stage, 0.0, "conditional", "sampled"), {"p": 2, "q": 2}) < 1e-8
+    assert gap_to_exact(("stage2", 0.0, "conditional", "sampled"), {"p": 2, "q": 2}) < 1e-8
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

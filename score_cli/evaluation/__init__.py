@@ -1,0 +1,1 @@
+"""Traces and rewards to metrics."""

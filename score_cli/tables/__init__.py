@@ -1,0 +1,1 @@
+"""What is on disk: schemas, Parquet files, provenance, checkpoints."""

@@ -1,0 +1,1 @@
+"""Traces and rewards to the next policy."""

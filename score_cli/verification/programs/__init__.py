@@ -1,0 +1,1 @@
+"""Grading of programs: the program and its tests run in separate confined processes."""

@@ -1,0 +1,202 @@
+"""The judge's side of the sandbox: find the program, run the tests, and say how they ended.
+
+The tests exist in this process alone. The program is reached by requests, and what it answers is rebuilt as plain
+values before a test sees it. One judge serves many jobs, each in a namespace of its own; after a job that left it
+without memory or without an answer the next gets a new judge.
+"""
+
+import ast
+import functools
+import importlib
+import json
+import os
+import random
+import socket
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from score_cli.verification.programs.candidate import LOADER
+from score_cli.verification.programs.extraction import extract_program, parse, prelude_of
+from score_cli.verification.programs.names import STANDARD_MODULES, Names, names_of_tests
+from score_cli.verification.programs.peer import Peer, ProgramExit
+from score_cli.verification.programs.wire import ClosedError, WireError
+
+# How a judgement ended. PASSED to NO_PROGRAM are about the response; GONE needs the keeper to say how the program
+# ended; BAD_TESTS is the problem's own fault.
+PASSED, FAILED, OUT_OF_MEMORY, NO_PROGRAM, GONE, BAD_TESTS = (
+    "passed",
+    "failed",
+    "out_of_memory",
+    "no_program",
+    "gone",
+    "bad_tests",
+)
+
+# What the judge tells the keeper: the job is done; the same, but use another judge for the next; the program is gone.
+DONE, RENEW, LOST = b"D", b"R", b"L"
+
+_RECURSION_LIMIT = 1000
+
+
+class Job(NamedTuple):
+    """What is judged: a response, and the columns of its problem that say how."""
+
+    response: str
+    question: str
+    tests: tuple[str, ...]
+    setup: str
+    entry_point: str | None
+
+    def to_json(self) -> bytes:
+        """The job as the keeper hands it on."""
+        return json.dumps(self).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Job":
+        """The job that `to_json` wrote."""
+        response, question, tests, setup, entry_point = json.loads(data)
+        return cls(response, question, tuple(tests), setup, entry_point)
+
+
+class _Tests(NamedTuple):
+    """The tests of a problem, ready to run."""
+
+    prelude: str
+    code: list[types.CodeType]
+    names: Names
+    define_check: bool
+
+
+class _Gone(BaseException):
+    """The program ended or stopped making sense; not an Exception, so that no test can catch it."""
+
+
+class _Program(Peer):
+    """The program as the tests see it: counts requests, and turns a broken conversation into `_Gone`."""
+
+    def __init__(self, descriptor: int, names: Names) -> None:
+        super().__init__(descriptor, operations={"call": _call}, lends=False)
+        # Only tests that name a class of the program have a use for attributes and methods of its objects.
+        self.reads_attributes = any(name[0].isupper() for name in names.program)
+        self.requests = 0
+        self.broken = False
+
+    def ask(self, number: int, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        self.requests += 1
+        if self.broken:
+            raise _Gone
+        try:
+            return super().ask(number, operation, arguments, keywords)
+        except (ClosedError, WireError) as error:
+            self.broken = True
+            raise _Gone from error
+
+    def load(self, sources: list[str], names: list[str]) -> dict[str, Any]:
+        """Have the program run its code, and bind what it offers of the names asked for."""
+        offered = self.ask(LOADER, "call", (sources, names), {})
+        self.requests = 0
+        space: dict[str, Any] = {}
+        if not isinstance(offered, dict):
+            raise _Gone
+        for name in names:
+            kind, value = offered.get(name) or (None, None)
+            if kind == "module" and isinstance(value, str) and value.partition(".")[0] in STANDARD_MODULES:
+                space[name] = importlib.import_module(value)
+            elif kind == "value":
+                space[name] = value
+        return space
+
+
+def _call(target: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    return target(*arguments, **keywords)
+
+
+def serve(descriptor: int) -> int:
+    """Judge jobs until the keeper closes its end; each comes as three descriptors and is answered by one byte."""
+    orders = socket.socket(fileno=descriptor)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(orders, 1, 3)
+        if not message:
+            return 0
+        ending = _run(*descriptors)
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+        orders.sendall({GONE: LOST, OUT_OF_MEMORY: RENEW}.get(ending, DONE))
+
+
+def _run(job_descriptor: int, report_descriptor: int, program_descriptor: int) -> str:
+    """Judge one job: write the program that was found as the first line of the report, how it ended as the second."""
+    # Not the program's stream of random numbers, which it could use to foresee a shuffled test.
+    random.seed("judge")
+    sys.setrecursionlimit(_RECURSION_LIMIT)
+    with os.fdopen(job_descriptor, "rb") as file:
+        job = Job.from_json(file.read())
+    tests = _prepare(job.tests, job.setup, job.question, job.entry_point)
+    prompt = job.question if job.entry_point else None
+    answer = extract_program(job.response, wanted=tests.names.program if tests else frozenset(), prompt=prompt)
+    _write(report_descriptor, answer)
+    if tests is None:
+        ending = BAD_TESTS
+    elif answer is None:
+        ending = NO_PROGRAM
+    else:
+        ending = _judge(job, tests, answer, _Program(program_descriptor, tests.names))
+    _write(report_descriptor, ending)
+    return ending
+
+
+def _write(descriptor: int, value: str | None) -> None:
+    view = memoryview(json.dumps(value).encode() + b"\n")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@functools.lru_cache(maxsize=16)
+def _prepare(tests: tuple[str, ...], setup: str, question: str, entry_point: str | None) -> _Tests | None:
+    """Compile a problem's tests; None where there are none or they are not Python."""
+    # Remembered for the next job: the samples of one problem come one after another.
+    sources = [source.replace("\r\n", "\n") for source in (setup, *tests)]
+    trees = [tree for source in sources if (tree := parse(source)) is not None]
+    if len(trees) != len(sources) or not any(tree.body for tree in trees[1:]):
+        return None
+    prelude = prelude_of(question, entry_point) if entry_point else ""
+    whole = ast.Module(body=[node for tree in trees for node in tree.body], type_ignores=[])
+    define_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in whole.body)
+    code = [_compile(source) for source in (prelude, *sources)]
+    return _Tests(prelude, code, names_of_tests(whole, entry_point), define_check)
+
+
+def _compile(source: str) -> types.CodeType:
+    return compile(source, "<tests>", "exec", dont_inherit=True)
+
+
+def _judge(job: Job, tests: _Tests, answer: str, program: _Program) -> str:
+    try:
+        ending = _run_tests(job, tests, answer, program)
+    except MemoryError:
+        ending = OUT_OF_MEMORY
+    except (_Gone, ClosedError, WireError):
+        ending = GONE
+    except (Exception, ProgramExit, SystemExit):  # whatever a test raises, the program failed it
+        ending = FAILED
+    # A test may have caught the end of the conversation and gone on.
+    return GONE if program.broken else ending
+
+
+def _run_tests(job: Job, tests: _Tests, answer: str, program: _Program) -> str:
+    sources = [tests.prelude, answer] if tests.prelude else [answer]
+    offered = program.load(sources, sorted(tests.names.program))
+    space: dict[str, Any] = {"__name__": "tests"}
+    for name in tests.names.modules:
+        space[name] = importlib.import_module(name)
+    # Bound before the helpers and tests run, which may put their own in place of the program's, never the reverse.
+    space |= offered
+    for code in tests.code:
+        exec(code, space)
+    if job.entry_point and tests.define_check:
+        if job.entry_point not in offered:
+            return FAILED
+        space["check"](offered[job.entry_point])
+    return PASSED if program.requests else BAD_TESTS
