@@ -217,22 +217,41 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe (TOML), such as pipelines/quickstart.toml.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-OF-THE-RECIPE if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every stage; beats the recipe's.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Policy to start from; left out, the built-in task's base is trained.")
+    ] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems to train on, made by `score data`; left out, the built-in task's.")
+    ] = None,
+    eval_problems: Annotated[
+        Path | None, typer.Option(help="Problems to evaluate on; left out, the built-in task's held-out ones.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first N problems of each file, to try a recipe out.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as sample.max_tokens=64.")
+    ] = None,
 ) -> None:
     """Run a whole recipe in one process; goes on where an earlier run of it stopped."""
     from score_cli.pipeline.recipe import read_recipe
 
     plan = read_recipe(recipe)
+    plan.change(changes or [])
     if seed is not None:
         plan.seed = seed
+    if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
+        raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import paper_table
-    from score_cli.pipeline.run import Run
+    from score_cli.pipeline.run import Run, RunInputs
     from score_cli.show import print_table
 
     folder = out or Path("runs") / recipe.stem
-    rows = Run(plan, folder, make_progress()).execute()
+    inputs = RunInputs(model=model, problems=problems, eval_problems=eval_problems, limit=limit)
+    rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
-    print_table(*paper_table(rows))
+    print_table(*paper_table(rows, plan.settings("eval", EvalConfig).attempts))
 
 
 @app.command()

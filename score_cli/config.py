@@ -7,7 +7,7 @@ Defaults stand here and nowhere else. `options.py` turns the fields into command
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-EngineName = Literal["auto", "transformers", "vllm"]
+EngineName = Literal["auto", "transformers"]
 Baseline = Literal["leave-one-out", "conditional"]
 KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
@@ -81,7 +81,7 @@ class SampleConfig(MachineConfig):
     )
     seed: int = option(0, "Seed of the problems drawn and of every token sampled.")
     correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
-    engine: EngineName = option("auto", "What runs the model: auto takes vllm where it and CUDA are there.")
+    engine: EngineName = option("auto", "What runs the model; transformers is the one there is, and what auto takes.")
     batch_size: int = option(64, "Traces decoded at the same time (transformers engine).")
     chunk_problems: int = option(64, "Problems a row group; chunks do not share state, so they can be redone alone.")
 

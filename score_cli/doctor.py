@@ -1,14 +1,24 @@
 """`score doctor`: what is installed, and what would run where."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 
 from score_cli import __version__
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "polars", "numpy", "typer", "rich", "vllm")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "pyarrow",
+    "polars",
+    "numpy",
+    "typer",
+    "rich",
+    "math-verify",
+    "sympy",
+)
 
 
 def report() -> str:
@@ -17,7 +27,6 @@ def report() -> str:
 
     cuda = torch.cuda.is_available()
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
-    vllm = importlib.util.find_spec("vllm") is not None
     lines = [
         ("score", __version__),
         ("python", platform.python_version()),
@@ -25,10 +34,24 @@ def report() -> str:
         ("cpu cores", str(os.cpu_count())),
         ("cuda", ", ".join(devices) if devices else "none"),
         ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"),
-        ("engine auto", "vllm" if vllm and cuda else "transformers"),
+        ("engine auto", "transformers"),
+        ("programs", _sandbox()),
         ("arithmetic", "bfloat16 over float32 weights" if cuda else "float32"),
     ]
     return "\n".join(f"{name:<16}{value}" for name, value in lines)
+
+
+def _sandbox() -> str:
+    """The isolation that programs would run in."""
+    from score_cli.errors import UserError
+    from score_cli.verification.programs.grader import ProgramGrader
+
+    try:
+        grader = ProgramGrader()
+    except UserError as error:
+        return f"refused: {error}"
+    grader.close()
+    return grader.level
 
 
 def _version(package: str) -> str:

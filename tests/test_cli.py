@@ -167,7 +167,7 @@ def write_recipe(tmp_path: Path, text: str) -> Path:
         ("[smaple]\nsamples = 8", r"no table is called \[smaple\]: did you mean sample\?"),
         ('[sample]\nsamples = "8"', "samples is '8', expected int"),
         ("[sample]\nsamples = true", "samples is True, expected int"),
-        ('[sample]\nengine = "tgi"', "engine is 'tgi', expected one of auto, transformers, vllm"),
+        ('[sample]\nengine = "tgi"', "engine is 'tgi', expected one of auto, transformers"),
         ("sample = 3", "sample is a value, expected a table"),
         ("[sample", "is not a TOML file"),
         ("seed = 1.5", "seed is 1.5, expected int"),

@@ -5,6 +5,7 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,9 +46,23 @@ class Recipe:
         values.update({name: value for name, value in overrides.items() if value is not None})
         return kind(**values)
 
-    def has(self, table: str) -> bool:
-        """Whether the recipe speaks of a stage."""
-        return table in self._tables
+    def change(self, assignments: Sequence[str]) -> None:
+        """Apply assignments like `sample.max_tokens=64`, each as if it stood in the recipe.
+
+        Raises:
+            UserError: an assignment is not of that form, or would not be allowed in a recipe.
+        """
+        for assignment in assignments:
+            name, equals, value = assignment.partition("=")
+            table, dot, key = name.strip().rpartition(".")
+            if not (equals and dot):
+                raise UserError(f"--set {assignment}: expected TABLE.KEY=VALUE, such as sample.max_tokens=64")
+            try:
+                parsed = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                parsed = value.strip()
+            checked = _check_table(Path("--set"), table, {key: parsed})
+            self._tables.setdefault(table, {}).update(checked)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -66,19 +81,24 @@ def read_recipe(path: Path) -> Recipe:
     seed = content.pop(SEED, None)
     if seed is not None:
         _check_value(path, SEED, seed, int)
-    for table, values in content.items():
-        if table not in TABLES:
-            raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, *TABLES])}")
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
-        kinds = typing.get_type_hints(TABLES[table])
-        for key, value in values.items():
-            if key not in kinds:
-                raise UserError(f"{path}: [{table}] has no key {key}{_nearest(key, list(kinds))}")
-            _check_value(path, f"[{table}] {key}", value, kinds[key])
-            if isinstance(value, int) and kinds[key] in (float, float | None):
-                values[key] = float(value)
-    return Recipe(content, seed)
+    return Recipe({table: _check_table(path, table, values) for table, values in content.items()}, seed)
+
+
+def _check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
+    """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
+    if table not in TABLES:
+        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, *TABLES])}")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
+    kinds = typing.get_type_hints(TABLES[table])
+    checked = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise UserError(f"{path}: [{table}] has no key {key}{_nearest(key, list(kinds))}")
+        _check_value(path, f"[{table}] {key}", value, kinds[key])
+        is_float = isinstance(value, int) and kinds[key] in (float, float | None)
+        checked[key] = float(value) if is_float else value
+    return checked
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -11,7 +11,7 @@ RUN/curve.parquet               every logged metric of every update
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from score_cli.sampling.sample import make_engine, sample
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import CURVE, METRICS, read_table, write_table
+from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, read_table, write_table
 from score_cli.tables.provenance import Footer
-from score_cli.tables.traces import Trace, read_traces
+from score_cli.tables.traces import Trace, read_problems, read_traces
 from score_cli.training.train import Reference, StageConfig, Trainer
 from score_cli.verification.verify import verify
 
@@ -70,14 +70,31 @@ class RunSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a run starts from; without a model and problems, the built-in task and its base policy."""
+
+    model: Path | None = None
+    problems: Path | None = None
+    eval_problems: Path | None = None
+    limit: int | None = None
+
+
 class Run:
     """One run folder, and the work still to be done in it."""
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress = SILENT) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, inputs: RunInputs = RunInputs(), progress: Progress = SILENT
+    ) -> None:
         """Raises:
         UserError: the folder holds a run with other settings.
         """
         self.settings = RunSettings.of(recipe)
+        if inputs.limit is not None and self.settings.sample.problems_per_iteration is not None:
+            fewer = min(inputs.limit, self.settings.sample.problems_per_iteration)
+            limited = replace(self.settings.sample, problems_per_iteration=fewer)
+            self.settings = replace(self.settings, sample=limited)
+        self.inputs = inputs
         self.folder = folder
         self.progress = progress
         self.device = use_machine(self.settings.sample)
@@ -85,26 +102,36 @@ class Run:
 
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet."""
-        for split in SPLITS:
-            out = self.folder / f"{split}.parquet"
-            if not out.exists():
-                write_problems("division", DataConfig(split=split), out=out)
-        base = self.folder / "base"
-        if not base.exists():
+        self._prepare_problems()
+        base = self.inputs.model or self.folder / "base"
+        if not self.inputs.model and not base.exists():
             build_base(self.settings.base, out=base, progress=self.progress)
         run = self.settings.run
         end1 = run.stage1_iterations
         policies = {"base": base}
         if run.stage1_iterations:
-            policies["stage1"] = self._train("stage1", self.settings.stage1, base, first=0, last=end1)
+            policies["stage1"] = self._train("stage1", self.settings.stage1, base, base=base, first=0, last=end1)
         if run.stage2_iterations:
             start = policies.get("stage1", base)
             last = end1 + run.stage2_iterations
-            policies["score"] = self._train("score", self.settings.stage2, start, first=end1, last=last)
+            policies["score"] = self._train("score", self.settings.stage2, start, base=base, first=end1, last=last)
         self._write_curve(end1 + run.stage2_iterations)
         return self._evaluate(policies)
 
-    def _train(self, name: str, config: StageConfig, start: Path, *, first: int, last: int) -> Path:
+    def _prepare_problems(self) -> None:
+        """Put the problems of each part into the run folder, so that it stands by itself."""
+        given = {"train": self.inputs.problems, "test": self.inputs.eval_problems}
+        for split in SPLITS:
+            out, source = self.folder / f"{split}.parquet", given.get(split)
+            if out.exists() or (source is None and self.inputs.problems is not None):
+                continue
+            if source is None:
+                write_problems("division", DataConfig(split=split, limit=self.inputs.limit), out=out)
+            else:
+                rows = [asdict(problem) for problem in read_problems(source)[: self.inputs.limit]]
+                write_table(out, PROBLEMS, rows, Footer(table=PROBLEMS.name, stage="run"))
+
+    def _train(self, name: str, config: StageConfig, start: Path, *, base: Path, first: int, last: int) -> Path:
         """Run the iterations of one stage and keep its policy under RUN/name."""
         done = self.folder / name
         if done.exists():
@@ -112,8 +139,8 @@ class Run:
         kept = sorted(p for p in (self.folder / "latest").glob("[0-9]*") if first < int(p.name) < last)
         origin = kept[-1] if kept else start
         policy = load_policy(origin, device=self.device)
-        base = load_policy(self.folder / "base", device=self.device)
-        reference = Reference(base.model, base.state.fingerprint)
+        origin_policy = load_policy(base, device=self.device)
+        reference = Reference(origin_policy.model, origin_policy.state.fingerprint)
         trainer = Trainer(config, policy, reference, load_optimizer(origin))
         engine = make_engine(self.settings.sample, policy)
         probe: list[Trace] = []

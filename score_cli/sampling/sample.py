@@ -160,13 +160,7 @@ class Dialogues:
 
 
 def make_engine(config: SampleConfig, policy: Policy) -> Engine:
-    """The engine that `config.engine` asks for, holding this policy.
-
-    Raises:
-        UserError: the engine asked for cannot run here.
-    """
-    if config.engine == "vllm":
-        raise UserError("--engine vllm is not built yet: use --engine transformers")
+    """The engine that `config.engine` asks for, holding this policy."""
     return TransformersEngine(policy.model, batch_size=config.batch_size)
 
 

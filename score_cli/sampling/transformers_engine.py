@@ -181,7 +181,8 @@ def attention_masks(model: PreTrainedModel, mask: Tensor, positions: Tensor) -> 
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
         raise UserError(
-            f"the transformers engine cannot sample from layers of kind {', '.join(sorted(unknown))}: use --engine vllm"
+            f"the transformers engine cannot sample from layers of kind {', '.join(sorted(unknown))}: "
+            "expected full or sliding attention; use a model of that kind"
         )
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
