@@ -302,3 +302,24 @@ def test_training_uses_the_temperature_of_the_traces(tmp_path: Path, checkpoint:
     metrics = pl.read_parquet(step(tmp_path, "next") / "trainer" / "metrics.parquet")
     gaps = metrics.filter(pl.col("name") == "absolute_gap")["value"].to_list()
     assert max(gaps) < 1e-5 and not math.isnan(sum(gaps))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_other_architectures_pass_through_both_stages(architecture: str, tmp_path: Path, problems: Path) -> None:
+    """Sample, verify, Stage I, sample, verify, Stage II: the policy is proved at each update."""
+    base = write_checkpoint(tmp_path / "ckpt", architecture)
+    policies = [load_policy(base).state.fingerprint]
+    model = base
+    for number, config in enumerate((STAGE1, STAGE2)):
+        folder = tmp_path / f"iteration{number}"
+        folder.mkdir()
+        make_batch(folder, model, problems)
+        reward_some(folder)
+        out = folder / "next"
+        traces, rewards = folder / "traces.parquet", folder / "rewards.parquet"
+        train(config, model=model, reference=base, traces=traces, rewards=rewards, out=out)
+        model = out
+        policies.append(load_policy(out).state.fingerprint)
+    assert len(set(policies)) == 3
+    assert load_policy(model).state.parent == policies[1]
+    assert load_policy(model).state.reference == policies[0]
