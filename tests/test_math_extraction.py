@@ -82,3 +82,21 @@ def test_no_response_takes_long_to_read(response):
     begin = time.monotonic()
     extract_answer(response)
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("5", "5"),
+        (" $5$\n", "$5$"),
+        (r"\frac{1}{2}", r"\frac{1}{2}"),
+        ("x = 3", "x = 3"),
+        ("5 square meters", "5 square meters"),
+        ("Evelyn", "Evelyn"),
+        ("The value 5 was found, so we go on with 7", None),
+        ("We get\n5", None),
+        ("5 " * 300, None),
+    ],
+)
+def test_a_response_that_is_nothing_but_an_answer_is_taken_whole(response, answer):
+    assert extract_answer(response) == answer

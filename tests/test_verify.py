@@ -126,3 +126,32 @@ def test_a_trace_of_an_unknown_problem_is_refused(batch: Path) -> None:
 
 def test_verifying_again_gives_the_same_bytes(batch: Path) -> None:
     assert file_sha256(run_verify(batch)) == file_sha256(batch / "rewards.parquet")
+
+
+def math_files(folder: Path, rows: int = 40) -> None:
+    """Traces and problems of mathematics made by hand, some of which only algebra can decide."""
+    from score_cli.tables.parquet import PROBLEMS, write_table
+    from score_cli.tables.provenance import Footer
+    from tests.conftest import as_row
+    from tests.test_recipes import traces_of
+
+    golds = [r"\frac{1}{2}", r"2\sqrt{2}", "x^2+2x+1", "(3,4)"]
+    said = ["0.5", r"\sqrt{8}", "(x+1)^2", "(3,5)", r"\int_0^1 2x\,dx"]
+    problems = [
+        Problem(problem_id=f"p{i}", task="math", question="", answer=golds[i % 4], source="by hand")
+        for i in range(rows)
+    ]
+    write_table(
+        folder / "problems.parquet", PROBLEMS, [as_row(p) for p in problems], Footer(table="problems", stage="by hand")
+    )
+    traces_of([(f"p{i}", f"So $\\boxed{{{said[i % 5]}}}$.") for i in range(rows)], folder / "traces.parquet")
+
+
+def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
+    math_files(tmp_path)
+    digests = {file_sha256(run_verify(tmp_path, VerifyConfig(workers=n), f"{n}.parquet")) for n in (1, 3)}
+    assert len(digests) == 1
+    verdicts = [reward.verdicts[0] for reward in read_rewards(tmp_path / "1.parquet")]
+    # Row i says said[i % 5] to golds[i % 4]: 0.5 to 1/2 at 0, sqrt 8 at 1, (x+1)^2 at 2, (3,5) to (3,4) at 3.
+    assert verdicts[:4] == ["correct", "correct", "correct", "incorrect"]
+    assert verdicts[4] == "incorrect" and verdicts[20] == "correct"

@@ -1,7 +1,8 @@
 r"""Find the final answer in a response to a mathematics problem.
 
 In this order: the last `final answer is ...`, the last `\boxed`, the last line that begins `Final answer:`,
-the last `the answer is ...` or `Answer: ...`. A number that merely stands last is never taken. Of a response with
+the last `the answer is ...` or `Answer: ...`, a response that is nothing but an answer (`$5$`, `x = 3`). A number
+that merely stands last in prose is never taken. Of a response with
 a finished `<think>` block only what follows the block counts, and nothing of a response that never leaves it.
 """
 
@@ -35,6 +36,11 @@ _SENTENCE_END = re.compile(r"[.;!](?:\s|$)|\n")
 _MATH_SPAN = re.compile(r"(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$[^$\n]*(?<!\\)\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _REASON = re.compile(r",?\s+(?:because|since|as|so|which|therefore|where|when|hence|thus)\b")
+# A unit, a name, a short list have few words; a sentence that ends in a number has more.
+_MOST_ALONE = 512
+_WORDS_ALONE = 3
+_MATHEMATICS = re.compile(r"\d|\\[A-Za-z]")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _LAST_IS = re.compile(r"\b(?:is|are|equals)\s*:?\s+")
 
 
@@ -47,8 +53,18 @@ def extract_answer(response: str) -> str | None:
     phrase = _last_phrase(text)
     if phrase is not None:
         return phrase[: MAX_ANSWER_CHARS + 1]
-    found = last_boxes(text) or _anchored(text, _HEADED) or _anchored(text, _ANCHORED)
+    found = last_boxes(text) or _anchored(text, _HEADED) or _anchored(text, _ANCHORED) or _whole(text)
     return found[: MAX_ANSWER_CHARS + 1] if found else None
+
+
+def _whole(text: str) -> str | None:
+    """The response itself, where it is one line without prose: what little it says is its answer."""
+    line = text.strip()
+    if not line or "\n" in line or "\\boxed" in line or len(line) > _MOST_ALONE:
+        return None
+    words = len(_WORD.findall(line))
+    # Two words say something only beside mathematics: `no idea` is no answer, `5 square meters` is one.
+    return line if words <= 1 or (words <= _WORDS_ALONE and _MATHEMATICS.search(line)) else None
 
 
 def _relevant(response: str) -> str:
