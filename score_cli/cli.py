@@ -173,7 +173,7 @@ def _train(
     from score_cli.tables.atomic import check_output
     from score_cli.training.train import train
 
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, folder=True)
     summary = train(
         settings,
         model=model,
@@ -207,7 +207,13 @@ def evaluate(
 
     check_output(out, overwrite=overwrite)
     rows = evaluate_checkpoints(
-        settings, checkpoints=model, problems=problems, folder=traces_folder, out=out, progress=make_progress()
+        settings,
+        checkpoints=model,
+        problems=problems,
+        folder=traces_folder,
+        out=out,
+        overwrite=overwrite,
+        progress=make_progress(),
     )
     print_table(*paper_table(rows, settings.attempts))
 
@@ -324,6 +330,8 @@ def run_command(arguments: list[str] | None = None) -> int:
             return _fail(f"no space to write {error.filename or 'the output'}: free some and run the command again", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return _fail(f"no permission for {error.filename or 'the output'}: name a place you may write to", 2)
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            return _fail(f"{error.filename} cannot be used ({error.strerror}): name another place", EXIT_BAD_INPUT)
         raise
 
 

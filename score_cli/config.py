@@ -4,8 +4,12 @@ Defaults stand here and nowhere else. `options.py` turns the fields into command
 `pipeline/recipe.py` reads them from TOML; both show the help written here.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from score_cli.errors import UserError
 
 EngineName = Literal["auto", "transformers"]
 Baseline = Literal["leave-one-out", "conditional"]
@@ -14,9 +18,36 @@ Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
+Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
+
+
+def option(
+    default: Any, text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Any:
+    """A dataclass field with its help text and the values it may take."""
+    return field(default=default, metadata={"help": text, "least": least, "above": above, "most": most})
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field against its bounds, before any work is done.
+
+    Raises:
+        UserError: a value is out of bounds or not a finite number.
+    """
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least, above, most = (each.metadata.get(bound) for bound in ("least", "above", "most"))
+        bounds = [
+            (least is None or value >= least, f"at least {least:g}" if least is not None else ""),
+            (above is None or value > above, f"more than {above:g}" if above is not None else ""),
+            (most is None or value <= most, f"at most {most:g}" if most is not None else ""),
+            (math.isfinite(value), "a finite number"),
+        ]
+        expected = [text for holds, text in bounds if not holds]
+        if expected:
+            raise UserError(f"{each.name} is {value}, expected {expected[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +55,7 @@ class MachineConfig:
     """Where a stage that runs a model does so."""
 
     device: Device = option("auto", "Where the model runs; auto takes CUDA where there is a GPU.")
-    threads: int = option(2, "CPU threads of torch. Another number may change the last bits of a result.")
+    threads: int = option(2, "CPU threads of torch. Another number may change the last bits of a result.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +63,10 @@ class DataConfig:
     """`score data`: which problems to write."""
 
     split: str | None = option(None, "Part of the data set; its first if left out. The parts share no problem.")
-    limit: int | None = option(None, "Keep only the first N problems; all of them if left out.")
-    shots: int | None = option(None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.")
+    limit: int | None = option(None, "Keep only the first N problems; all of them if left out.", least=1)
+    shots: int | None = option(
+        None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.", least=0, most=3
+    )
     check: bool = option(True, "Verify each problem's own answer first, and list those that do not pass.")
     task: str | None = option(None, "custom: whose prompts and grader apply; math where there are answers.")
     id_column: str = option("problem_id", "custom: column of the problem's id; made up where absent.")
@@ -49,17 +82,20 @@ class DataConfig:
 class BaseConfig(MachineConfig):
     """`score base`: the tiny policy of the built-in task, trained from scratch on imperfect transcripts."""
 
-    seed: int = option(0, "Seed of the initial weights and of the transcripts.")
+    seed: int = option(0, "Seed of the initial weights and of the transcripts.", least=0, most=2**63 - 1)
     architecture: Architecture = option("gpt2", "Model family; gpt2 (learned positions) learns the task best.")
-    layers: int = option(2, "Transformer layers.")
-    width: int = option(96, "Hidden size.")
-    heads: int = option(4, "Attention heads.")
-    steps: int = option(3500, "Training steps.")
-    batch_size: int = option(128, "Transcripts a step.")
-    learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.")
-    warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.")
+    layers: int = option(2, "Transformer layers.", least=1)
+    width: int = option(96, "Hidden size.", least=1)
+    heads: int = option(4, "Attention heads.", least=1)
+    steps: int = option(3500, "Training steps.", least=1)
+    batch_size: int = option(128, "Transcripts a step.", least=1)
+    learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.", above=0, most=1)
+    warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.", least=0)
     latent_share: float = option(
-        0.25, "Share of transcripts with the latent skill: competent revision, asked for in other words."
+        0.25,
+        "Share of transcripts with the latent skill: competent revision, asked for in other words.",
+        least=0,
+        most=1,
     )
 
 
@@ -67,47 +103,60 @@ class BaseConfig(MachineConfig):
 class SampleConfig(MachineConfig):
     """`score sample`: problems to traces."""
 
-    samples: int = option(8, "Traces a problem.")
-    attempts: int = option(2, "Attempts a trace.")
-    temperature: float = option(1.0, "Divides the logits; 0 takes the likeliest token. Train on traces at 1.")
+    samples: int = option(8, "Traces a problem.", least=1)
+    attempts: int = option(2, "Attempts a trace.", least=1, most=127)
+    temperature: float = option(1.0, "Divides the logits; 0 takes the likeliest token. Train on traces at 1.", least=0)
     max_tokens: int | None = option(
-        None, "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024."
+        None,
+        "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024.",
+        least=1,
     )
     problems_per_iteration: int | None = option(
-        None, "Draw this many problems, going through shuffled epochs by iteration; all problems if left out."
+        None,
+        "Draw this many problems, going through shuffled epochs by iteration; all problems if left out.",
+        least=1,
     )
     iteration: int | None = option(
-        None, "Which iteration's problems and random numbers to draw; if left out, the updates of the checkpoint."
+        None,
+        "Which iteration's problems and random numbers to draw; if left out, the updates of the checkpoint.",
+        least=0,
     )
-    seed: int = option(0, "Seed of the problems drawn and of every token sampled.")
+    seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
     correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
+    prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
     engine: EngineName = option("auto", "What runs the model; transformers is the one there is, and what auto takes.")
-    batch_size: int = option(64, "Traces decoded at the same time (transformers engine).")
-    chunk_problems: int = option(64, "Problems a row group; chunks do not share state, so they can be redone alone.")
+    batch_size: int = option(64, "Traces decoded at the same time (transformers engine).", least=1)
+    chunk_problems: int = option(
+        64, "Problems a row group; chunks do not share state, so they can be redone alone.", least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """`score verify`: traces to rewards."""
 
-    workers: int | None = option(None, "Grading processes; one a CPU core if left out.")
-    math_timeout_seconds: float = option(2.0, "Longest that one answer's comparison may take.")
-    program_timeout_seconds: float = option(5.0, "Longest that one program may take, tests included.")
-    program_memory_mb: int = option(512, "Memory of one program.")
+    workers: int | None = option(None, "Grading processes; one a CPU core if left out.", least=1)
+    math_timeout_seconds: float = option(2.0, "Longest that one answer's comparison may take.", above=0)
+    program_timeout_seconds: float = option(5.0, "Longest that one program may take, tests included.", above=0)
+    program_memory_mb: int = option(512, "Memory of one program.", least=64)
     allow_unsandboxed: bool = option(False, "Run programs without a sandbox where this machine has none.")
-    unscored_limit: float = option(0.05, "Share of attempts left unscored above which the stage fails.")
+    unscored_limit: float = option(
+        0.05, "Share of attempts left unscored above which the stage fails.", least=0, most=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig(MachineConfig):
     """What the two training stages share: one optimiser step on one batch of traces."""
 
-    learning_rate: float = option(5e-6, "Adam's step size.")
-    beta1: float = option(0.01, "KL coefficient of every attempt, per nat.")
+    learning_rate: float = option(5e-6, "Adam's step size.", above=0, most=1)
+    beta1: float = option(0.01, "KL coefficient of every attempt, per nat.", least=0)
     discount: float = option(
         0.0,
         "How much of the later attempts' shaped rewards an attempt is credited with. The paper's 0 credits each "
         "attempt with its own; above 0, alpha = 10 pays the first attempt for being wrong.",
+        least=0,
+        most=1,
     )
     baseline: Baseline = option(
         "conditional",
@@ -119,55 +168,66 @@ class UpdateConfig(MachineConfig):
         "sampled: log-ratio of the sampled tokens, in the reward (unbiased). full: exact divergence over the "
         "vocabulary at every token, in the loss (less noise; ignores how a token changes later divergence).",
     )
-    adam_beta1: float = option(0.9, "Adam's decay of the first moment.")
-    adam_beta2: float = option(0.95, "Adam's decay of the second moment.")
-    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.")
+    adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
+    adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
+    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
     importance_cap: float = option(
-        2.0, "Where traces come from another engine: cap of the trainer-to-sampler probability ratio of a token."
+        2.0,
+        "Where traces come from another engine: cap of the trainer-to-sampler probability ratio of a token.",
+        above=0,
     )
     proof_tolerance: float | None = option(
         None,
         "Largest mean gap, in nats a token, between trainer and sampler logprobs, above which the update is refused; "
         "if left out, 0.001 in float32 and 0.05 in bfloat16.",
+        above=0,
     )
-    micro_batch_tokens: int = option(4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.")
+    micro_batch_tokens: int = option(
+        4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
+    )
     attempt_gradients: bool = option(
         False, "Log the gradient norm of each attempt's loss by itself; costs a backward pass and a copy an attempt."
     )
-    temperature: float = option(1.0, "Temperature of traces without a footer; others say their own.")
+    temperature: float = option(1.0, "Temperature of traces without a footer; others say their own.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(UpdateConfig):
     """`score train-stage1`: raise the last attempt's reward, pin the earlier attempts to the reference (Eq. 3)."""
 
-    beta2: float = option(0.1, "Further KL coefficient of every attempt before the last, per nat.")
+    beta2: float = option(0.1, "Further KL coefficient of every attempt before the last, per nat.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(UpdateConfig):
     """`score train-stage2`: raise all attempts' rewards, with a bonus for progress (Eq. 4)."""
 
-    alpha: float = option(10.0, "Bonus: alpha times (this attempt's reward minus the one before), from attempt 2 on.")
+    alpha: float = option(
+        10.0, "Bonus: alpha times (this attempt's reward minus the one before), from attempt 2 on.", least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(MachineConfig):
     """`score eval`: accuracy at each attempt, sampled and greedy."""
 
-    samples: int = option(8, "Sampled traces a problem.")
-    attempts: int = option(2, "Attempts a trace.")
-    temperature: float = option(1.0, "Temperature of the sampled traces; greedy ones are made besides.")
-    max_tokens: int | None = option(None, "Most tokens of one attempt; as for `score sample`.")
-    seed: int = option(0, "Seed of every token sampled; the same for all policies, so they share their luck.")
+    samples: int = option(8, "Sampled traces a problem.", least=1)
+    attempts: int = option(2, "Attempts a trace.", least=1, most=127)
+    temperature: float = option(1.0, "Temperature of the sampled traces; greedy ones are made besides.", least=0)
+    max_tokens: int | None = option(None, "Most tokens of one attempt; as for `score sample`.", least=1)
+    correction: str | None = option(None, "As for `score sample`.")
+    prompts: Overrides = ()
+    seed: int = option(
+        0, "Seed of every token sampled; the same for all policies, so they share their luck.", least=0, most=2**63 - 1
+    )
     engine: EngineName = option("auto", "As for `score sample`.")
-    batch_size: int = option(64, "As for `score sample`.")
+    batch_size: int = option(64, "As for `score sample`.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """`score run`: how many iterations of each stage."""
 
-    stage1_iterations: int = option(0, "Iterations of Stage I.")
-    stage2_iterations: int = option(0, "Iterations of Stage II.")
-    save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.")
+    stage1_iterations: int = option(0, "Iterations of Stage I.", least=0)
+    stage2_iterations: int = option(0, "Iterations of Stage II.", least=0)
+    save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)

@@ -25,7 +25,7 @@ def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        names = [field.name for field in dataclasses.fields(kind)]
+        names = [field.name for field in _option_fields(kind)]
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
 
         @functools.wraps(command)
@@ -47,11 +47,16 @@ def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def _option_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """The fields that are options: those with a help text."""
+    return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
 def _field_parameters(kind: type) -> list[inspect.Parameter]:
     """One option a field; unset is None, so that a recipe's value can stand."""
     hints = typing.get_type_hints(kind)
     parameters = []
-    for field in dataclasses.fields(kind):
+    for field in _option_fields(kind):
         # Said in the help text, because typer would show the default of an unset option, which is None.
         default = "" if field.default is None else f" [default: {field.default}]"
         option = typer.Option(help=field.metadata["help"] + default, show_default=False)

@@ -76,3 +76,21 @@ def test_weights_changed_behind_the_state_are_noticed(checkpoint: Path) -> None:
     state.write_text(json.dumps(content))
     with pytest.raises(UserError, match="the weights were changed"):
         load_policy(checkpoint)
+
+
+def test_missing_weights_are_not_drawn_at_random(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "ln_f" not in k}, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights that its config.json asks for \(transformer.ln_f"):
+        load_policy(checkpoint)
+
+
+@pytest.mark.parametrize("change", [{"n_embd": 64}, {"n_head": 0}, {"n_layer": "two"}, {"model_type": "bert"}])
+def test_a_configuration_of_another_model_is_refused(checkpoint: Path, change: dict[str, object]) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError) as caught:
+        load_policy(checkpoint)
+    assert "\n" not in str(caught.value)

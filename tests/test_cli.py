@@ -14,6 +14,8 @@ import pytest
 from score_cli import config
 from score_cli.cli import run_command
 from score_cli.pipeline.recipe import TABLES, read_recipe
+from score_cli.tables.checkpoints import load_policy
+from score_cli.tables.traces import read_traces
 
 COMMANDS = [name for name in TABLES if name != "run"]
 RECIPES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.toml"))
@@ -34,7 +36,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_tells_every_option_with_its_meaning_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for field in dataclasses.fields(TABLES[command]):
+    for field in (field for field in dataclasses.fields(TABLES[command]) if "help" in field.metadata):
         assert f"--{field.name.replace('_', '-')}" in shown
         # Help is folded to the terminal's width, even inside long words.
         assert field.metadata["help"].replace(" ", "") in shown.replace(" ", ""), field.name
@@ -46,6 +48,33 @@ def test_the_paper_defaults_stand() -> None:
     assert config.Stage1Config().beta1 == 0.01 and config.Stage1Config().beta2 == 0.1
     assert config.Stage2Config().alpha == 10.0 and config.Stage2Config().learning_rate == 5e-6
     assert config.Stage2Config().discount == 0.0 and config.SampleConfig().temperature == 1.0
+
+
+BAD_SETTINGS = [
+    ("train-stage1", "learning_rate", "-1", "expected more than 0"),
+    ("train-stage1", "learning_rate", "nan", "expected"),
+    ("train-stage2", "max_gradient_norm", "-1", "expected more than 0"),
+    ("train-stage2", "discount", "7", "expected at most 1"),
+    ("train-stage2", "beta1", "nan", "expected"),
+    ("train-stage2", "adam_beta1", "1.5", "expected at most"),
+    ("base", "steps", "0", "expected at least 1"),
+    ("base", "heads", "5", "expected a multiple of heads"),
+    ("base", "latent_share", "7", "expected at most 1"),
+    ("sample", "attempts", "130", "expected at most 127"),
+    ("sample", "iteration", "-5", "expected at least 0"),
+    ("verify", "unscored_limit", "nan", "expected"),
+    ("eval", "threads", "0", "expected at least 1"),
+]
+
+
+@pytest.mark.parametrize(("command", "name", "value", "message"), BAD_SETTINGS)
+def test_values_out_of_bounds_are_refused(
+    command: str, name: str, value: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(command, f"--{name.replace('_', '-')}", value, "--out", out) == 2
+    assert message in one_line(capsys)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +113,7 @@ def test_bad_settings_are_refused_before_any_work(batch: Path, capsys: pytest.Ca
         (["--temperature", "-1"], "temperature is -1"),
         (["--problems-per-iteration", "13"], "has 12 problems"),
         (["--max-tokens", "60"], "the model's context is 64"),
-        (["--attempts", "30"], "leaves no room for 30 attempts"),
+        (["--attempts", "60"], "leaves no room for 60 attempts"),
         (["--threads", "0"], "threads is 0"),
     ]:
         code = run(
@@ -171,6 +200,9 @@ def write_recipe(tmp_path: Path, text: str) -> Path:
         ("sample = 3", "sample is a value, expected a table"),
         ("[sample", "is not a TOML file"),
         ("seed = 1.5", "seed is 1.5, expected int"),
+        ('[prompts.math]\nfrist = "x"', "prompts have no field frist: did you mean first"),
+        ('[prompts.math]\nfirst = "x"', "lacks {question}"),
+        ('[prompts.maths]\nfirst = "x"', "no task is named maths"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +217,15 @@ def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(tmp_
     assert (settings.samples, settings.attempts, settings.seed) == (7, 2, 5)
     assert recipe.settings("sample", config.SampleConfig).samples == 3
     assert type(settings.temperature) is float
+
+
+def test_a_recipes_prompts_reach_the_conversation(tmp_path: Path, batch: Path) -> None:
+    recipe = write_recipe(tmp_path, '[prompts.division]\ncorrection = "<check>"')
+    arguments = ["--model", batch / "ckpt", "--problems", batch / "problems.parquet", "--out", batch / "asked"]
+    assert run("sample", "--config", recipe, "--max-tokens", "6", *arguments) == 0
+    tokenizer = load_policy(batch / "ckpt").tokenizer
+    for trace in read_traces(batch / "asked"):
+        assert tokenizer.convert_tokens_to_ids("<check>") in trace.token_ids[trace.attempt_ids == 0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

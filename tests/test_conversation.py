@@ -60,3 +60,20 @@ def test_an_attempts_text_leaves_its_stop_token_out() -> None:
     ids = small_policy().tokenizer.encode("\\boxed{53}: product 265<eos>", add_special_tokens=False)
     assert tokens.text(ids) == "\\boxed{53}: product 265"
     assert tokens.text(ids[:-1]) == "\\boxed{53}: product 265"
+
+
+def test_a_template_that_tells_the_date_does_not_put_the_clock_into_the_prompt() -> None:
+    tokens = conversation("{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert spelled(tokens, tokens.prompt("5")) == "265"
+
+
+def test_a_space_before_the_end_of_turn_does_not_double_it() -> None:
+    template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} <eos>{% endif %}{% endfor %}"
+    tokens = conversation(template)
+    assert spelled(tokens, tokens.bridge.after("length")) == "<eos><fix>"
+    assert spelled(tokens, tokens.bridge.after("stop")) == "<fix>"
+
+
+def test_a_broken_template_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be rendered"):
+        conversation("{% for m in messages %}")

@@ -92,7 +92,7 @@ def test_the_footer_ties_rewards_to_traces_and_traces_to_problems_and_policy(bat
     traces = read_footer(batch / "traces.parquet", TRACES)
     rewards = read_footer(batch / "rewards.parquet", REWARDS)
     assert traces is not None and rewards is not None
-    assert traces.inputs == {"problems": file_sha256(batch / "problems.parquet")}
+    assert traces.inputs["problems"] == file_sha256(batch / "problems.parquet")
     assert rewards.inputs["traces"] == file_sha256(batch / "traces.parquet")
     assert traces.policy == load_policy(batch / "ckpt").state.fingerprint
 
@@ -221,3 +221,76 @@ def test_reading_in_pieces_gives_every_row_in_order(batch: Path) -> None:
     pieces = list(iterate_batches(batch / "traces.parquet", TRACES, rows=7))
     assert max(piece.num_rows for piece in pieces) <= 7
     assert pa.concat_tables(pieces).equals(read_table(batch / "traces.parquet", TRACES))
+
+
+def test_a_checkpoint_set_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:
+    """Killed between the two renames: the next writer first puts the earlier folder back."""
+    left = tmp_path / ".ckpt.score-abc"
+    (left / "earlier").mkdir(parents=True)
+    (left / "earlier" / "config.json").write_text("earlier")
+    with pytest.raises(RuntimeError), replacing_folder(tmp_path / "ckpt"):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+    assert (tmp_path / "ckpt" / "config.json").read_text() == "earlier"
+
+
+def test_an_interrupt_between_the_renames_puts_the_earlier_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ckpt"
+    path.mkdir()
+    (path / "config.json").write_text("earlier")
+    real = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(path) as temporary:
+        (temporary / "config.json").write_text("later")
+    assert (path / "config.json").read_text() == "earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_a_living_writers_workspace_and_other_hidden_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".ckpt.backup").mkdir()
+    with replacing_file(tmp_path / "ckpt") as first:
+        first.write_text("first")
+        with replacing_file(tmp_path / "ckpt") as second:
+            second.write_text("second")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".ckpt.backup", "ckpt"]
+    assert (tmp_path / "ckpt").read_text() == "first"
+
+
+def test_a_folder_with_other_files_is_never_replaced_by_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files that are no checkpoint"):
+        check_output(tmp_path, overwrite=True, folder=True)
+    (tmp_path / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is the folder this command runs in"):
+        check_output(Path(), overwrite=True, folder=True)
+    with pytest.raises(UserError, match="is a folder, expected a file"):
+        check_output(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="notes.txt is not a folder"):
+        check_output(tmp_path / "notes.txt" / "deep" / "out", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": [3.0, 0.0]}, "reward 3.0 for"),
+        ({"rewards": [float("nan"), 0.0]}, "reward nan for"),
+        ({"verdicts": ["banana", "correct"]}, "verdict banana, expected one of"),
+        ({"rewards": [None, 0.0]}, "none where unscored"),
+        ({"answers": []}, "differ in length"),
+    ],
+)
+def test_rewards_that_no_verifier_gives_are_refused(batch: Path, change: dict[str, object], message: str) -> None:
+    rewrite(batch / "rewards.parquet", lambda row: row.update(change))
+    with pytest.raises(UserError, match=message):
+        read_rewards(batch / "rewards.parquet")

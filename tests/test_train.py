@@ -323,3 +323,57 @@ def test_other_architectures_pass_through_both_stages(architecture: str, tmp_pat
     assert len(set(policies)) == 3
     assert load_policy(model).state.parent == policies[1]
     assert load_policy(model).state.reference == policies[0]
+
+
+def test_another_chat_template_than_the_traces_had_is_refused(rewarded: Path) -> None:
+    (rewarded / "ckpt" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(UserError, match="sampled with another tokenizer, chat template or stop token"):
+        step(rewarded, "next")
+
+
+def test_a_footer_is_proved_even_where_foreign_tables_are_allowed(rewarded: Path) -> None:
+    rewrite(
+        rewarded / "traces.parquet",
+        lambda row: row.update(logprobs=[value - 0.5 if value else 0.0 for value in row["logprobs"]]),  # type: ignore[attr-defined]
+    )
+    rewrite(rewarded / "rewards.parquet", lambda row: None, keep_footer=False)
+    with pytest.raises(JobError, match="policy proof failed"):
+        step(rewarded, "next", allow_foreign=True)
+
+
+def test_sampled_kl_of_another_engines_traces_is_the_trainers_own(rewarded: Path) -> None:
+    """Policy and reference agree, so there is no KL, whatever the other engine's logprobs say."""
+    rewrite(rewarded / "rewards.parquet", lambda row: row.update(rewards=[0.0, 0.0], verdicts=["incorrect"] * 2))
+    for name in ("traces", "rewards"):
+        rewrite(rewarded / f"{name}.parquet", lambda row: None, keep_footer=False)
+    rewrite(
+        rewarded / "traces.parquet",
+        lambda row: row.update(logprobs=[v - 0.05 * row["sample_index"] if v else 0.0 for v in row["logprobs"]]),  # type: ignore[attr-defined,operator]
+        keep_footer=False,
+    )
+    config = Stage2Config(beta1=1.0, kl="sampled", threads=1)
+    metrics = pl.read_parquet(step(rewarded, "next", config, allow_foreign=True) / "trainer" / "metrics.parquet")
+    assert metrics.filter(pl.col("name") == "gradient_norm")["value"].to_list() == [pytest.approx(0.0, abs=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.update(token_ids=[99] * len(row["token_ids"])), "outside the model's vocabulary"),
+        (lambda row: row.update(attempt_ids=row["attempt_ids"][::-1]), "does not begin with context"),
+        (
+            lambda row: row.update(attempt_ids=[min(a, 1) for a in row["attempt_ids"]]),
+            "do not run through attempts 1 to 2",
+        ),
+        (lambda row: row.update(logprobs=[5.0] * len(row["logprobs"])), "a logprob is above 0"),
+        (lambda row: row.update(logprobs=[0.0] * len(row["logprobs"])), "no logprobs but 0"),
+        (lambda row: row.update(offline_attempts=-5), "-5 offline attempts"),
+        (lambda row: row.update(offline_attempts=2), "nothing to learn from"),
+    ],
+)
+def test_tokens_that_this_model_cannot_have_sampled_are_refused(rewarded: Path, change: object, message: str) -> None:
+    rewrite(rewarded / "traces.parquet", change, keep_footer=False)  # type: ignore[arg-type]
+    rewrite(rewarded / "rewards.parquet", lambda row: None, keep_footer=False)
+    with pytest.raises((UserError, JobError), match=message):
+        step(rewarded, "next", allow_foreign=True)
+    assert not (rewarded / "next").exists()

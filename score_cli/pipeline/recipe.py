@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from score_cli import config
 from score_cli.errors import UserError
+from score_cli.tasks.prompts import override, prompts_of
 
 Settings = TypeVar("Settings")
 
@@ -26,13 +27,17 @@ TABLES: dict[str, type] = {
     "run": config.RunConfig,
 }
 SEED = "seed"
+PROMPTS = "prompts"
 
 
 class Recipe:
     """The checked contents of a recipe file; an empty one leaves every default."""
 
-    def __init__(self, tables: dict[str, dict[str, Any]], seed: int | None = None) -> None:
+    def __init__(
+        self, tables: dict[str, dict[str, Any]], seed: int | None = None, prompts: config.Overrides = ()
+    ) -> None:
         self._tables = tables
+        self._prompts = prompts
         self.seed = seed
 
     def settings(self, table: str, kind: type[Settings], **overrides: Any) -> Settings:
@@ -43,8 +48,16 @@ class Recipe:
         values = dict(self._tables.get(table, {}))
         if self.seed is not None and SEED in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
             values.setdefault(SEED, self.seed)
+        if "prompts" in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+            values["prompts"] = self._prompts
         values.update({name: value for name, value in overrides.items() if value is not None})
-        return kind(**values)
+        settings = kind(**values)
+        config.check_settings(settings)
+        return settings
+
+    def has(self, table: str) -> bool:
+        """Whether the recipe speaks of a stage."""
+        return table in self._tables
 
     def change(self, assignments: Sequence[str]) -> None:
         """Apply assignments like `sample.max_tokens=64`, each as if it stood in the recipe.
@@ -76,24 +89,37 @@ def read_recipe(path: Path) -> Recipe:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a recipe such as pipelines/quickstart.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from None
     seed = content.pop(SEED, None)
     if seed is not None:
         _check_value(path, SEED, seed, int)
-    return Recipe({table: _check_table(path, table, values) for table, values in content.items()}, seed)
+    prompts = _check_prompts(path, content.pop(PROMPTS, {}))
+    return Recipe({table: _check_table(path, table, values) for table, values in content.items()}, seed, prompts)
+
+
+def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
+    """Tables like [prompts.math] with texts for the fields of the task's prompts."""
+    found = []
+    for task, changes in tables.items() if isinstance(tables, dict) else [(PROMPTS, None)]:
+        if not isinstance(changes, dict):
+            raise UserError(f"{path}: {PROMPTS} holds no table {task}, expected [{PROMPTS}.TASK] with texts in it")
+        for field, text in changes.items():
+            override(prompts_of(task), {field: text})
+            found.append([task, field, text])
+    return found
 
 
 def _check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
-        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, *TABLES])}")
+        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, PROMPTS, *TABLES])}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
     kinds = typing.get_type_hints(TABLES[table])
     checked = {}
     for key, value in values.items():
-        if key not in kinds:
+        if key not in kinds or key == PROMPTS:
             raise UserError(f"{path}: [{table}] has no key {key}{_nearest(key, list(kinds))}")
         _check_value(path, f"[{table}] {key}", value, kinds[key])
         is_float = isinstance(value, int) and kinds[key] in (float, float | None)

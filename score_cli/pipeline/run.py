@@ -36,7 +36,7 @@ from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, read_table, write_table
-from score_cli.tables.provenance import Footer
+from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
 from score_cli.training.train import Reference, StageConfig, Trainer
 from score_cli.verification.verify import verify
@@ -94,11 +94,26 @@ class Run:
             fewer = min(inputs.limit, self.settings.sample.problems_per_iteration)
             limited = replace(self.settings.sample, problems_per_iteration=fewer)
             self.settings = replace(self.settings, sample=limited)
+        if recipe.has("data") or self.settings.sample.iteration is not None or self.settings.sample.temperature == 0:
+            raise UserError(
+                "a run takes its problems from --problems, counts its iterations itself and trains on samples: "
+                "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
+            )
+        if self.settings.eval.correction is None:
+            asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
+            self.settings = replace(self.settings, eval=asked_alike)
         self.inputs = inputs
         self.folder = folder
         self.progress = progress
         self.device = use_machine(self.settings.sample)
-        _agree_on_settings(folder / "settings.json", asdict(self.settings))
+        self._start = None if inputs.model is None else load_policy(inputs.model, device=self.device).state.fingerprint
+        given = {
+            "model": self._start,
+            "problems": _digest(inputs.problems),
+            "eval_problems": _digest(inputs.eval_problems),
+            "limit": inputs.limit,
+        }
+        _agree_on_settings(folder / "settings.json", asdict(self.settings) | {"inputs": given})
 
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet."""
@@ -129,14 +144,16 @@ class Run:
                 write_problems("division", DataConfig(split=split, limit=self.inputs.limit), out=out)
             else:
                 rows = [asdict(problem) for problem in read_problems(source)[: self.inputs.limit]]
-                write_table(out, PROBLEMS, rows, Footer(table=PROBLEMS.name, stage="run"))
+                inputs = {"problems": file_sha256(source)}
+                write_table(out, PROBLEMS, rows, Footer(table=PROBLEMS.name, stage="run", inputs=inputs))
 
     def _train(self, name: str, config: StageConfig, start: Path, *, base: Path, first: int, last: int) -> Path:
         """Run the iterations of one stage and keep its policy under RUN/name."""
         done = self.folder / name
         if done.exists():
             return done
-        kept = sorted(p for p in (self.folder / "latest").glob("[0-9]*") if first < int(p.name) < last)
+        latest = (self.folder / "latest").glob("[0-9]*")
+        kept = sorted((p for p in latest if first < int(p.name) < last), key=lambda p: int(p.name))
         origin = kept[-1] if kept else start
         policy = load_policy(origin, device=self.device)
         origin_policy = load_policy(base, device=self.device)
@@ -149,6 +166,8 @@ class Run:
             for iteration in range(policy.state.iteration, last):
                 traces, rewards = self._iterate(trainer, engine, iteration)
                 probe = probe or read_traces(traces)[:PROBE_TRACES]
+                # Each stage on its own number of threads, as its command would.
+                use_machine(config)
                 trainer.update(traces, rewards)
                 prove_policy(trainer, engine, probe, self.settings.sample.temperature)
                 self._write_metrics(trainer, iteration)
@@ -164,6 +183,7 @@ class Run:
     def _iterate(self, trainer: Trainer, engine: Any, iteration: int) -> tuple[Path, Path]:
         folder = self.folder / "iterations" / f"{iteration:04d}"
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
+        use_machine(self.settings.sample)
         # A file left by a killed run is made again: it would be the same, but nothing proves it.
         sample(
             self.settings.sample,
@@ -199,6 +219,7 @@ class Run:
         out, problems = self.folder / "metrics.parquet", self.folder / "test.parquet"
         if out.exists():
             return list(read_table(out, METRICS).to_pylist())
+        use_machine(self.settings.eval)
         rows: list[dict[str, Any]] = []
         for name, path in policies.items():
             rows += evaluate_policy(
@@ -210,7 +231,8 @@ class Run:
                 progress=self.progress,
                 grading=self.settings.verify,
             )
-        write_metrics(rows, self.settings.eval, problems, out)
+        names = list(policies)
+        write_metrics(rows, self.settings.eval, problems=problems, folder=self.folder / "eval", names=names, out=out)
         return rows
 
 
@@ -242,18 +264,31 @@ def _headline(metrics: list[dict[str, Any]]) -> str:
     return " ".join(accuracies)
 
 
+def _digest(path: Path | None) -> str | None:
+    """sha256 of a problems table that the user gave, once it is seen to be one."""
+    if path is None:
+        return None
+    read_problems(path)
+    return file_sha256(path)
+
+
 def _agree_on_settings(path: Path, settings: dict[str, Any]) -> None:
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     if not path.exists():
         with replacing_file(path) as temporary:
             temporary.write_text(text)
         return
-    earlier = json.loads(path.read_text())
+    try:
+        earlier = json.loads(path.read_text())
+        known = {stage: dict(values) for stage, values in earlier.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} cannot be read: name another --out, or delete the folder") from None
+    now = json.loads(text)
     changed = [
-        f"{stage}.{key} was {earlier[stage].get(key)!r}, is {value!r}"
-        for stage, values in settings.items()
+        f"{stage}.{key} was {known.get(stage, {}).get(key)!r}, is {value!r}"
+        for stage, values in now.items()
         for key, value in values.items()
-        if earlier.get(stage, {}).get(key, value) != value
+        if known.get(stage, {}).get(key) != value
     ]
     if changed:
         raise UserError(

@@ -7,8 +7,10 @@ It is found once, by rendering a conversation around a sentinel and keeping what
 template that trims or strips earlier turns cannot change tokens that were already sampled.
 """
 
+import datetime
 from typing import NamedTuple
 
+import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from score_cli.errors import UserError
@@ -16,6 +18,8 @@ from score_cli.tables.schemas import STOP
 from score_cli.tasks.prompts import Prompts
 
 _SENTINEL = "ATTEMPTTEXT"
+# The day that Llama 3's own template names where it is told none.
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
 
 
 class Bridge(NamedTuple):
@@ -39,11 +43,14 @@ class ConversationTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Prompts) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
-        tail = self._encode(self._text_between_attempts())
+        text = self._text_between_attempts()
+        tail = self._encode(text)
         stops = _stop_tokens(tokenizer, model)
-        if tail and tail[0] in stops | _template_ends(tokenizer):
-            stops.add(tail[0])
-            self.bridge = Bridge(tail[:1], tail[1:])
+        # Some templates put a space between an attempt and the token that ends its turn; the policy never writes it.
+        unspaced = self._encode(text.lstrip())
+        if unspaced and unspaced[0] in stops | _template_ends(tokenizer):
+            stops.add(unspaced[0])
+            self.bridge = Bridge(unspaced[:1], unspaced[1:])
         elif tokenizer.eos_token_id is not None:
             self.bridge = Bridge([tokenizer.eos_token_id], tail)
         else:
@@ -67,7 +74,19 @@ class ConversationTokens:
         return [] if system is None else [{"role": "system", "content": system}]
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                # Templates that tell the date would put the clock into the traces.
+                strftime_now=lambda form: TEMPLATE_DATE.strftime(form),
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"the chat template cannot be rendered ({error}): use a tokenizer whose template can"
+            ) from None
+        return str(rendered)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -93,7 +112,8 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Special tokens with which a chat template could end a turn, such as <|im_end|>, listed as a stop or not."""
     if tokenizer.chat_template is None:
         return set()
-    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.bos_token_id}
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id, tokenizer.bos_token_id}
 
 
 def _stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:

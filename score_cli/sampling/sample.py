@@ -9,21 +9,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import SampleConfig
+from score_cli.config import Overrides, SampleConfig, check_settings
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.conversation import ConversationTokens
 from score_cli.sampling.engine import Decoding, Engine
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.seeds import draw_problems, sample_digest
-from score_cli.sampling.transformers_engine import TransformersEngine, in_chunks
+from score_cli.sampling.transformers_engine import TransformersEngine, context_length, in_chunks
 from score_cli.tables.atomic import check_output
-from score_cli.tables.checkpoints import Policy
+from score_cli.tables.checkpoints import Policy, asking_digest
 from score_cli.tables.parquet import TRACES, writing_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_problems
-from score_cli.tasks.prompts import prompts_of
+from score_cli.tasks.prompts import override, prompts_of
 
 MOST_TOKENS = 1024
 
@@ -47,7 +47,7 @@ def sample(
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
-    _check_settings(config)
+    check_settings(config)
     chosen = read_problems(problems)
     if config.iteration is None:
         config = replace(config, iteration=policy.state.iteration)
@@ -61,8 +61,11 @@ def sample(
         rows = draw_problems(config.seed, config.iteration or 0, names, config.problems_per_iteration)
         chosen = [chosen[row] for row in rows]
     engine = engine or make_engine(config, policy)
-    dialogues = Dialogues(policy, {problem.task for problem in chosen}, config.correction)
+    dialogues = Dialogues(policy, {problem.task for problem in chosen}, config.correction, config.prompts)
     prompts = [dialogues.prompt(problem) for problem in chosen]
+    for problem, prompt in zip(chosen, prompts, strict=True):
+        if not prompt:
+            raise UserError(f"{problems}: problem {problem.problem_id} gives an empty prompt: give it a question")
     if config.max_tokens is None:
         config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
     footer = Footer(
@@ -70,7 +73,7 @@ def sample(
         stage="sample",
         config=_recorded(config, engine),
         seed=config.seed,
-        inputs={"problems": file_sha256(problems)},
+        inputs={"problems": file_sha256(problems), "asking": asking_digest(policy)},
         policy=policy.state.fingerprint,
     )
     total = len(chosen) * config.samples
@@ -96,9 +99,14 @@ def sample(
 class Dialogues:
     """The conversations of every task in a problems file, as tokens of one policy."""
 
-    def __init__(self, policy: Policy, tasks: set[str], correction: str | None = None) -> None:
-        self._context = getattr(policy.model.config, "max_position_embeddings", None)
+    def __init__(
+        self, policy: Policy, tasks: set[str], correction: str | None = None, overrides: Overrides = ()
+    ) -> None:
+        self._context = context_length(policy.model)
         self._prompts = {task: prompts_of(task) for task in tasks}
+        for task, field, text in overrides:
+            if task in self._prompts:
+                self._prompts[task] = override(self._prompts[task], {field: text})
         if correction is not None:
             self._prompts = {task: own._replace(correction=correction) for task, own in self._prompts.items()}
         self._tokens = {
@@ -119,7 +127,7 @@ class Dialogues:
             return MOST_TOKENS
         bridge = max(len(t.bridge.end_of_turn) + len(t.bridge.rest) for t in self._tokens.values())
         longest = max(map(len, prompts))
-        room = (int(self._context) - longest - (attempts - 1) * bridge) // attempts
+        room = (self._context - longest - (attempts - 1) * bridge) // attempts
         if room < 1:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
@@ -169,19 +177,3 @@ def _recorded(config: SampleConfig, engine: Engine) -> dict[str, Any]:
     settings = asdict(config) | {"engine": engine.name}
     del settings["device"]
     return settings
-
-
-def _check_settings(config: SampleConfig) -> None:
-    least = {
-        "samples": config.samples,
-        "attempts": config.attempts,
-        "batch_size": config.batch_size,
-        "chunk_problems": config.chunk_problems,
-        "max_tokens": config.max_tokens,
-        "problems_per_iteration": config.problems_per_iteration,
-    }
-    for name, value in least.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}, expected at least 1")
-    if not 0 <= config.temperature < float("inf"):
-        raise UserError(f"temperature is {config.temperature}, expected 0 (greedy) or more")

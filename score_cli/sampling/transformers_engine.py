@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.errors import UserError
+from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.row_cache import RowCache
@@ -98,7 +98,7 @@ class TransformersEngine:
         return results
 
     def _check_lengths(self, rollouts: Sequence[Rollout]) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = context_length(self.model)
         too_long = [rollout for rollout in rollouts if limit is not None and rollout.longest > limit]
         if too_long:
             names = ", ".join(sorted({rollout.problem_id for rollout in too_long})[:5])
@@ -120,6 +120,10 @@ class TransformersEngine:
             logprobs = (logits / decoding.temperature).log_softmax(-1)
             tokens = choose_tokens(logprobs, [rows[index].draw() for index in chosen])
         kept = logprobs.gather(-1, tokens[:, None])[:, 0]
+        if not kept.isfinite().all():
+            raise JobError(
+                "the policy gives logprobs that are not finite: go back a checkpoint, or raise --temperature"
+            )
         for index, token, logprob in zip(chosen, tokens.tolist(), kept.tolist(), strict=True):
             rows[index].rollout.append(token, logprob)
 
@@ -157,6 +161,22 @@ class TransformersEngine:
         return logits
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens up to which a trace's positions mean the same whatever else is in the batch; None without a limit.
+
+    Some rotary embeddings change for the whole batch once its longest row passes the original length.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limit = min(size for size in (original, limit) if size is not None)
+    return None if limit is None else int(limit)
+
+
 def choose_tokens(logprobs: Tensor, uniforms: Sequence[float]) -> Tensor:
     """The token at which each row's cumulated probability first exceeds its uniform number.
 
@@ -178,6 +198,8 @@ def attention_masks(model: PreTrainedModel, mask: Tensor, positions: Tensor) -> 
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # GPT-Neo's own way to say it.
+    kinds |= {f"{kind} attention" for kind in getattr(config, "attention_layers", None) or [] if kind != "global"}
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
         raise UserError(
@@ -191,6 +213,8 @@ def attention_masks(model: PreTrainedModel, mask: Tensor, positions: Tensor) -> 
         sliding = mask
     else:
         sliding = mask & (torch.arange(mask.shape[-1], device=mask.device) > positions[:, None, :, None] - window)
+    if config._attn_implementation == "eager":
+        mask, sliding = (torch.zeros_like(m, dtype=model.dtype).masked_fill(~m, -1e9) for m in (mask, sliding))
     if "sliding_attention" not in kinds:
         # Mistral-like configurations slide in every layer without listing layer types.
         return mask if getattr(config, "layer_types", None) else sliding

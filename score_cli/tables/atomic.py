@@ -11,18 +11,33 @@ from pathlib import Path
 
 from score_cli.errors import UserError
 
+_EARLIER = "earlier"
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work is done, an output that exists or that has no folder to stand in.
 
+def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
+    """Refuse, before any work is done, an output that may not be written or replaced.
+
+    Args:
+        folder: the output is a checkpoint folder; only a checkpoint or an empty folder is ever replaced by one.
     Raises:
-        UserError: `path` exists and `overwrite` is off, or its parent is not a folder.
+        UserError: `path` exists and `overwrite` is off, or is of the other kind, or cannot have a parent folder.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: pass --overwrite to replace it, or name another output")
-    parent = path.absolute().parent
-    if parent.exists() and not parent.is_dir():
-        raise UserError(f"{parent} is not a folder, so {path} cannot be written: name another output")
+    if path.exists():
+        if not overwrite:
+            raise UserError(f"{path} exists: pass --overwrite to replace it, or name another output")
+        if not folder and path.is_dir():
+            raise UserError(f"{path} is a folder, expected a file to write: name a file in it")
+        if folder and not path.is_dir():
+            raise UserError(f"{path} is a file, expected a checkpoint folder to replace: name another output")
+        if folder and any(path.iterdir()) and not (path / "config.json").exists():
+            raise UserError(f"{path} holds files that are no checkpoint, and would lose them: name another output")
+        if folder and path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise UserError(f"{path} is the folder this command runs in: name another output")
+    ancestor = path.absolute().parent
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise UserError(f"{ancestor} is not a folder, so {path} cannot be written: name another output")
 
 
 def _sync(path: Path) -> None:
@@ -37,9 +52,10 @@ def _sync(path: Path) -> None:
 def _workspace(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, gone when the block ends; those of killed processes are removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}."
+    prefix = f".{path.name}.score-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError), _lock(left):
+            _restore(left, path)
             shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
@@ -47,6 +63,12 @@ def _workspace(path: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _restore(workspace: Path, path: Path) -> None:
+    """Move a folder that was set aside back, if nothing took its place."""
+    if (workspace / _EARLIER).exists() and not path.exists():
+        (workspace / _EARLIER).rename(path)
 
 
 @contextmanager
@@ -83,8 +105,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; when the block succeeds it becomes `path`, else it vanishes.
 
-    Folders cannot be swapped in one step, so an earlier `path` is moved aside first and moved
-    back if the second rename fails.
+    Folders cannot be swapped in one step, so an earlier `path` is moved aside first. It is moved back
+    if this process is stopped between the two steps, or by the next one that writes there if it is killed.
     """
     path = path.absolute()
     with _workspace(path) as workspace:
@@ -94,13 +116,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             _sync(file)
         _sync(temporary)
-        earlier = workspace / "earlier"
-        if path.exists():
-            path.rename(earlier)
         try:
+            if path.exists():
+                path.rename(workspace / _EARLIER)
             temporary.rename(path)
-        except OSError:
-            if earlier.exists():
-                earlier.rename(path)
-            raise
+        finally:
+            _restore(workspace, path)
         _sync(path.parent)

@@ -54,6 +54,19 @@ class TrainerState:
     reference: str | None = None
 
 
+def stored_state(path: Path) -> TrainerState:
+    """What a checkpoint's `score.json` says, without looking at the weights.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = path / TRAINER / STATE_FILE
+    try:
+        return TrainerState(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): resume from an earlier checkpoint") from None
+
+
 @dataclass(frozen=True)
 class Policy:
     """A loaded checkpoint: the model in float32 evaluation mode, its tokenizer, and where it stands."""
@@ -78,11 +91,12 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_folder(name: str | Path) -> None:
+def check_checkpoint(name: str | Path) -> None:
     """Refuse what is neither a whole checkpoint folder nor could be the id of a model of the hub."""
     path = Path(name)
     if not path.is_dir():
-        if path.exists() or str(name).count("/") != 1 or str(name).endswith("/"):
+        local = path.exists() or path.is_absolute() or Path(path.parts[0] if path.parts else ".").is_dir()
+        if local or str(name).count("/") != 1 or str(name).endswith("/"):
             raise UserError(f"{name} is not a checkpoint folder: `score base --out {name}` makes one, or name another")
         return
     parts = {
@@ -95,9 +109,22 @@ def _check_folder(name: str | Path) -> None:
         raise UserError(f"{path} is no checkpoint: it lacks {', '.join(missing)}: name a folder that has them")
 
 
+def asking_digest(policy: Policy) -> str:
+    """sha256 of what turns problems into tokens and ends attempts: tokenizer, chat template, stop tokens."""
+    generation = getattr(policy.model, "generation_config", None)
+    parts = [
+        policy.tokenizer.backend_tokenizer.to_str() if policy.tokenizer.is_fast else str(policy.tokenizer.get_vocab()),
+        str(policy.tokenizer.chat_template),
+        str(policy.tokenizer.eos_token_id),
+        str(policy.model.config.eos_token_id),
+        str(getattr(generation, "eos_token_id", None)),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint; errors as `load_policy`."""
-    _check_folder(name)
+    check_checkpoint(name)
     with _loading(name):
         return AutoTokenizer.from_pretrained(str(name))
 
@@ -106,7 +133,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def _loading(name: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a boundary: a damaged config.json raises whatever the model's code happens to
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name} cannot be loaded as a model ({reason}): name a folder or hub id that can") from None
 
@@ -121,7 +150,22 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
     """
     tokenizer = load_tokenizer(name)
     with _loading(name):
-        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.float32, attn_implementation="sdpa")
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+    # transformers would draw what is missing at random, and train on.
+    absent = sorted({*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])})
+    if absent:
+        raise UserError(
+            f"{name} lacks weights that its config.json asks for ({absent[0]} and {len(absent) - 1} more): "
+            "the folder is incomplete, or its config.json is another model's"
+        )
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary: use its own"
+        )
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # the fused kernels leave the cap out
     # Loaded weights are views into a file mapping; fresh tensors are aligned alike in every process,
     # which matrix products need to give the same last bits.
     for parameter in model.parameters():
@@ -140,10 +184,7 @@ def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
     file = path / TRAINER / STATE_FILE
     if not file.exists():
         return TrainerState(fingerprint=found)
-    try:
-        state = TrainerState(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): resume from an earlier checkpoint") from None
+    state = stored_state(path)
     if state.fingerprint != found:
         raise UserError(
             f"{path} holds policy {short(found)}, but its {STATE_FILE} was written for {short(state.fingerprint)}: "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from score_cli.errors import UserError
 from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_table
 from score_cli.tables.records import Problem
+from score_cli.tables.schemas import UNSCORED, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,15 @@ def read_traces(path: Path) -> list[Trace]:
 
 
 def iterate_rewards(path: Path, *, rows: int = 1024) -> Iterator[list[Reward]]:
-    """Yield rewards in pieces of at most `rows`; errors as `tables.parquet.iterate_batches`."""
+    """Yield rewards in pieces of at most `rows`.
+
+    Raises:
+        UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree or hold what no verifier gives.
+    """
+    start = 0
     for batch in iterate_batches(path, REWARDS, rows=rows):
-        yield [Reward(**row) for row in batch.to_pylist()]
+        yield [_reward(row, start + index, path) for index, row in enumerate(batch.to_pylist())]
+        start += batch.num_rows
 
 
 def read_rewards(path: Path) -> list[Reward]:
@@ -114,6 +121,21 @@ def _rows(batch: pa.Table) -> Iterator[dict[str, Any]]:
     plain = batch.drop_columns(list(arrays)).to_pylist()
     for index, row in enumerate(plain):
         yield row | {name: column[index].values.to_numpy() for name, column in arrays.items()}
+
+
+def _reward(row: dict[str, Any], number: int, path: Path) -> Reward:
+    reward = Reward(**row)
+    again = "run `score verify` again"
+    if not len(reward.answers) == len(reward.verdicts) == len(reward.rewards):
+        raise UserError(f"{path}, row {number}: answers, verdicts and rewards differ in length: {again}")
+    for verdict, value in zip(reward.verdicts, reward.rewards, strict=True):
+        if verdict not in VERDICTS:
+            raise UserError(f"{path}, row {number}: verdict {verdict}, expected one of {', '.join(VERDICTS)}: {again}")
+        if value not in (None, 0.0, 1.0) or (value is None) != (verdict == UNSCORED):
+            raise UserError(
+                f"{path}, row {number}: reward {value} for {verdict}, expected 0 or 1, and none where unscored: {again}"
+            )
+    return reward
 
 
 def _trace(row: dict[str, Any], number: int, path: Path) -> Trace:

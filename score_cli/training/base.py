@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from score_cli.config import BaseConfig
+from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output, replacing_folder
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, save_policy
@@ -44,7 +45,9 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
     Raises:
         UserError: `out` exists, or a setting does not fit.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, folder=True)
+    if config.width % config.heads:
+        raise UserError(f"width is {config.width}, expected a multiple of heads, {config.heads}")
     device = use_machine(config)
     tokenizer = make_tokenizer()
     model = make_model(config, tokenizer).to(device)
@@ -72,6 +75,8 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
             optimizer.step()
             schedule.step()
             task.advance(1, f"loss {loss.item():.3f}")
+    if not math.isfinite(loss.item()):
+        raise JobError(f"the base policy's loss is {loss.item()} after {config.steps} steps: lower --learning-rate")
     model.to("cpu").eval()
     state = TrainerState(fingerprint=fingerprint(model))
     with replacing_folder(out) as folder:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import Stage1Config, Stage2Config
+from score_cli.config import Stage1Config, Stage2Config, check_settings
 from score_cli.errors import JobError, UserError
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.checkpoints import (
@@ -23,6 +23,7 @@ from score_cli.tables.checkpoints import (
     TRAINER,
     Policy,
     TrainerState,
+    asking_digest,
     fingerprint,
     load_optimizer,
     load_policy,
@@ -65,6 +66,7 @@ class Trainer:
         Raises:
             UserError: the reference is not the one this chain started from, or is missing.
         """
+        check_settings(config)
         self.config = config
         self.policy = policy
         self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
@@ -86,20 +88,26 @@ class Trainer:
             JobError: the trainer's logprobs are not those the tokens were sampled with.
         """
         state = self.policy.state
-        temperature, other_engine = _check_origin(traces_path, rewards_path, state, self.config, allow_foreign)
+        assert self.reference.model is not self.policy.model or state.reference is None, (
+            "a reference must stay as it is"
+        )
+        origin = _check_origin(traces_path, rewards_path, self.policy, self.config, allow_foreign)
         traces, rewards = read_traces(traces_path), read_rewards(rewards_path)
         check_pairs(traces, rewards, traces_path, rewards_path)
+        _check_tokens(traces, self.policy.model, traces_path)
         inputs = UpdateInputs(
             traces=traces,
             rewards=_reward_matrix(rewards, rewards_path),
             groups=_groups(traces, traces_path),
-            temperature=temperature,
-            other_engine=other_engine,
+            temperature=origin.temperature,
+            other_engine=origin.other_engine,
         )
+        if not inputs.active.any():
+            raise JobError(f"no attempt of {traces_path} is scored and sampled from this policy: nothing to learn from")
         model = self.policy.model
         model.zero_grad()
         update = accumulate_gradient(model, self.reference.model, inputs, self.config)
-        if not allow_foreign:
+        if origin.known:
             self._prove_policy(update, traces_path)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_gradient_norm).item()
         if not math.isfinite(norm):
@@ -201,10 +209,17 @@ def _check_reference(policy: Policy, reference: Reference) -> None:
         )
 
 
-def _check_origin(
-    traces: Path, rewards: Path, state: TrainerState, config: StageConfig, allow_foreign: bool
-) -> tuple[float, bool]:
-    """Temperature of the traces, and whether another engine sampled them."""
+@dataclass(frozen=True)
+class _Origin:
+    """Where traces come from: whether a footer says so, their temperature, and whether another engine sampled them."""
+
+    known: bool
+    temperature: float
+    other_engine: bool
+
+
+def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConfig, allow_foreign: bool) -> _Origin:
+    state = policy.state
     origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
     for path, footer in ((traces, origin), (rewards, judged)):
         if footer is None and not allow_foreign:
@@ -216,13 +231,48 @@ def _check_origin(
             f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}: "
             "resample, or pass the checkpoint it came from"
         )
+    if origin is not None and origin.inputs.get("asking", asking_digest(policy)) != asking_digest(policy):
+        raise UserError(
+            f"{traces} was sampled with another tokenizer, chat template or stop token than {policy.name} has: resample"
+        )
     if judged is not None and judged.inputs.get("traces") != file_sha256(traces):
         raise UserError(f"{rewards} was made from other traces than {traces}: run `score verify` again on these traces")
     settings = origin.config if origin else {}
     temperature = float(settings.get("temperature", config.temperature))
     if temperature <= 0:
         raise UserError(f"{traces} was decoded greedily, expected samples: sample with --temperature 1")
-    return temperature, settings.get("engine") != "transformers"
+    return _Origin(origin is not None, temperature, settings.get("engine") != "transformers")
+
+
+def _check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -> None:
+    """Check that the token columns are those of conversations this model can have had.
+
+    Raises:
+        UserError: a row's tokens could not have been sampled as the row says.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    silent = True
+    for number, trace in enumerate(traces):
+        owners = trace.attempt_ids[trace.attempt_ids > 0]
+        wrong = None
+        if len(trace.token_ids) == 0 or trace.attempt_ids[0] != 0:
+            wrong = "it does not begin with context"
+        elif (owners[1:] < owners[:-1]).any() or set(owners.tolist()) != set(range(1, len(trace.attempts) + 1)):
+            wrong = f"attempt_ids do not run through attempts 1 to {len(trace.attempts)} in order"
+        elif trace.token_ids.min() < 0 or trace.token_ids.max() >= vocabulary:
+            wrong = f"a token id is outside the model's vocabulary of {vocabulary}"
+        elif context is not None and len(trace.token_ids) > context:
+            wrong = f"{len(trace.token_ids)} tokens, the model's context is {context}"
+        elif trace.logprobs.max() > 1e-3:
+            wrong = "a logprob is above 0"
+        elif not 0 <= trace.offline_attempts <= len(trace.attempts):
+            wrong = f"{trace.offline_attempts} offline attempts of {len(trace.attempts)}"
+        if wrong is not None:
+            raise UserError(f"{path}, row {number}: {wrong}: sample again with this model")
+        silent = silent and not trace.logprobs.any()
+    if silent:
+        raise UserError(f"{path} has no logprobs but 0, expected the sampler's: write them down when you sample")
 
 
 def _reward_matrix(rewards: Sequence[Reward], path: Path) -> Tensor:

@@ -103,12 +103,16 @@ def accumulate_gradient(
     reference_logprobs: list[Tensor] = []
     penalised = shaped
     if config.kl == "sampled":
-        # The sampler's logprobs are the policy's: one step a batch, so the reference pass is enough.
-        reference_logprobs = [_reference_logprobs(reference, batch, inputs.temperature) for batch in batches]
+        reference_logprobs = [_token_logprobs(reference, batch, inputs.temperature) for batch in batches]
         log_ratios = torch.zeros_like(shaped)
         for batch, known in zip(batches, reference_logprobs, strict=True):
-            masks = losses.attempt_masks(batch.attempt_ids[:, sampled_columns(batch)], attempts)
-            ratio = batch.sampler_logprobs[:, sampled_columns(batch)] - known
+            columns = sampled_columns(batch)
+            masks = losses.attempt_masks(batch.attempt_ids[:, columns], attempts)
+            # Our own sampler's logprobs are the policy's, since a batch has one step; another's need a pass of ours.
+            own = batch.sampler_logprobs[:, columns]
+            if inputs.other_engine:
+                own = _token_logprobs(model, batch, inputs.temperature)
+            ratio = own - known
             log_ratios[batch.rows] = losses.sum_by_attempt(ratio, masks).to(log_ratios)
         penalised = shaped - coefficients * log_ratios
     # What this policy did not sample, or nobody scored, is nobody's sibling either.
@@ -130,9 +134,10 @@ def accumulate_gradient(
     return update
 
 
-def _reference_logprobs(reference: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
+def _token_logprobs(model: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
+    """[B, C] logprobs of the batch's tokens, without gradient."""
     with torch.no_grad():
-        return score_batch(reference, batch, sampled_columns(batch), temperature).logprobs
+        return score_batch(model, batch, sampled_columns(batch), temperature).logprobs
 
 
 def _micro_loss(

@@ -20,7 +20,7 @@ def same_number(answer: str, gold: str) -> bool:
         return False
     try:
         return Fraction(answer) == Fraction(gold)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # a number of thousands of digits is not converted
         return False
 
 
