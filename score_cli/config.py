@@ -92,7 +92,7 @@ class BaseConfig(MachineConfig):
     learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.", above=0, most=1)
     warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.", least=0)
     latent_share: float = option(
-        0.25,
+        0.35,
         "Share of transcripts with the latent skill: competent revision, asked for in other words.",
         least=0,
         most=1,

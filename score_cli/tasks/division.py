@@ -63,7 +63,7 @@ class Corpus(NamedTuple):
     check_changes_wrong: float = 0.90
     check_changes_right: float = 0.03
     check_redraw_right: float = 0.90
-    latent_share: float = 0.25
+    latent_share: float = 0.35
 
 
 def problems() -> list[Problem]:
