@@ -42,10 +42,10 @@ stage2_iterations = 3
 save_every = 2
 """
 
-# The quickstart, shortened: a base trained for half as long and half of Stage I.
+# The quickstart, shortened: a base trained for fewer steps, and sixty iterations of Stage I alone.
 SHORT = """
 [base]
-steps = 2500
+steps = 3000
 [sample]
 samples = 8
 problems_per_iteration = 32

@@ -196,3 +196,42 @@ def test_engine_scores_given_tokens_as_it_samples_them(policy: Policy) -> None:
     for rollout, found in zip(grown, scores, strict=True):
         for owner, own, other in zip(rollout.attempt_ids, rollout.logprobs, found, strict=True):
             assert not owner or own == pytest.approx(other, abs=1e-5)
+
+
+def test_a_model_whose_cache_the_engine_cannot_drive_is_refused() -> None:
+    """GPT-Neo's local layers look back a few tokens only, and say so in words of their own."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    config = GPTNeoConfig(
+        vocab_size=23,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        max_position_embeddings=64,
+    )
+    with pytest.raises(UserError, match="local attention"):
+        TransformersEngine(GPTNeoForCausalLM(config).eval(), batch_size=4).check()
+
+
+def test_the_engines_own_check_passes_for_the_supported_families(policy: Policy) -> None:
+    TransformersEngine(policy.model, batch_size=2).check()
+
+
+def test_the_engines_own_check_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "score_cli.sampling.transformers_engine.attention_masks",
+        lambda model, mask, positions: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]),
+    )
+    with pytest.raises(UserError, match="gives other logprobs than GPT2LMHeadModel itself"):
+        TransformersEngine(small_policy().model, batch_size=3).check()
+
+
+def test_an_empty_prompt_is_refused(checkpoint: Path, problems: Path, tmp_path: Path) -> None:
+    from score_cli.tables.checkpoints import load_policy
+    from tests.conftest import rewrite
+
+    rewrite(problems, lambda row: row.update(question=""))
+    with pytest.raises(UserError, match="gives an empty prompt"):
+        sample(CONFIG, policy=load_policy(checkpoint), problems=problems, out=tmp_path / "traces.parquet")

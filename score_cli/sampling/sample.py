@@ -168,8 +168,14 @@ class Dialogues:
 
 
 def make_engine(config: SampleConfig, policy: Policy) -> Engine:
-    """The engine that `config.engine` asks for, holding this policy."""
-    return TransformersEngine(policy.model, batch_size=config.batch_size)
+    """The engine that `config.engine` asks for, holding this policy.
+
+    Raises:
+        UserError: the engine cannot sample from this kind of model.
+    """
+    engine = TransformersEngine(policy.model, batch_size=config.batch_size)
+    engine.check()
+    return engine
 
 
 def _recorded(config: SampleConfig, engine: Engine) -> dict[str, Any]:

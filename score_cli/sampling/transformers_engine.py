@@ -97,6 +97,27 @@ class TransformersEngine:
                 results.append([0.0, *logprobs.tolist()])
         return results
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """See that a batch of rows of different length is scored as each row is by itself.
+
+        Raises:
+            UserError: this model keeps its past, or counts positions, in a way this engine does not know.
+        """
+        sequences = [[index % 7 + 1 for index in range(length)] for length in (3, 5, 9)]
+        device = self.model.device
+        with compute_precision(self.model):
+            alone = [self.model(input_ids=torch.tensor([tokens], device=device)).logits[0] for tokens in sequences]
+        for tokens, logits, together in zip(sequences, alone, self.score(sequences, 1.0), strict=True):
+            targets = torch.tensor(tokens[1:], device=device)[:, None]
+            expected = logits[:-1].float().log_softmax(-1).gather(-1, targets)[:, 0].tolist()
+            gap = max(abs(a - b) for a, b in zip(expected, together[1:], strict=True))
+            if not gap <= (0.2 if device.type == "cuda" else 1e-3):
+                raise UserError(
+                    f"the transformers engine gives other logprobs than {type(self.model).__name__} itself ({gap:.2g} "
+                    "nats): its kind of attention is not supported; use a model with full or sliding attention"
+                )
+
     def _check_lengths(self, rollouts: Sequence[Rollout]) -> None:
         limit = context_length(self.model)
         too_long = [rollout for rollout in rollouts if limit is not None and rollout.longest > limit]
