@@ -146,7 +146,7 @@ def test_stage_one_raises_delta_and_leaves_the_first_attempt_alone(tmp_path: Pat
     values = {(policy, name): value for policy, name, value in metrics.select("policy", "name", "value").rows()}
     errors = {(policy, name): error for policy, name, error in metrics.select("policy", "name", "stderr").rows()}
     # The base revises without gain: its delta is small, of either sign from seed to seed.
-    assert abs(values["base", "delta@t2"]) < 0.05
+    assert abs(values["base", "delta@t2"]) < 0.08
     rise = values["stage1", "delta@t2"] - values["base", "delta@t2"]
     assert rise > 4 * errors["stage1", "delta@t2"]
-    assert abs(values["stage1", "acc@t1"] - values["base", "acc@t1"]) < 0.05
+    assert abs(values["stage1", "acc@t1"] - values["base", "acc@t1"]) < 0.08
