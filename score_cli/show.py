@@ -1,6 +1,6 @@
 """`score show`: traces as a person reads them; and tables on the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -114,12 +114,11 @@ def _print_trace(console: Console, trace: Trace, reward: Reward | None, problem:
         console.print(Text(text), soft_wrap=True)
 
 
-def _print_tokens(console: Console, trace: Trace, spell: "object") -> None:
+def _print_tokens(console: Console, trace: Trace, spell: Callable[[int], str]) -> None:
     """Sampled tokens underlined, with the mean logprob of each attempt; context dim."""
     line = Text()
     for token, owner in zip(trace.token_ids.tolist(), trace.attempt_ids.tolist(), strict=True):
-        piece = spell(token)  # type: ignore[operator]
-        line.append(piece, style="underline" if owner else "dim")
+        line.append(spell(token), style="underline" if owner else "dim")
         line.append("|", style="dim")
     console.print(line, soft_wrap=True)
     for attempt in range(1, len(trace.attempts) + 1):
@@ -127,10 +126,10 @@ def _print_tokens(console: Console, trace: Trace, spell: "object") -> None:
         console.print(f"attempt {attempt}: {len(own)} sampled tokens, logprob {own.sum():.2f} nats", style="dim")
 
 
-def _speller(model: Path | None) -> "object":
+def _speller(model: Path | None) -> Callable[[int], str]:
     if model is None:
         return str
     from score_cli.tables.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
+    return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
