@@ -1,5 +1,6 @@
 """Where a model runs and in what arithmetic; the sampler and the trainer must agree on both."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,13 @@ from transformers import PreTrainedModel
 
 from score_cli.config import MachineConfig
 from score_cli.errors import UserError
+
+# The functions that torch hands to MKL's vector mathematics.
+VECTOR_FUNCTIONS = (
+    *(torch.acos, torch.asin, torch.atan, torch.cos, torch.cosh, torch.erf, torch.erfc, torch.erfinv, torch.exp),
+    *(torch.expm1, torch.log, torch.log10, torch.log1p, torch.log2, torch.rsqrt, torch.sigmoid),
+    *(torch.sin, torch.sinh, torch.sqrt, torch.tan, torch.tanh),
+)
 
 
 def use_machine(config: MachineConfig) -> str:
@@ -18,12 +26,31 @@ def use_machine(config: MachineConfig) -> str:
     """
     if config.threads < 1:
         raise UserError(f"threads is {config.threads}, expected at least 1")
+    _settle_vector_math()
     torch.set_num_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but torch finds no GPU here: use --device cpu, or install torch with CUDA")
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
+
+
+@functools.cache
+def _settle_vector_math() -> None:
+    """Call each vectorised function once on one thread, before several threads can.
+
+    MKL chooses a function's kernel for this CPU at its first call, and is not safe there: where the first call
+    is made by two threads at once, one of them may compute its half with a kernel that rounds otherwise. Seen
+    with tanh (inside GELU) in one process of ten that started with a cold page cache: every policy trained
+    from there differed in its last bits from what the same command gave at any other time.
+    """
+    torch.set_num_threads(1)
+    for dtype in (torch.float32, torch.float64):
+        values = torch.linspace(0.1, 0.9, 4096, dtype=dtype)
+        for function in VECTOR_FUNCTIONS:
+            function(values)
+        square = values.reshape(64, 64)
+        square @ square
 
 
 @contextmanager

@@ -1,0 +1,27 @@
+"""The machine a stage runs on is set up so that the first call computes what every later call computes."""
+
+import subprocess
+import sys
+
+# A process of its own, since first calls are what this is about.
+FIRST_CALLS = """
+import torch
+from score_cli.config import MachineConfig
+from score_cli.tables import machine
+
+threads = {}
+def watched(function):
+    def call(values):
+        threads.setdefault(function.__name__, torch.get_num_threads())
+        return function(values)
+    return call
+machine.VECTOR_FUNCTIONS = [watched(function) for function in machine.VECTOR_FUNCTIONS]
+machine.use_machine(MachineConfig(threads=2))
+print(torch.get_num_threads(), threads["tanh"], threads["exp"], threads["log"], set(threads.values()))
+"""
+
+
+def test_vector_functions_are_first_called_on_one_thread() -> None:
+    """MKL picks their kernels at the first call, and two threads at once may pick two that round differently."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "1", "1", "1", "{1}"]
