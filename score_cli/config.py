@@ -225,6 +225,14 @@ class EvalConfig(MachineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """`score report`: what of a run goes on its page."""
+
+    traces_per_policy: int = option(200, "Most traces on the page of each policy and decoding.", least=0)
+    traces_per_update: int = option(8, "Most traces on the page of each update of the training.", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """`score run`: how many iterations of each stage."""
 
