@@ -275,9 +275,7 @@ def report(
     from score_cli.evaluation.report import write_report
 
     page = out or run / "report.html"
-    figures = write_report(
-        settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress()
-    )
+    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
 
 

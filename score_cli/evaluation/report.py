@@ -54,7 +54,6 @@ class Drawn:
     """Figures in the order of the page, by the name of their file."""
 
     figures: dict[str, "Figure"] = field(default_factory=dict)
-    svgs: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, caption: str, figure: "Figure") -> dict[str, str]:
         """Keep a figure and return what the template shows."""
@@ -156,8 +155,8 @@ def _browser(
     note = (
         f"At most {settings.traces_per_policy} traces of each policy and decoding and {settings.traces_per_update} of "
         "each update are on this page, the rare verdicts as likely as the common; all stand in the run's tables. "
-        f"Texts are cut after {MOST_CHARACTERS} characters. Words that the other attempt lacks are marked: struck out in "
-        "the first attempt, underlined in later ones."
+        f"Texts are cut after {MOST_CHARACTERS} characters. Words that the other attempt lacks are marked: struck out "
+        "in the first attempt, underlined in later ones."
     )
     return {
         "note": note,

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from score_cli.evaluation.metrics import Estimate
 from score_cli.evaluation.report_stats import LogprobBin, moving_average
@@ -35,10 +37,16 @@ CYCLE = ("blue", "orange", "green", "purple", "gold")
 SIZE = (4.2, 2.7)  # inches
 PNG_DPI = 200
 HISTOGRAM_BINS = 20
+# Policies' names of more letters than this, together, are slanted to fit side by side.
+MOST_LEVEL_LETTERS = 36
+DASHES = (0, (4, 1.5))
+# Curves that move less than this share of their size are shown as the flat lines they are.
+LEAST_RANGE = 0.1
 # A curve of this many updates or more is drawn with its moving average, over a twentieth of it.
 LONG_CURVE = 40
 
-STYLE = {
+# Any: matplotlib types the keys only in some of its versions.
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": COLOURS["muted"],
     "axes.labelcolor": COLOURS["ink"],
@@ -57,7 +65,8 @@ STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "figure.constrained_layout.use": True,
-    "svg.hashsalt": "score",
+    # A policy may be called a_$b$.
+    "text.parse_math": False,
 }
 
 
@@ -82,22 +91,26 @@ def curve_figure(series: Sequence[Series], unit: str, *, percent: bool = False) 
     """Lines over the updates, a dotted rule where a stage begins; a long curve is smoothed, its raw values faint."""
     figure, axes = _axes()
     scale = 100 if percent else 1
-    starts: set[int] = set()
     for index, line in enumerate(series):
-        colour, dash = COLOURS[CYCLE[index % len(CYCLE)]], "-" if index % 2 else (0, (4, 1.5))
+        dashed = len(series) > 1 and index % 2 == 0
+        colour, dash = COLOURS[CYCLE[index % len(CYCLE)]], DASHES if dashed else "-"
         label: str | None = line.label
         for part in line.parts.values():
             updates, values = [update for update, _ in part], [scale * value for _, value in part]
-            starts.add(updates[0])
             if len(values) >= LONG_CURVE:
                 axes.plot(updates, values, color=colour, linewidth=0.7, alpha=0.35)
                 values = moving_average(values, len(values) // 20)
             mark = "o" if len(values) == 1 else None
             axes.plot(updates, values, color=colour, linestyle=dash, marker=mark, markersize=3, label=label)
             label = None
-    for start in sorted(starts)[1:]:
+    stages = {stage for line in series for stage in line.parts}
+    starts = sorted(min(line.parts[stage][0][0] for line in series if stage in line.parts) for stage in stages)
+    for start in starts[1:]:
         axes.axvline(start - 0.5, color=COLOURS["muted"], linestyle=":", linewidth=1)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    values = [scale * value for line in series for part in line.parts.values() for _, value in part]
+    axes.set_ylim(*_range(values))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("update")
     axes.set_ylabel(unit)
     if len(series) > 1:
@@ -180,10 +193,12 @@ def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
             yerr=[100 * (estimate.stderr or 0) for estimate in estimates],
             error_kw={"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2},
             label=text,
-            hatch=None if key == "c" else "///",
             **_fill(colour),
         )
-    axes.set_xticks(range(len(changed)), list(changed))
+    slanted = sum(map(len, changed)) > MOST_LEVEL_LETTERS
+    axes.set_xticks(
+        range(len(changed)), list(changed), rotation=30 if slanted else 0, ha="right" if slanted else "center"
+    )
     axes.grid(False, axis="x")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("answers changed (%)")
@@ -195,7 +210,7 @@ def calibration_figure(bins: Sequence[LogprobBin]) -> Figure:
     """By the sampler's mean logprob of the earlier attempt: percent changed, beside percent wrong."""
     figure, axes = _axes()
     for key, text, colour, mark, dash in (
-        ("wrong", "was wrong", "orange", "s", (0, (4, 1.5))),
+        ("wrong", "was wrong", "orange", "s", DASHES),
         ("changed", "answer changed", "blue", "o", "-"),
     ):
         estimates: list[Estimate] = [getattr(part, key) for part in bins]
@@ -252,7 +267,18 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _fill(colour: str) -> dict[str, object]:
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The vertical axis of a curve: at least LEAST_RANGE of its largest value, so that rounding is no mountain."""
+    low, high = min(values), max(values)
+    largest = max(abs(low), abs(high))
+    if largest == 0:
+        return -0.05, 1
+    missing = max(0, LEAST_RANGE * largest - (high - low)) / 2
+    margin = 0.05 * (high - low + 2 * missing)
+    return low - missing - margin, high + missing + margin
+
+
+def _fill(colour: str) -> dict[str, Any]:
     return {"facecolor": COLOURS[colour], "edgecolor": COLOURS[colour], "alpha": 0.75, "linewidth": 0.6}
 
 

@@ -1,4 +1,4 @@
-"""What the report says beyond metrics.parquet: flows of answers, who gets changed, which traces to show. Pure functions.
+"""What the report says beyond metrics.parquet: flows of answers, who gets changed, traces to show. Pure functions.
 
 `attempt` is the later one of a pair of neighbouring attempts, counted from 1: pair 2 is y1 to y2.
 An unscored attempt is left out of whatever needs its verdict.
@@ -28,10 +28,8 @@ Rows = Sequence[tuple[Trace, Reward]]
 
 @dataclass(frozen=True)
 class LogprobBin:
-    """Traces whose earlier attempt has a mean logprob from `low` to `high` (nats a token, the sampler's)."""
+    """Traces whose earlier attempts the sampler was about as sure of; `mean` is their mean logprob, nats a token."""
 
-    low: float
-    high: float
     mean: float
     changed: Estimate
     wrong: Estimate
@@ -184,8 +182,6 @@ def _logprob_bins(rows: Rows, attempt: int) -> list[LogprobBin]:
         inside, alike = [value for value, _ in part], [row for _, row in part]
         bins.append(
             LogprobBin(
-                low=min(inside),
-                high=max(inside),
                 mean=sum(inside) / len(inside),
                 changed=_estimate(alike, lambda trace, reward: changed_answer(trace, reward, attempt) or 0.0),
                 wrong=_estimate(alike, lambda trace, reward: 1.0 - (accuracy(trace, reward, attempt - 1) or 0.0)),

@@ -48,7 +48,7 @@ def curve_lines(curve: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, bool
         ),
     ):
         panel = CURVES.get(name, (name, "", False))
-        label = "both attempts" if name == "gradient_norm" and row["attempt"] is None else _WORDS.get(name, "all")
+        label = "all attempts" if name == "gradient_norm" and row["attempt"] is None else _WORDS.get(name, "all")
         if row["attempt"] is not None:
             label = f"attempt {row['attempt']}"
         elif pair not in ("", "t2"):

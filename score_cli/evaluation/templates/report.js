@@ -4,7 +4,6 @@
 const PAGE = 20;
 // Longest-common-subsequence table of one diff; beyond it, the whole text counts as changed.
 const MOST_CELLS = 4e6;
-const LETTERS = { c: "right", i: "wrong", u: "unscored" };
 const holder = document.getElementById("data");
 
 function element(tag, name, text) {
@@ -95,11 +94,13 @@ function changedAnswer(trace) {
 
 function matching(data, filters) {
   const wanted = filters.problem.trim().toLowerCase();
+  const exact = data.traces.some((trace) => trace.problem.toLowerCase() === wanted);
   return data.traces.filter((trace) => {
     if (filters.source && data.sources[trace.source].key !== filters.source) return false;
     if (filters.chain && trace.chain !== filters.chain) return false;
     if (filters.changed && !changedAnswer(trace)) return false;
     if (!wanted || trace.problem.toLowerCase() === wanted) return true;
+    if (exact) return false;
     const problem = data.problems[trace.problem];
     return trace.problem.toLowerCase().includes(wanted) || (problem && problem.text.toLowerCase().includes(wanted));
   });
@@ -110,6 +111,12 @@ function browse(data) {
   const count = document.getElementById("count");
   const previous = document.getElementById("previous"), next = document.getElementById("next");
   let first = 0;
+
+  for (const name of [...new Set(data.traces.map((trace) => trace.problem))].sort()) {
+    const choice = element("option");
+    choice.value = name;
+    document.getElementById("problem-ids").append(choice);
+  }
 
   function show() {
     const filters = {
