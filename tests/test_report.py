@@ -201,7 +201,7 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(run: Path, tmp_path:
 
 
 def test_the_page_is_bounded_however_long_the_run(tmp_path: Path) -> None:
-    """60 traces of 7,000 characters an attempt: 10 of the policy and 2 of the update are shown, 4,000 of each attempt."""
+    """Of 60 traces of 7,000 characters an attempt, 10 of the policy and 2 of the update are shown, cut at 4,000."""
     long: list[Row] = [(f"p{n}", 0, ("x" * 7_000, "y" * 7_000), "ic", ("1", "2"), -0.1) for n in range(60)]
     write_run(tmp_path, policies=["base"], rows=long)
     write_updates(tmp_path, 1, rows=long)
@@ -209,8 +209,23 @@ def test_the_page_is_bounded_however_long_the_run(tmp_path: Path) -> None:
     assert [trace["source"] for trace in page.data["traces"]] == [0] * 10 + [1] * 2
     attempts = [attempt for trace in page.data["traces"] for attempt in trace["attempts"]]
     assert {(len(attempt["text"]), attempt["cut"]) for attempt in attempts} == {(4000, 3000)}
-    assert "At most 10 traces of each policy and decoding and 2 of each update" in page.text
+    assert "At most 10 traces of each policy and decoding and 2 of each of 1 of 1 updates" in page.text
     assert (tmp_path / "report.html").stat().st_size < 400_000
+
+
+def test_traces_of_a_long_training_are_shown_of_updates_spread_over_it(tmp_path: Path) -> None:
+    write_updates(tmp_path, 7)
+    page = report(tmp_path, updates_shown=3, traces_per_update=1)
+    assert [source["key"] for source in page.data["sources"]] == ["update-0000", "update-0003", "update-0006"]
+    assert "1 of each of 3 of 7 updates" in page.text
+
+
+def test_policies_whose_names_have_no_plain_letters_keep_figures_of_their_own(tmp_path: Path) -> None:
+    page = report(write_run(tmp_path, policies=["основа", "итог"]), tmp_path / "page.html", tmp_path / "plots")
+    assert {"основа, sampled", "итог, sampled"} <= set(page.captions)
+    assert len(list((tmp_path / "plots").glob("flow-*.svg"))) == 2
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
 
 
 def test_a_run_under_way_is_reported_on_without_results(tmp_path: Path) -> None:

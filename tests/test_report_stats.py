@@ -15,7 +15,7 @@ from score_cli.evaluation.report_plots import (
     style,
     svg_file,
 )
-from score_cli.evaluation.report_stats import choose_rows, mean_logprob, moving_average, pair_facts, pairs_shown
+from score_cli.evaluation.report_stats import choose_rows, mean_logprob, moving_average, pair_facts, pairs_shown, spread
 from score_cli.evaluation.report_text import curve_lines
 from score_cli.tables.traces import Reward, Trace
 
@@ -84,6 +84,11 @@ def test_policies_that_behave_alike_are_shown_on_the_same_problems() -> None:
     backwards = list(reversed(rewards))
     names = {rewards[row].problem_id for row in choose_rows(rewards, 7)}
     assert names == {backwards[row].problem_id for row in choose_rows(backwards, 7)}
+
+
+def test_numbers_are_spread_from_the_first_to_the_last() -> None:
+    assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(9, 5) == [0, 2, 4, 6, 8] and spread(200, 2) == [0, 199]
+    assert spread(7, 1) == [0] and spread(7, 0) == [] and spread(0, 3) == []
 
 
 def test_pairs_of_attempts_shown() -> None:

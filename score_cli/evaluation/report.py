@@ -25,6 +25,7 @@ from score_cli.evaluation.report_stats import (
     pairs_shown,
     shorten,
     shown_trace,
+    spread,
     verdict_counts,
 )
 from score_cli.progress import SILENT, Progress
@@ -54,13 +55,17 @@ class Drawn:
     """Figures in the order of the page, by the name of their file."""
 
     figures: dict[str, "Figure"] = field(default_factory=dict)
+    wanted: list[str] = field(default_factory=list)
 
     def add(self, name: str, caption: str, figure: "Figure") -> dict[str, str]:
-        """Keep a figure and return what the template shows."""
+        """Keep a figure and return what the template shows; a name that is taken gets a number."""
         from markupsafe import Markup
 
         from score_cli.evaluation.report_plots import inline_svg
 
+        number = 1 + sum(wanted == name for wanted in self.wanted)
+        self.wanted.append(name)
+        name = name if number == 1 else f"{name}_{number}"
         self.figures[name] = figure
         return {"caption": caption, "svg": Markup(inline_svg(figure, name, caption))}
 
@@ -81,10 +86,10 @@ def write_report(
             together, or an output is in the way.
     """
     _check_extra()
+    folder = read_run(run)
     check_output(out, overwrite=overwrite)
     if plots is not None and plots.exists() and not plots.is_dir():
         raise UserError(f"{plots} is a file, expected a folder for the figures: name another")
-    folder = read_run(run)
     facts, browser = _read_sources(folder, settings, progress)
 
     from score_cli.evaluation.report_plots import png_file, style, svg_file
@@ -121,7 +126,8 @@ def _read_sources(
     facts: list[SourceFacts] = []
     shown: list[dict[str, Any]] = []
     sources: list[dict[str, Any]] = []
-    every = [*folder.evaluated, *folder.updates]
+    updates = [folder.updates[place] for place in spread(len(folder.updates), settings.updates_shown)]
+    every = [*folder.evaluated, *updates]
     with progress.phase("reading", len(every)) as task:
         for source in every:
             rows, fingerprint = source.read()
@@ -150,11 +156,15 @@ def _browser(
     folder: RunFolder, settings: ReportConfig, sources: list[dict[str, Any]], shown: list[dict[str, Any]]
 ) -> dict[str, Any]:
     names = sorted({trace["problem"] for trace in shown})
+    updates = sum(source["group"] == "training" for source in sources)
     words = {"c": "right", "i": "wrong", "u": "unscored"}
     chains = sorted({trace["chain"] for trace in shown}, key=lambda chain: (len(chain), chain))
+    of_updates = (
+        f" and {settings.traces_per_update} of each of {updates} of {len(folder.updates)} updates" if updates else ""
+    )
     note = (
-        f"At most {settings.traces_per_policy} traces of each policy and decoding and {settings.traces_per_update} of "
-        "each update are on this page, the rare verdicts as likely as the common; all stand in the run's tables. "
+        f"At most {settings.traces_per_policy} traces of each policy and decoding{of_updates} are on this page, the "
+        "rare verdicts as likely as the common; all stand in the run's tables. "
         f"Texts are cut after {MOST_CHARACTERS} characters. Words that the other attempt lacks are marked: struck out "
         "in the first attempt, underlined in later ones."
     )
@@ -234,6 +244,7 @@ def _pair(attempt: int, facts: Sequence[SourceFacts], drawn: Drawn, browser: dic
     linked = browser["traces"] is not None and all(len(chain) == 3 for chain, _ in browser["chains"])
     return {
         "name": f"attempt {attempt - 1} to {attempt}",
+        "linked": linked,
         "flow_lines": [
             text.flow_line(source.title, source.key, pair.flow, linked=linked) for source, pair in known if pair.flow
         ],

@@ -34,11 +34,11 @@ COLOURS = {
     "gold": "#a87d00",
 }
 CYCLE = ("blue", "orange", "green", "purple", "gold")
-SIZE = (4.2, 2.7)  # inches
+SIZE = (3.7, 2.5)  # inches
 PNG_DPI = 200
 HISTOGRAM_BINS = 20
-# Policies' names of more letters than this, together, are slanted to fit side by side.
-MOST_LEVEL_LETTERS = 36
+# A longer name of a policy is cut in its middle on an axis: names often differ at their ends.
+MOST_LETTERS = 16
 DASHES = (0, (4, 1.5))
 # Curves that move less than this share of their size are shown as the flat lines they are.
 LEAST_RANGE = 0.1
@@ -182,27 +182,27 @@ def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure
 
 def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """For each policy, the percent of answers changed where the earlier attempt was right and where it was wrong."""
-    figure, axes = _axes()
-    for offset, key, text, colour in ((-0.2, "c", "was right", "green"), (0.2, "i", "was wrong", "orange")):
+    figure, axes = _axes(height=max(SIZE[1], 0.9 + 0.4 * len(changed)))
+    for offset, key, text, colour in ((-0.19, "c", "was right", "green"), (0.19, "i", "was wrong", "orange")):
         places = [index + offset for index, found in enumerate(changed.values()) if key in found]
         estimates = [found[key] for found in changed.values() if key in found]
-        axes.bar(
+        if not places:
+            continue
+        axes.barh(
             places,
             [100 * estimate.value for estimate in estimates],
-            width=0.36,
-            yerr=[100 * (estimate.stderr or 0) for estimate in estimates],
+            height=0.34,
+            xerr=[100 * (estimate.stderr or 0) for estimate in estimates],
             error_kw={"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2},
             label=text,
             **_fill(colour),
         )
-    slanted = sum(map(len, changed)) > MOST_LEVEL_LETTERS
-    axes.set_xticks(
-        range(len(changed)), list(changed), rotation=30 if slanted else 0, ha="right" if slanted else "center"
-    )
-    axes.grid(False, axis="x")
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("answers changed (%)")
-    _legend_above(axes, 2)
+        _legend_above(axes, 2)
+    axes.set_yticks(range(len(changed)), [_short(policy) for policy in changed])
+    axes.set_ylim(len(changed) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("answers changed (%)")
     return figure
 
 
@@ -262,8 +262,8 @@ def png_file(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)
+def _axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(SIZE[0], height))
     return figure, figure.add_subplot()
 
 
@@ -276,6 +276,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     missing = max(0, LEAST_RANGE * largest - (high - low)) / 2
     margin = 0.05 * (high - low + 2 * missing)
     return low - missing - margin, high + missing + margin
+
+
+def _short(name: str) -> str:
+    half = MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _fill(colour: str) -> dict[str, Any]:

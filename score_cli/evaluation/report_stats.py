@@ -101,6 +101,13 @@ def choose_rows(rewards: Sequence[Reward], most: int) -> list[int]:
     return sorted(row for _, _, row in turns[:most])
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread, with the first and the last where two fit."""
+    if count <= most or most < 2:
+        return list(range(min(count, most)))
+    return [round(step * (count - 1) / (most - 1)) for step in range(most)]
+
+
 def shown_trace(trace: Trace, reward: Reward) -> dict[str, Any]:
     """One trace as the page's browser takes it."""
     attempts = []
