@@ -50,6 +50,15 @@ class SourceFacts:
     fingerprint: str | None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A source in the browser of traces, and how many of its traces are on the page."""
+
+    source: Source
+    shown: int
+    total: int
+
+
 @dataclass
 class Drawn:
     """Figures in the order of the page, by the name of their file."""
@@ -125,7 +134,7 @@ def _read_sources(
     """Go through the traces, one file in memory at a time: facts of the policies, and the traces to show."""
     facts: list[SourceFacts] = []
     shown: list[dict[str, Any]] = []
-    sources: list[dict[str, Any]] = []
+    listed: list[Listed] = []
     updates = [folder.updates[place] for place in spread(len(folder.updates), settings.updates_shown)]
     every = [*folder.evaluated, *updates]
     with progress.phase("reading", len(every)) as task:
@@ -138,29 +147,27 @@ def _read_sources(
                 facts.append(SourceFacts(source, pairs, verdicts, len(rows), fingerprint))
             most = settings.traces_per_policy if evaluated else settings.traces_per_update
             chosen = choose_rows([reward for _, reward in rows], most)
-            shown += [{"source": len(sources)} | shown_trace(*rows[row]) for row in chosen]
-            sources.append(
-                {
-                    "key": source.key,
-                    "title": source.title,
-                    "group": "evaluated" if evaluated else "training",
-                    "shown": len(chosen),
-                    "total": len(rows),
-                }
-            )
+            shown += [{"source": len(listed)} | shown_trace(*rows[row]) for row in chosen]
+            listed.append(Listed(source, len(chosen), len(rows)))
             task.advance(1)
-    return facts, _browser(folder, settings, sources, shown)
+    return facts, _browser(folder, settings, listed, shown)
 
 
 def _browser(
-    folder: RunFolder, settings: ReportConfig, sources: list[dict[str, Any]], shown: list[dict[str, Any]]
+    folder: RunFolder, settings: ReportConfig, listed: list[Listed], shown: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """What the template shows around the traces, and the data of the page's script; None where no trace is shown."""
+    groups = {
+        "evaluated": [entry for entry in listed if entry.source.decoding is not None],
+        "training": [entry for entry in listed if entry.source.decoding is None],
+    }
     names = sorted({trace["problem"] for trace in shown})
-    updates = sum(source["group"] == "training" for source in sources)
     words = {"c": "right", "i": "wrong", "u": "unscored"}
     chains = sorted({trace["chain"] for trace in shown}, key=lambda chain: (len(chain), chain))
     of_updates = (
-        f" and {settings.traces_per_update} of each of {updates} of {len(folder.updates)} updates" if updates else ""
+        f" and {settings.traces_per_update} of each of {len(groups['training'])} of {len(folder.updates)} updates"
+        if groups["training"]
+        else ""
     )
     note = (
         f"At most {settings.traces_per_policy} traces of each policy and decoding{of_updates} are on this page, the "
@@ -170,13 +177,10 @@ def _browser(
     )
     return {
         "note": note,
-        "groups": [
-            (group, [source for source in sources if source["group"] == group and source["shown"]])
-            for group in dict.fromkeys(source["group"] for source in sources)
-        ],
+        "groups": {name: entries for name, entries in groups.items() if entries},
         "chains": [(chain, " → ".join(words[part] for part in chain.split("-"))) for chain in chains],
         "traces": {
-            "sources": [{"key": source["key"], "title": source["title"]} for source in sources],
+            "sources": [{"key": entry.source.key, "title": entry.source.title} for entry in listed],
             "problems": {name: _problem(folder.problems[name]) for name in names if name in folder.problems},
             "traces": shown,
         }
