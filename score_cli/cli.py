@@ -15,6 +15,7 @@ from score_cli.config import (
     BaseConfig,
     DataConfig,
     EvalConfig,
+    ReportConfig,
     SampleConfig,
     Stage1Config,
     Stage2Config,
@@ -258,6 +259,24 @@ def run(
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     print_table(*paper_table(rows, plan.settings("eval", EvalConfig).attempts))
+
+
+@app.command()
+@with_settings(ReportConfig, table="report")
+def report(
+    settings: ReportConfig,
+    run: Annotated[Path, typer.Argument(help="Folder that `score run` or `score eval` wrote into.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write; RUN/report.html if left out.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, for a paper.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one self-contained page of a run: tables, curves, flows of answers, and its traces to browse."""
+    from score_cli.console import make_progress
+    from score_cli.evaluation.report import write_report
+
+    page = out or run / "report.html"
+    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
+    typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
 
 
 @app.command()

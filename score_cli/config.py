@@ -225,6 +225,19 @@ class EvalConfig(MachineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """`score report`: what of a run goes on its page."""
+
+    traces_per_policy: int = option(200, "Most traces on the page of each policy and decoding.", least=0)
+    traces_per_update: int = option(8, "Most traces on the page of each update that is shown.", least=0)
+    updates_shown: int = option(
+        100,
+        "Most updates with traces on the page, spread evenly over the training from its first to its last.",
+        least=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """`score run`: how many iterations of each stage."""
 

@@ -24,6 +24,7 @@ TABLES: dict[str, type] = {
     "train-stage1": config.Stage1Config,
     "train-stage2": config.Stage2Config,
     "eval": config.EvalConfig,
+    "report": config.ReportConfig,
     "run": config.RunConfig,
 }
 SEED = "seed"

@@ -1,0 +1,302 @@
+"""The report: its numbers by hand, and nothing of a response ever runs."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from score_cli.cli import run_command
+from score_cli.config import ReportConfig
+from score_cli.evaluation.report import write_report
+from tests.report_support import HOSTILE, ROWS, Row, write_run, write_traces, write_updates
+
+# Elements without an end tag.
+VOID = {"meta", "input", "br", "img", "link", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """The tables of each section, its figure captions, the scripts, and every element there is."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[list[str]]]] = {}
+        self.captions: list[str] = []
+        self.scripts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._section = ""
+        self._inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "section":
+            self._section = dict(attrs).get("id") or self._section
+        if tag == "table":
+            self.tables.setdefault(self._section, []).append([])
+        if tag == "tr":
+            self.tables[self._section][-1].append([])
+        if tag in ("td", "th"):
+            self.tables[self._section][-1][-1].append("")
+        if tag == "figcaption":
+            self.captions.append("")
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._inside:
+            while self._inside.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self._inside:
+            self.scripts[-1] += data
+        elif "td" in self._inside or "th" in self._inside:
+            self.tables[self._section][-1][-1][-1] += data
+        elif "figcaption" in self._inside:
+            self.captions[-1] += data
+        elif "style" not in self._inside:
+            self.text += data
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.scripts[0])
+
+
+def report(run: Path, out: Path | None = None, plots: Path | None = None, **settings: int) -> Page:
+    out = out or run / "report.html"
+    write_report(ReportConfig(**settings), run=run, out=out, plots=plots, overwrite=True)
+    return Page(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("run"))
+    write_updates(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return report(run)
+
+
+def test_the_paper_table_stands_first_with_standard_errors(page: Page) -> None:
+    titles, base, score = page.tables["results"][0]
+    assert titles == ["policy", "decoding", "acc@t1", "acc@t2", "delta", "i->c", "c->i", "edit ratio"]
+    assert base == ["base", "sampled", "60.0 ±24.5", "66.7 ±16.7", "+0.0", "20.0 ±18.3", "", ""]
+    assert score == ["score", "sampled", "72.5 ±24.5", "79.2 ±16.7", "+12.5", "32.5 ±18.3", "", ""]
+
+
+def test_the_headline_compares_the_first_policy_with_the_last(page: Page) -> None:
+    expected = (
+        "From base to score, sampled: the first attempt went from 60.0% to 72.5%, the last went from 66.7% to 79.2%"
+    )
+    assert f"{expected}, their difference went from +0.0 points to +12.5 points." in page.text
+
+
+def test_every_metric_is_there_with_its_count(page: Page) -> None:
+    rows = page.tables["results"][1]
+    assert rows[0] == ["metric", "base, sampled", "score, sampled"]
+    assert rows[1] == ["acc@t1", "0.6000 ±0.2449 (5)", "0.7250 ±0.2449 (5)"]
+    assert rows[3] == ["delta@t2", "0.0000 (5)", "0.1250 (5)"]
+
+
+def test_the_flow_of_answers_is_over_the_scored_traces(page: Page) -> None:
+    """Five of six traces are scored twice: two stay right, one each goes the other ways.
+
+    Of right -> right: residuals of problems a, b, c sum to 0.2, -0.8, 0.6; sqrt(3/2 * 1.04) / 5 = 0.2498.
+    Of the others: 0.6, -0.4, -0.2 in some order; sqrt(3/2 * 0.56) / 5 = 0.1833.
+    """
+    line = page.tables["flow"][0][1]
+    assert line == ["base, sampled", "40.0% ±25.0", "20.0% ±18.3", "20.0% ±18.3", "20.0% ±18.3", "5"]
+
+
+def test_who_gets_changed_is_told_by_whether_the_first_attempt_was_right(page: Page) -> None:
+    """Of three right ones one is changed (0, 1, 0: error 1/3), of two wrong ones both."""
+    assert page.tables["changed"][0][1] == ["base, sampled", "33.3% ±33.3", "100.0% ±0.0"]
+
+
+def test_the_caption_of_the_edits_counts_the_texts_left_alone(page: Page) -> None:
+    assert "base, sampled: 50.0% left as they were" in page.captions
+
+
+def test_verdicts_are_counted_in_full(page: Page) -> None:
+    counts = {row[1]: row[2] for row in page.tables["about"][1][1:] if row[0] == "base, sampled"}
+    assert counts == {
+        "correct → correct": "2",
+        "incorrect → correct": "1",
+        "correct → incorrect": "1",
+        "incorrect → incorrect": "1",
+        "unscored → correct": "1",
+    }
+
+
+def test_a_trace_is_shown_as_it_was_written(page: Page) -> None:
+    place = [source["key"] for source in page.data["sources"]].index("base-sampled")
+    found = {(t["problem"], t["sample"]): t for t in page.data["traces"] if t["source"] == place}
+    assert len(found) == 6
+    shown = found["b", 1]
+    assert shown["chain"] == "i-i"
+    assert [attempt["text"] for attempt in shown["attempts"]] == [HOSTILE, "three"]
+    assert [attempt["answer"] for attempt in shown["attempts"]] == ["2", "3"]
+    assert [attempt["tokens"] for attempt in shown["attempts"]] == [2, 2]
+    assert [attempt["logprob"] for attempt in shown["attempts"]] == [-0.6, -1.2]
+    assert page.data["problems"]["b"]["text"] == f"b? {HOSTILE}"
+
+
+def test_what_a_response_holds_is_text_and_never_markup(run: Path, page: Page) -> None:
+    assert "<img" not in (run / "report.html").read_text()
+    assert [attributes.get("type") for tag, attributes in page.elements if tag == "script"] == [
+        "application/json",
+        None,
+    ]
+    assert not {"b", "img", "iframe", "object", "embed", "link"} & {tag for tag, _ in page.elements}
+
+
+def test_a_policy_may_be_named_like_markup(tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)> _$x$"
+    page = report(write_run(tmp_path, policies=[name, "'\"&"]))
+    assert "<img src=x" not in (tmp_path / "report.html").read_text()
+    assert page.tables["results"][0][1][0] == name
+    assert f"{name}, sampled" in page.captions
+
+
+def test_nothing_is_fetched_and_no_script_runs_but_the_page_s_own(page: Page) -> None:
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv"))
+    assert policy is not None and policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+    for _, attributes in page.elements:
+        assert not {"src", "srcset", "data"} & set(attributes)
+        assert all((value or "").startswith("#") for name, value in attributes.items() if name.endswith("href"))
+        assert not any(name.startswith("on") for name in attributes)
+
+
+def test_ids_on_the_page_are_unique_and_its_links_lead_to_them(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {(a.get("href") or a.get("xlink:href") or "")[1:] for _, a in page.elements}
+    assert {link for link in links if link and "=" not in link} <= set(ids)
+
+
+def test_curves_show_what_was_logged(page: Page) -> None:
+    assert {"Accuracy", "Gradient norm"} <= set(page.captions)
+
+
+def test_the_same_run_gives_the_same_bytes_wherever_it_lies(run: Path, tmp_path: Path) -> None:
+    report(run, tmp_path / "one.html", tmp_path / "plots")
+    shutil.copytree(run, tmp_path / "elsewhere" / "other-name")
+    report(tmp_path / "elsewhere" / "other-name", tmp_path / "two.html", tmp_path / "again")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir()) and "curve-accuracy.svg" in names
+    for name in names:
+        assert (tmp_path / "plots" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_page_is_bounded_however_long_the_run(tmp_path: Path) -> None:
+    """Of 60 traces of 7,000 characters an attempt, 10 of the policy and 2 of the update are shown, cut at 4,000."""
+    long: list[Row] = [(f"p{n}", 0, ("x" * 7_000, "y" * 7_000), "ic", ("1", "2"), -0.1) for n in range(60)]
+    write_run(tmp_path, policies=["base"], rows=long)
+    write_updates(tmp_path, 1, rows=long)
+    page = report(tmp_path, traces_per_policy=10, traces_per_update=2)
+    assert [trace["source"] for trace in page.data["traces"]] == [0] * 10 + [1] * 2
+    attempts = [attempt for trace in page.data["traces"] for attempt in trace["attempts"]]
+    assert {(len(attempt["text"]), attempt["cut"]) for attempt in attempts} == {(4000, 3000)}
+    assert "At most 10 traces of each policy and decoding and 2 of each of 1 of 1 updates" in page.text
+    assert (tmp_path / "report.html").stat().st_size < 400_000
+
+
+def test_traces_of_a_long_training_are_shown_of_updates_spread_over_it(tmp_path: Path) -> None:
+    write_updates(tmp_path, 7)
+    page = report(tmp_path, updates_shown=3, traces_per_update=1)
+    assert [source["key"] for source in page.data["sources"]] == ["update-0000", "update-0003", "update-0006"]
+    assert "1 of each of 3 of 7 updates" in page.text
+
+
+def test_policies_whose_names_have_no_plain_letters_keep_figures_of_their_own(tmp_path: Path) -> None:
+    page = report(write_run(tmp_path, policies=["основа", "итог"]), tmp_path / "page.html", tmp_path / "plots")
+    assert {"основа, sampled", "итог, sampled"} <= set(page.captions)
+    assert len(list((tmp_path / "plots").glob("flow-*.svg"))) == 2
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_under_way_is_reported_on_without_results(tmp_path: Path) -> None:
+    write_updates(tmp_path, 2)
+    page = report(tmp_path)
+    assert "results" not in page.tables and page.captions == ["Accuracy", "Gradient norm"]
+    assert ["training", "stage1: 2 updates"] in page.tables["about"][0]
+    assert [source["title"] for source in page.data["sources"]] == ["update 0 (stage1)", "update 1 (stage1)"]
+
+
+def test_single_attempts_have_no_flow(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", 0, ("one",), "c", ("1",), -0.1), ("b", 0, ("two",), "i", ("2",), -0.3)]
+    page = report(write_run(tmp_path, rows=rows))
+    assert "flow" not in page.tables and len(page.data["traces"]) == 4
+
+
+def test_many_attempts_show_the_first_pair_and_the_last(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        ("a", 0, ("1", "2", "3", "4"), "icci", ("1", "2", "3", "4"), -0.1),
+        ("b", 0, ("1", "2", "3", "4"), "iicc", ("1", "2", "3", "4"), -0.1),
+    ]
+    page = report(write_run(tmp_path, policies=["base"], rows=rows))
+    assert [line[1][1:5] for line in page.tables["flow"]] == [["0.0% ±0.0", "0.0% ±0.0", "50.0% ±50.0", "50.0% ±50.0"]]
+    assert "Flow of answers, attempt 3 to 4" in page.text
+
+
+def test_a_policy_that_could_not_be_scored_at_all_is_no_failure(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", 0, ("1", "2"), "uu", (None, None), -0.1)]
+    page = report(write_run(tmp_path, rows=rows))
+    assert "No trace was scored at both attempts." in page.text
+    assert page.tables["changed"][0][1] == ["base, sampled", "", ""]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert run_command(["report", *map(str, arguments)]) == 2
+    # What is not the error is the progress made until then.
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("reading: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_what_cannot_be_reported_on_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a folder" in refused(capsys, tmp_path / "nowhere")
+    assert "holds no metrics.parquet" in refused(capsys, tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_existing_page_or_figure_is_kept_without_overwrite(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, plots = tmp_path / "page.html", tmp_path / "plots"
+    page.write_text("mine")
+    assert "--overwrite" in refused(capsys, run, "--out", page)
+    plots.mkdir()
+    (plots / "curve-accuracy.png").write_text("mine")
+    assert "curve-accuracy.png exists" in refused(capsys, run, "--out", tmp_path / "new.html", "--plots", plots)
+    assert [path.name for path in plots.iterdir()] == ["curve-accuracy.png"] and not (tmp_path / "new.html").exists()
+
+
+def test_rewards_that_the_metrics_were_not_made_of_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path)
+    changed: Sequence[Row] = [*ROWS[:-1], ("c", 1, ("late", "late"), "cc", ("1", "1"), -0.1)]
+    write_traces(tmp_path / "eval", "base-sampled", changed)
+    assert "base-sampled.rewards.parquet is not what" in refused(capsys, tmp_path)
+
+
+def test_a_missing_extra_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert "pip install 'score-cli[report]'" in refused(capsys, run, "--out", tmp_path / "page.html")
