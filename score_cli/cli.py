@@ -110,6 +110,19 @@ def sample(
 
 
 @app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Traces of every shard of one sampling job, in any order.")],
+    out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the traces of all shards into the file that one unsharded run writes, byte for byte."""
+    from score_cli.sampling import shards as stage
+
+    count = stage.merge(shards, out=out, overwrite=overwrite)
+    typer.echo(f"{out}: {count} shards", err=True)
+
+
+@app.command()
 @with_settings(VerifyConfig, table="verify")
 def verify(
     settings: VerifyConfig,

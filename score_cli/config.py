@@ -129,6 +129,9 @@ class SampleConfig(MachineConfig):
     chunk_problems: int = option(
         64, "Problems a row group; chunks do not share state, so they can be redone alone.", least=1
     )
+    shard: str | None = option(
+        None, "Sample only the I-th of N slices of the chunks, as I/N such as 1/3; `score merge` joins their files."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
