@@ -34,8 +34,15 @@ class Dialogues:
         }
 
     def prompt(self, problem: Problem) -> list[int]:
-        """Prompt tokens of a problem."""
-        return self._tokens[problem.task].prompt(self._prompts[problem.task].first_turn(problem))
+        """Prompt tokens of a problem.
+
+        Raises:
+            UserError: the problem cannot be asked in this policy's tokens.
+        """
+        try:
+            return self._tokens[problem.task].prompt(self._prompts[problem.task].first_turn(problem))
+        except UserError as error:
+            raise UserError(f"problem {problem.problem_id}: {error}") from None
 
     def room(self, prompts: Sequence[Sequence[int]], attempts: int) -> int:
         """Tokens that each attempt may have within the model's context, at most `MOST_TOKENS`.
