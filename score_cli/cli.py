@@ -94,6 +94,10 @@ def sample(
     settings: SampleConfig,
     model: Model = Path("ckpt"),
     problems: Problems = Path("problems.parquet"),
+    first_attempts: Annotated[
+        Path | None,
+        typer.Option(help="Traces whose first attempts are taken as they are; only the later ones are sampled."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -106,7 +110,15 @@ def sample(
 
     check_output(out, overwrite=overwrite)
     policy = load_policy(model, device=use_machine(settings))
-    stage.sample(settings, policy=policy, problems=problems, out=out, overwrite=overwrite, progress=make_progress())
+    stage.sample(
+        settings,
+        policy=policy,
+        problems=problems,
+        first_attempts=first_attempts,
+        out=out,
+        overwrite=overwrite,
+        progress=make_progress(),
+    )
 
 
 @app.command()

@@ -44,6 +44,10 @@ class Dialogues:
         except UserError as error:
             raise UserError(f"problem {problem.problem_id}: {error}") from None
 
+    def stop_ids(self, problem: Problem) -> frozenset[int]:
+        """The tokens that end an attempt at a problem."""
+        return self._tokens[problem.task].stop_ids
+
     def room(self, prompts: Sequence[Sequence[int]], attempts: int) -> int:
         """Tokens that each attempt may have within the model's context, at most `MOST_TOKENS`.
 
@@ -90,5 +94,5 @@ class Dialogues:
             "token_ids": rollout.token_ids,
             "attempt_ids": rollout.attempt_ids,
             "logprobs": rollout.logprobs,
-            "offline_attempts": 0,
+            "offline_attempts": rollout.offline_attempts,
         }

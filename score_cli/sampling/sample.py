@@ -5,8 +5,8 @@ problems in it alone, and fill one row group of the output. Shards are slices of
 finished chunk is kept beside the output until the output is whole (see `tables.parts`).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.dialogues import Dialogues
 from score_cli.sampling.engine import Decoding, Engine
-from score_cli.sampling.seeds import draw_problems
+from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
+from score_cli.sampling.seeds import draw_problems, offline_samples
 from score_cli.sampling.shards import Shard
 from score_cli.sampling.transformers_engine import TransformersEngine, in_chunks
 from score_cli.tables.atomic import check_output
@@ -34,6 +35,7 @@ def sample(
     policy: Policy,
     problems: Path,
     out: Path,
+    first_attempts: Path | None = None,
     overwrite: bool = False,
     engine: Engine | None = None,
     progress: Progress = SILENT,
@@ -44,21 +46,25 @@ def sample(
 
     Args:
         policy: the policy to sample from; its fingerprint goes into the footer.
+        first_attempts: traces, of any policy, whose first attempts `config.offline_share` of the samples go on from.
         engine: an engine that holds exactly this policy; made here if left out.
     Raises:
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
     check_settings(config)
-    work = _plan(config, policy, problems)
+    work = _plan(config, policy, problems, first_attempts)
     chunks = work.chunks()
     engine = engine or make_engine(work.config, policy)
+    inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
+    if first_attempts is not None:
+        inputs["first_attempts"] = file_sha256(first_attempts)
     footer = Footer(
         table=TRACES.name,
         stage="sample",
         config=_recorded(work.config, engine),
         seed=config.seed,
-        inputs={"problems": file_sha256(problems), "asking": asking_digest(policy)},
+        inputs=inputs,
         policy=policy.state.fingerprint,
     )
     with open_parts(out, TRACES, footer, machine=arithmetic_of(policy.model.device)) as parts:
@@ -74,12 +80,13 @@ def sample(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be sampled: settings with nothing left open, the problems drawn, and their prompts."""
+    """What is to be sampled: settings with nothing left open, the problems drawn, their prompts, attempts given."""
 
     config: SampleConfig
     problems: Sequence[Problem]
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence[list[int]]
     dialogues: Dialogues
+    given: Mapping[Key, FirstAttempt] = field(default_factory=dict)
 
     def chunks(self) -> list[range]:
         """The rows of `problems` that this process samples, cut into chunks."""
@@ -94,13 +101,16 @@ class _Work:
             for row in chunk
             for index in range(self.config.samples)
         ]
+        for rollout in rollouts:
+            if attempt := self.given.get((rollout.problem_id, rollout.sample_index)):
+                attempt.give_to(rollout)
         engine.generate(rollouts, Decoding(self.config.temperature))
         return [
             self.dialogues.row(rollout, self.problems[row].task) for rollout, row in zip(rollouts, rows, strict=True)
         ]
 
 
-def _plan(config: SampleConfig, policy: Policy, path: Path) -> _Work:
+def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path | None) -> _Work:
     """Draw the iteration's problems, write their prompts, and settle what the settings leave open.
 
     Nothing here depends on the shard, so that all shards sample alike.
@@ -117,7 +127,29 @@ def _plan(config: SampleConfig, policy: Policy, path: Path) -> _Work:
             raise UserError(f"{path}: problem {problem.problem_id} gives an empty prompt: give it a question")
     if config.max_tokens is None:
         config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
-    return _Work(config, problems, prompts, dialogues)
+    if first_attempts is not None:
+        config = replace(config, offline_share=1.0 if config.offline_share is None else config.offline_share)
+    elif config.offline_share is not None:
+        raise UserError("offline_share is set, but no first attempts are given: pass --first-attempts, or leave it out")
+    work = _Work(config, problems, prompts, dialogues)
+    if first_attempts is None:
+        return work
+    return replace(work, given=_given(first_attempts, work, asking_digest(policy)))
+
+
+def _given(path: Path, work: _Work, asking: str) -> dict[Key, FirstAttempt]:
+    """The first attempts that this job's samples go on from."""
+    config = work.config
+    assert config.iteration is not None and config.offline_share is not None and config.max_tokens is not None
+    if config.attempts < 2:
+        raise UserError("first attempts are given and attempts is 1, so nothing is left to sample: raise --attempts")
+    wanted = {}
+    for problem, prompt in zip(work.problems, work.prompts, strict=True):
+        expected = Expected(prompt, work.dialogues.stop_ids(problem))
+        name = problem.problem_id
+        for index in offline_samples(config.seed, config.iteration, name, config.samples, config.offline_share):
+            wanted[name, index] = expected
+    return read_first_attempts(path, wanted, asking=asking, max_tokens=config.max_tokens)
 
 
 def _drawn(config: SampleConfig, path: Path) -> list[Problem]:
