@@ -21,6 +21,7 @@ PURE = [
     "training/credit.py",
     "training/losses.py",
     "evaluation/metrics.py",
+    "evaluation/subsets.py",
     "verification/answers.py",
     "tasks/prompts.py",
     "tables/measures.py",
