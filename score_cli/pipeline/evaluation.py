@@ -224,7 +224,10 @@ def evaluate_tables(
     rows = [row for table in tables for row in _measure_table(config, table, known, problems)]
     for k in read_counts(config.pass_at, "pass_at"):
         if not any(row["name"] == f"pass@{k}@t1" for row in rows):
-            raise UserError(f"pass@{k} needs {k} graded traces of a problem, and no table has so many: lower --pass-at")
+            raise UserError(
+                f"pass@{k} needs {k} graded traces of a problem, sampled above temperature 0; no table has so many: "
+                "lower --pass-at"
+            )
     rows += _comparisons(tables)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(tables, known))
@@ -259,7 +262,7 @@ def _measure_table(config: EvalConfig, table: Evaluated, known: Sequence[Problem
             f"{table.traces} answers problem {min(strangers)}, which {problems} lacks: "
             "name the problems the traces were sampled from"
         )
-    pass_at = read_counts(config.pass_at, "pass_at")
+    pass_at = read_counts(config.pass_at, "pass_at") if table.decoding == SAMPLED else []
     rows = metric_rows(found, judged, policy=table.policy, decoding=table.decoding, problems=known, pass_at=pass_at)
     if config.votes is not None and table.decoding == SAMPLED:
         footer = read_footer(table.rewards, REWARDS)
@@ -293,16 +296,21 @@ def _evaluated(config: EvalConfig, names: Sequence[str], folder: Path) -> list[E
 
 def _comparisons(tables: Sequence[Evaluated]) -> list[Row]:
     """Paired differences between the policies of each decoding."""
-    scored: dict[str, dict[str, Any]] = {}
+    by_decoding: dict[str, dict[str, Evaluated]] = {}
     for table in tables:
-        own = scored.setdefault(table.decoding, {})
+        own = by_decoding.setdefault(table.decoding, {})
         if table.policy in own:
             raise UserError(
                 f"{table.traces} is the second {table.decoding} table of policy {table.policy}: policies are named "
                 "after their files, so give one of them another name"
             )
-        own[table.policy] = score_traces(*read_pair(table.traces, table.rewards))
-    return [row for decoding, own in scored.items() for row in comparison_rows(own, decoding=decoding)]
+        own[table.policy] = table
+    rows = []
+    for decoding, own in by_decoding.items():
+        if len(own) > 1:
+            scored = {name: score_traces(*read_pair(table.traces, table.rewards)) for name, table in own.items()}
+            rows += comparison_rows(scored, decoding=decoding)
+    return rows
 
 
 def _records(tables: Sequence[Evaluated], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
