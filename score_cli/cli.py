@@ -94,6 +94,10 @@ def sample(
     settings: SampleConfig,
     model: Model = Path("ckpt"),
     problems: Problems = Path("problems.parquet"),
+    first_attempts: Annotated[
+        Path | None,
+        typer.Option(help="Traces whose first attempts are taken as they are; only the later ones are sampled."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -106,7 +110,28 @@ def sample(
 
     check_output(out, overwrite=overwrite)
     policy = load_policy(model, device=use_machine(settings))
-    stage.sample(settings, policy=policy, problems=problems, out=out, overwrite=overwrite, progress=make_progress())
+    stage.sample(
+        settings,
+        policy=policy,
+        problems=problems,
+        first_attempts=first_attempts,
+        out=out,
+        overwrite=overwrite,
+        progress=make_progress(),
+    )
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Traces of every shard of one sampling job, in any order.")],
+    out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the traces of all shards into the file that one unsharded run writes, byte for byte."""
+    from score_cli.sampling import shards as stage
+
+    count = stage.merge(shards, out=out, overwrite=overwrite)
+    typer.echo(f"{out}: {count} shards", err=True)
 
 
 @app.command()

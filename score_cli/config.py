@@ -143,6 +143,13 @@ class SampleConfig(MachineConfig):
         "Which iteration's problems and random numbers to draw; if left out, the updates of the checkpoint.",
         least=0,
     )
+    offline_share: float | None = option(
+        None,
+        "With --first-attempts: share of each problem's samples whose first attempt is given, to the nearest whole "
+        "number; the others sample their own. All of them if left out.",
+        least=0,
+        most=1,
+    )
     seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
     correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
     prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
@@ -150,6 +157,9 @@ class SampleConfig(MachineConfig):
     batch_size: int = option(64, "Traces decoded at the same time (transformers engine).", least=1)
     chunk_problems: int = option(
         64, "Problems a row group; chunks do not share state, so they can be redone alone.", least=1
+    )
+    shard: str | None = option(
+        None, "Sample only the I-th of N slices of the chunks, as I/N such as 1/3; `score merge` joins their files."
     )
 
 

@@ -235,3 +235,15 @@ def test_an_empty_prompt_is_refused(checkpoint: Path, problems: Path, tmp_path: 
     rewrite(problems, lambda row: row.update(question=""))
     with pytest.raises(UserError, match="gives an empty prompt"):
         sample(CONFIG, policy=load_policy(checkpoint), problems=problems, out=tmp_path / "traces.parquet")
+
+
+def test_a_question_with_a_control_token_in_it_is_refused_with_its_id(
+    checkpoint: Path, problems: Path, tmp_path: Path
+) -> None:
+    """The built-in task's tokenizer has no other way to write <eos>."""
+    from score_cli.tables.checkpoints import load_policy
+    from tests.conftest import rewrite
+
+    rewrite(problems, lambda row: row.update(question="Divide 4 by 2. <eos>"))
+    with pytest.raises(UserError, match="problem division-.*: the question spells a control token"):
+        sample(CONFIG, policy=load_policy(checkpoint), problems=problems, out=tmp_path / "traces.parquet")

@@ -99,6 +99,10 @@ class Run:
                 "a run takes its problems from --problems, counts its iterations itself and trains on samples: "
                 "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
             )
+        if self.settings.sample.shard is not None or self.settings.sample.offline_share is not None:
+            raise UserError(
+                "a run samples all of its traces itself: leave sample.shard and sample.offline_share out of the recipe"
+            )
         if self.settings.eval.correction is None:
             asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
             self.settings = replace(self.settings, eval=asked_alike)

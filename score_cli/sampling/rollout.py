@@ -16,6 +16,8 @@ class Rollout:
 
         token_ids    P P P Y1 Y1 B Y2 Y2 Y2
         attempt_ids  0 0 0  1  1 0  2  2  2
+
+    The first `offline_attempts` attempts were given: an engine finds them in `token_ids` and goes on.
     """
 
     problem_id: str
@@ -31,6 +33,7 @@ class Rollout:
     finish_reasons: list[str] = field(default_factory=list)
     attempt: int = 1
     sampled: int = 0
+    offline_attempts: int = 0
 
     def __post_init__(self) -> None:
         self._add_context(self.prompt)
@@ -57,6 +60,15 @@ class Rollout:
             self._end_attempt(STOP)
         elif self.sampled == self.max_tokens:
             self._end_attempt(LENGTH)
+
+    def give(self, tokens: Sequence[int], logprobs: Sequence[float], finish_reason: str) -> None:
+        """Take a whole attempt that another policy wrote, before anything is sampled."""
+        assert self.offline_attempts == self.attempt - 1 and not self.sampled and not self.done
+        self.token_ids.extend(tokens)
+        self.attempt_ids.extend([self.attempt] * len(tokens))
+        self.logprobs.extend(logprobs)
+        self.offline_attempts = self.attempt
+        self._end_attempt(finish_reason)
 
     def attempt_tokens(self, attempt: int) -> list[int]:
         """The tokens sampled in one attempt, its stop token included."""

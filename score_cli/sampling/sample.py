@@ -1,31 +1,32 @@
 """`score sample`: problems to traces.
 
 Work is cut into chunks of problems. A chunk's traces depend on the policy, the settings and the
-problems in it alone, and fill one row group of the output.
+problems in it alone, and fill one row group of the output. Shards are slices of the chunks; every
+finished chunk is kept beside the output until the output is whole (see `tables.parts`).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import Overrides, SampleConfig, check_settings
+from score_cli.config import SampleConfig, check_settings
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.conversation import ConversationTokens
+from score_cli.sampling.dialogues import Dialogues
 from score_cli.sampling.engine import Decoding, Engine
-from score_cli.sampling.rollout import Rollout
-from score_cli.sampling.seeds import draw_problems, sample_digest
-from score_cli.sampling.transformers_engine import TransformersEngine, context_length, in_chunks
+from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
+from score_cli.sampling.seeds import draw_problems, offline_samples
+from score_cli.sampling.shards import Shard
+from score_cli.sampling.transformers_engine import TransformersEngine, in_chunks
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, asking_digest
-from score_cli.tables.parquet import TRACES, writing_table
+from score_cli.tables.machine import arithmetic_of
+from score_cli.tables.parquet import TRACES
+from score_cli.tables.parts import open_parts
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_problems
-from score_cli.tasks.prompts import override, prompts_of
-
-MOST_TOKENS = 1024
 
 
 def sample(
@@ -34,137 +35,136 @@ def sample(
     policy: Policy,
     problems: Path,
     out: Path,
+    first_attempts: Path | None = None,
     overwrite: bool = False,
     engine: Engine | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Sample `config.samples` traces of each problem (or of this iteration's problems) from a policy.
 
+    What an interrupted run with the same settings and inputs has finished is not sampled again.
+
     Args:
         policy: the policy to sample from; its fingerprint goes into the footer.
+        first_attempts: traces, of any policy, whose first attempts `config.offline_share` of the samples go on from.
         engine: an engine that holds exactly this policy; made here if left out.
     Raises:
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
     check_settings(config)
-    chosen = read_problems(problems)
-    if config.iteration is None:
-        config = replace(config, iteration=policy.state.iteration)
-    if config.problems_per_iteration is not None:
-        names = [problem.problem_id for problem in chosen]
-        if config.problems_per_iteration > len(names):
-            raise UserError(
-                f"problems_per_iteration is {config.problems_per_iteration}, but {problems} has {len(names)} problems: "
-                "lower it, or make more problems"
-            )
-        rows = draw_problems(config.seed, config.iteration or 0, names, config.problems_per_iteration)
-        chosen = [chosen[row] for row in rows]
-    engine = engine or make_engine(config, policy)
-    dialogues = Dialogues(policy, {problem.task for problem in chosen}, config.correction, config.prompts)
-    prompts = [dialogues.prompt(problem) for problem in chosen]
-    for problem, prompt in zip(chosen, prompts, strict=True):
-        if not prompt:
-            raise UserError(f"{problems}: problem {problem.problem_id} gives an empty prompt: give it a question")
-    if config.max_tokens is None:
-        config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
+    work = _plan(config, policy, problems, first_attempts)
+    chunks = work.chunks()
+    engine = engine or make_engine(work.config, policy)
+    inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
+    if first_attempts is not None:
+        inputs["first_attempts"] = file_sha256(first_attempts)
     footer = Footer(
         table=TRACES.name,
         stage="sample",
-        config=_recorded(config, engine),
+        config=_recorded(work.config, engine),
         seed=config.seed,
-        inputs={"problems": file_sha256(problems), "asking": asking_digest(policy)},
+        inputs=inputs,
         policy=policy.state.fingerprint,
     )
-    total = len(chosen) * config.samples
-    with progress.phase("sampling", total) as task, writing_table(out, TRACES, footer) as writer:
-        for chunk in in_chunks(len(chosen), config.chunk_problems):
-            rollouts = [
-                dialogues.rollout(chosen[row], prompts[row], index, config)
-                for row in chunk
-                for index in range(config.samples)
-            ]
-            engine.generate(rollouts, Decoding(config.temperature))
-            writer.write_rows(
-                [
-                    dialogues.row(rollout, chosen[row].task)
-                    for rollout, row in zip(
-                        rollouts, [row for row in chunk for _ in range(config.samples)], strict=True
-                    )
-                ]
-            )
-            task.advance(len(rollouts))
+    with open_parts(out, TRACES, footer, machine=arithmetic_of(policy.model.device)) as parts:
+        missing = [number for number in range(len(chunks)) if not parts.has(number)]
+        if len(missing) < len(chunks):
+            progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
+        with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
+            for number in missing:
+                parts.write(number, work.sample_chunk(chunks[number], engine))
+                task.advance(len(chunks[number]) * config.samples)
+        parts.join(out, len(chunks))
 
 
-class Dialogues:
-    """The conversations of every task in a problems file, as tokens of one policy."""
+@dataclass(frozen=True)
+class _Work:
+    """What is to be sampled: settings with nothing left open, the problems drawn, their prompts, attempts given."""
 
-    def __init__(
-        self, policy: Policy, tasks: set[str], correction: str | None = None, overrides: Overrides = ()
-    ) -> None:
-        self._context = context_length(policy.model)
-        self._prompts = {task: prompts_of(task) for task in tasks}
-        for task, field, text in overrides:
-            if task in self._prompts:
-                self._prompts[task] = override(self._prompts[task], {field: text})
-        if correction is not None:
-            self._prompts = {task: own._replace(correction=correction) for task, own in self._prompts.items()}
-        self._tokens = {
-            task: ConversationTokens(policy.tokenizer, policy.model, prompts) for task, prompts in self._prompts.items()
-        }
+    config: SampleConfig
+    problems: Sequence[Problem]
+    prompts: Sequence[list[int]]
+    dialogues: Dialogues
+    given: Mapping[Key, FirstAttempt] = field(default_factory=dict)
 
-    def prompt(self, problem: Problem) -> list[int]:
-        """Prompt tokens of a problem."""
-        return self._tokens[problem.task].prompt(self._prompts[problem.task].first_turn(problem))
+    def chunks(self) -> list[range]:
+        """The rows of `problems` that this process samples, cut into chunks."""
+        chunks = list(in_chunks(len(self.problems), self.config.chunk_problems))
+        return chunks if self.config.shard is None else Shard.parse(self.config.shard).slice(chunks)
 
-    def room(self, prompts: Sequence[Sequence[int]], attempts: int) -> int:
-        """Tokens that each attempt may have within the model's context, at most `MOST_TOKENS`.
+    def sample_chunk(self, chunk: range, engine: Engine) -> list[dict[str, Any]]:
+        """The finished rows of one chunk."""
+        rows = [row for row in chunk for _ in range(self.config.samples)]
+        rollouts = [
+            self.dialogues.rollout(self.problems[row], self.prompts[row], index, self.config)
+            for row in chunk
+            for index in range(self.config.samples)
+        ]
+        for rollout in rollouts:
+            if attempt := self.given.get((rollout.problem_id, rollout.sample_index)):
+                attempt.give_to(rollout)
+        engine.generate(rollouts, Decoding(self.config.temperature))
+        return [
+            self.dialogues.row(rollout, self.problems[row].task) for rollout, row in zip(rollouts, rows, strict=True)
+        ]
 
-        Raises:
-            UserError: the longest prompt leaves no room.
-        """
-        if self._context is None:
-            return MOST_TOKENS
-        bridge = max(len(t.bridge.end_of_turn) + len(t.bridge.rest) for t in self._tokens.values())
-        longest = max(map(len, prompts))
-        room = (self._context - longest - (attempts - 1) * bridge) // attempts
-        if room < 1:
-            raise UserError(
-                f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
-                f"{self._context}: leave long problems out, or lower --attempts"
-            )
-        return min(room, MOST_TOKENS)
 
-    def rollout(self, problem: Problem, prompt: Sequence[int], index: int, config: SampleConfig) -> Rollout:
-        """A trace of a problem, not yet begun."""
-        assert config.max_tokens is not None and config.iteration is not None
-        tokens = self._tokens[problem.task]
-        return Rollout(
-            problem_id=problem.problem_id,
-            sample_index=index,
-            prompt=prompt,
-            bridge=tokens.bridge,
-            stop_ids=tokens.stop_ids,
-            seeds=[
-                sample_digest(config.seed, config.iteration, problem.problem_id, index, attempt)
-                for attempt in range(1, config.attempts + 1)
-            ],
-            max_tokens=config.max_tokens,
+def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path | None) -> _Work:
+    """Draw the iteration's problems, write their prompts, and settle what the settings leave open.
+
+    Nothing here depends on the shard, so that all shards sample alike.
+    """
+    if config.iteration is None:
+        config = replace(config, iteration=policy.state.iteration)
+    if config.shard is not None:
+        config = replace(config, shard=str(Shard.parse(config.shard)))
+    problems = _drawn(config, path)
+    dialogues = Dialogues(policy, {problem.task for problem in problems}, config.correction, config.prompts)
+    prompts = [dialogues.prompt(problem) for problem in problems]
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if not prompt:
+            raise UserError(f"{path}: problem {problem.problem_id} gives an empty prompt: give it a question")
+    if config.max_tokens is None:
+        config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
+    if first_attempts is not None:
+        config = replace(config, offline_share=1.0 if config.offline_share is None else config.offline_share)
+    elif config.offline_share is not None:
+        raise UserError("offline_share is set, but no first attempts are given: pass --first-attempts, or leave it out")
+    work = _Work(config, problems, prompts, dialogues)
+    if first_attempts is None:
+        return work
+    return replace(work, given=_given(first_attempts, work, asking_digest(policy)))
+
+
+def _given(path: Path, work: _Work, asking: str) -> dict[Key, FirstAttempt]:
+    """The first attempts that this job's samples go on from."""
+    config = work.config
+    assert config.iteration is not None and config.offline_share is not None and config.max_tokens is not None
+    if config.attempts < 2:
+        raise UserError("first attempts are given and attempts is 1, so nothing is left to sample: raise --attempts")
+    wanted = {}
+    for problem, prompt in zip(work.problems, work.prompts, strict=True):
+        expected = Expected(prompt, work.dialogues.stop_ids(problem))
+        name = problem.problem_id
+        for index in offline_samples(config.seed, config.iteration, name, config.samples, config.offline_share):
+            wanted[name, index] = expected
+    return read_first_attempts(path, wanted, asking=asking, max_tokens=config.max_tokens)
+
+
+def _drawn(config: SampleConfig, path: Path) -> list[Problem]:
+    """The problems of this iteration; all of them where the settings do not say how many."""
+    problems = read_problems(path)
+    if config.problems_per_iteration is None:
+        return problems
+    names = [problem.problem_id for problem in problems]
+    if config.problems_per_iteration > len(names):
+        raise UserError(
+            f"problems_per_iteration is {config.problems_per_iteration}, but {path} has {len(names)} problems: "
+            "lower it, or make more problems"
         )
-
-    def row(self, rollout: Rollout, task: str) -> dict[str, Any]:
-        """A finished trace as a row of the traces table."""
-        attempts = range(1, len(rollout.finish_reasons) + 1)
-        return {
-            "problem_id": rollout.problem_id,
-            "sample_index": rollout.sample_index,
-            "attempts": [self._tokens[task].text(rollout.attempt_tokens(attempt)) for attempt in attempts],
-            "finish_reasons": rollout.finish_reasons,
-            "token_ids": rollout.token_ids,
-            "attempt_ids": rollout.attempt_ids,
-            "logprobs": rollout.logprobs,
-            "offline_attempts": 0,
-        }
+    rows = draw_problems(config.seed, config.iteration or 0, names, config.problems_per_iteration)
+    return [problems[row] for row in rows]
 
 
 def make_engine(config: SampleConfig, policy: Policy) -> Engine:

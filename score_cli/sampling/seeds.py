@@ -2,15 +2,29 @@
 
 import hashlib
 import json
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def sample_digest(seed: int, iteration: int, problem_id: str, sample_index: int, attempt: int) -> bytes:
-    """sha256 of what names one attempt of one sample; the seed of everything drawn for it."""
+    """sha256 of what names one attempt of one sample; the seed of everything drawn for it.
+
+    Attempts count from 1; 0 stands for what is drawn for the sample as a whole.
+    """
     name = json.dumps([seed, iteration, problem_id, sample_index, attempt], ensure_ascii=True)
     return hashlib.sha256(name.encode()).digest()
+
+
+def offline_samples(seed: int, iteration: int, problem_id: str, samples: int, share: float) -> list[int]:
+    """Which of a problem's samples take a given first attempt: `share` of them, to the nearest whole number.
+
+    Returns:
+        Sample indices in ascending order; a pure function of the arguments.
+    """
+    keys = [sample_digest(seed, iteration, problem_id, index, 0) for index in range(samples)]
+    return sorted(sorted(range(samples), key=keys.__getitem__)[: math.floor(share * samples + 0.5)])
 
 
 def attempt_uniforms(digest: bytes, count: int) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from score_cli.errors import UserError
@@ -84,6 +84,34 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def resumable_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for finished parts of it.
+
+    It stays when the block fails or the process dies, for the next writer of `path` to go on from, and
+    is gone when the block succeeds.
+
+    Raises:
+        UserError: a living process is writing parts of `path`.
+    """
+    path = path.absolute()
+    folder = path.parent / f".{path.name}.parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(_lock(folder))
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {path}: wait until it has ended, or name another output"
+            ) from None
+        try:
+            yield folder
+            shutil.rmtree(folder)
+        finally:
+            with suppress(OSError):  # what holds no part is no use to anybody
+                folder.rmdir()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from score_cli.config import MachineConfig
@@ -24,6 +25,12 @@ def use_machine(config: MachineConfig) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
+
+
+def arithmetic_of(device: torch.device) -> str:
+    """What may change the last bits of a result, in words: the device, the libraries, the instructions used."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {name}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 @contextmanager

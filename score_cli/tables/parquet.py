@@ -93,6 +93,17 @@ class TableWriter:
         """Write the rows as one row group."""
         self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
+    def copy_row_groups(self, source: Path, table: Table) -> None:
+        """Write the row groups of another file of this table, one by one; errors as `iterate_batches`."""
+        file = _open(source, table)
+        for index in range(file.num_row_groups):
+            try:
+                group = file.read_row_group(index, columns=table.schema.names)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{source} is damaged ({error}): make it again with `{table.made_by}`") from None
+            # One chunk a column, however it was read: equal rows are then equal bytes.
+            self._writer.write_table(schemas.conform(group.combine_chunks(), self._schema, source))
+
 
 @contextmanager
 def writing_table(path: Path, table: Table, footer: Footer) -> Iterator[TableWriter]:
@@ -106,3 +117,14 @@ def write_table(path: Path, table: Table, rows: Iterable[dict[str, Any]], footer
     """Write all rows of a table at once, as one row group."""
     with writing_table(path, table, footer) as writer:
         writer.write_rows(list(rows))
+
+
+def join_tables(sources: Iterable[Path], path: Path, table: Table, footer: Footer) -> None:
+    """Write the rows of several files of one table after one another, row group by row group.
+
+    Raises:
+        UserError: a source is missing, damaged, empty, or not this kind of table; nothing is written.
+    """
+    with writing_table(path, table, footer) as writer:
+        for source in sources:
+            writer.copy_row_groups(source, table)
