@@ -22,10 +22,30 @@ Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
 
 
 def option(
-    default: Any, text: str, *, least: float | None = None, above: float | None = None, most: float | None = None
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    counts: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the values it may take."""
-    return field(default=default, metadata={"help": text, "least": least, "above": above, "most": most})
+    """A dataclass field with its help text and the values it may take; `counts` is text like 1,2,4."""
+    return field(
+        default=default, metadata={"help": text, "least": least, "above": above, "most": most, "counts": counts}
+    )
+
+
+def read_counts(text: str | None, name: str) -> list[int]:
+    """The numbers of an option like `--votes 1,2,4`, in rising order; none where it was left out.
+
+    Raises:
+        UserError: not whole numbers of at least 1.
+    """
+    parts = [part.strip() for part in text.split(",")] if text is not None else []
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"{name} is {text}, expected whole numbers of at least 1 with commas between, such as 1,2,4")
+    return sorted({int(part) for part in parts})
 
 
 def check_settings(settings: Any) -> None:
@@ -36,6 +56,8 @@ def check_settings(settings: Any) -> None:
     """
     for each in fields(settings):
         value = getattr(settings, each.name)
+        if each.metadata.get("counts"):
+            read_counts(value, each.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least, above, most = (each.metadata.get(bound) for bound in ("least", "above", "most"))
@@ -232,6 +254,16 @@ class EvalConfig(MachineConfig):
     )
     engine: EngineName = option("auto", "As for `score sample`.")
     batch_size: int = option(64, "As for `score sample`.", least=1)
+    pass_at: str | None = option(
+        None, "pass@k at each attempt of the sampled traces, as k,k,...; at most --samples.", counts=True
+    )
+    votes: str | None = option(
+        None,
+        "Majority votes, as K,K,...: 2K first attempts against K attempts each corrected once. "
+        "Draws 2K traces a problem besides, for the largest K. Not for programs, whose text is no answer to vote on.",
+        counts=True,
+    )
+    vote_temperature: float = option(0.7, "Temperature of the traces that are voted on.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ PURE = [
     "evaluation/report_plots.py",
     "evaluation/report_stats.py",
     "evaluation/report_text.py",
+    "evaluation/subsets.py",
     "verification/answers.py",
     "tasks/prompts.py",
     "tables/measures.py",

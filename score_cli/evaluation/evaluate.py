@@ -1,65 +1,155 @@
-"""Traces and rewards to metrics: what the paper's tables show, with standard errors."""
+"""Traces and rewards to metrics: what the paper's tables show, with standard errors.
 
-from collections.abc import Iterable, Sequence
+Names of the metrics table, for attempts t1, t2, ... and their neighbours:
+
+    acc@t1  delta@t2  i_to_c@t2  c_to_i@t2  edit_ratio@t2  changed@t2    see `tables.measures`
+    acc@t1|level=5  delta@t2|subject=Algebra                             the same, over the problems of one level
+                                                                         or subject, where there are several
+    edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there
+    pass@4@t2                                                            see `subsets.pass_at_k`
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from score_cli.evaluation.metrics import clustered_mean
+from score_cli.evaluation.metrics import Estimate, clustered_mean
+from score_cli.evaluation.subsets import pass_at_k
 from score_cli.tables.measures import measures_of
-from score_cli.tables.traces import Reward, Trace, check_pairs, read_rewards, read_traces
+from score_cli.tables.records import Problem
+from score_cli.tables.traces import Reward, Trace, check_pairs, read_problems, read_rewards, read_traces
 
 GREEDY = "greedy"
 SAMPLED = "sampled"
+BINS = 20
+
+Row = dict[str, Any]
+Scored = list[tuple[str, float]]  # (problem_id, value) of each trace that could be scored
 
 
-def evaluate(traces: Path, rewards: Path, *, policy: str, decoding: str) -> list[dict[str, Any]]:
+def evaluate(
+    traces: Path,
+    rewards: Path,
+    *,
+    policy: str,
+    decoding: str,
+    problems: Path | None = None,
+    pass_at: Sequence[int] = (),
+) -> list[Row]:
     """Rows of the metrics table for one policy and one decoding.
+
+    Args:
+        problems: the problems answered; with them, figures by level and by subject.
+        pass_at: k of each pass@k.
+    Raises:
+        UserError: the files do not belong together.
+    """
+    found, judged = read_pair(traces, rewards)
+    known = read_problems(problems) if problems is not None else []
+    return metric_rows(found, judged, policy=policy, decoding=decoding, problems=known, pass_at=pass_at)
+
+
+def read_pair(traces: Path, rewards: Path) -> tuple[list[Trace], list[Reward]]:
+    """Traces and their rewards, row by row.
 
     Raises:
         UserError: the files do not belong together.
     """
     found, judged = read_traces(traces), read_rewards(rewards)
     check_pairs(found, judged, traces, rewards)
-    return metric_rows(found, judged, policy=policy, decoding=decoding)
+    return found, judged
 
 
 def metric_rows(
-    traces: Sequence[Trace], rewards: Sequence[Reward], *, policy: str, decoding: str
-) -> list[dict[str, Any]]:
+    traces: Sequence[Trace],
+    rewards: Sequence[Reward],
+    *,
+    policy: str,
+    decoding: str,
+    problems: Sequence[Problem] = (),
+    pass_at: Sequence[int] = (),
+) -> list[Row]:
     """As `evaluate`, for traces and rewards in memory that stand row by row.
 
-    An unscored attempt counts nowhere: `count` says how many traces a value is over.
+    An unscored attempt counts nowhere: `count` says how many traces a value is over (how many problems,
+    for pass@k).
     """
-    rows = []
+    scored = score_traces(traces, rewards)
+    estimates = {name: _mean(pairs) for name, pairs in scored.items()}
+    for name, pairs in scored.items():
+        if name.startswith("edit_ratio@"):
+            estimates |= _histogram(name, pairs)
+    for label, members in _groups(problems).items():
+        for name, pairs in scored.items():
+            chosen = [(problem, value) for problem, value in pairs if problem in members]
+            if chosen:
+                estimates[f"{name}|{label}"] = _mean(chosen)
+    for k in pass_at:
+        estimates |= _pass_at(scored, k)
+    return [{"policy": policy, "decoding": decoding, "name": name} | asdict(found) for name, found in estimates.items()]
+
+
+def score_traces(traces: Sequence[Trace], rewards: Sequence[Reward]) -> dict[str, Scored]:
+    """Every measure's name with its values, trace by trace; traces that it cannot be taken of are left out."""
+    scored: dict[str, Scored] = {}
     for name, measure, attempt in measures_of(max(len(trace.attempts) for trace in traces)):
-        values, problems = [], []
-        for trace, reward in zip(traces, rewards, strict=True):
-            if len(trace.attempts) >= attempt and (value := measure(trace, reward, attempt)) is not None:
-                values.append(value)
-                problems.append(trace.problem_id)
+        pairs = [
+            (trace.problem_id, value)
+            for trace, reward in zip(traces, rewards, strict=True)
+            if len(trace.attempts) >= attempt and (value := measure(trace, reward, attempt)) is not None
+        ]
+        if pairs:
+            scored[name] = pairs
+    return scored
+
+
+def by_problem(pairs: Scored) -> dict[str, list[float]]:
+    """The values of each problem's traces."""
+    grouped: dict[str, list[float]] = {}
+    for problem, value in pairs:
+        grouped.setdefault(problem, []).append(value)
+    return grouped
+
+
+def _mean(pairs: Scored) -> Estimate:
+    return clustered_mean([value for _, value in pairs], [problem for problem, _ in pairs])
+
+
+def _histogram(name: str, pairs: Scored) -> dict[str, Estimate]:
+    """Share of traces in each bin of width 1 / BINS; the last bin holds 1 as well."""
+    bins = [(problem, min(math.floor(value * BINS), BINS - 1)) for problem, value in pairs]
+    attempt = name.split("@")[1]
+    return {
+        f"edit_ratio_hist@{attempt}[{b / BINS:.2f},{(b + 1) / BINS:.2f}{']' if b == BINS - 1 else ')'}": _mean(
+            [(problem, float(own == b)) for problem, own in bins]
+        )
+        for b in range(BINS)
+    }
+
+
+def _groups(problems: Sequence[Problem]) -> dict[str, set[str]]:
+    """`level=5` -> the ids of its problems, and so on; a column that holds one value says nothing."""
+    groups: dict[str, set[str]] = {}
+    for column in ("level", "subject"):
+        values = sorted({value for problem in problems if (value := getattr(problem, column)) is not None})
+        for value in values if len(values) > 1 else []:
+            groups[f"{column}={value}"] = {p.problem_id for p in problems if getattr(p, column) == value}
+    return groups
+
+
+def _pass_at(scored: Mapping[str, Scored], k: int) -> dict[str, Estimate]:
+    """pass@k at each attempt, over the problems with at least k scored samples."""
+    found = {}
+    for name, pairs in scored.items():
+        if not name.startswith("acc@"):
+            continue
+        values = {
+            problem: pass_at_k(len(samples), round(sum(samples)), k)
+            for problem, samples in by_problem(pairs).items()
+            if len(samples) >= k
+        }
         if values:
-            estimate = clustered_mean(values, problems)
-            rows.append({"policy": policy, "decoding": decoding, "name": name} | asdict(estimate))
-    return rows
-
-
-def paper_table(rows: Iterable[dict[str, Any]], attempts: int = 2) -> tuple[list[str], list[list[str]]]:
-    """Metrics rows as the paper prints them: percent, one line a policy and decoding.
-
-    Returns:
-        Column titles, and cells like `54.2 ±1.3`.
-    """
-    columns = [(f"acc@t{a}", f"acc@t{a}") for a in range(1, attempts + 1)]
-    columns += [
-        (f"{title}", f"{name}@t{attempts}")
-        for title, name in [("delta", "delta"), ("i->c", "i_to_c"), ("c->i", "c_to_i"), ("edit ratio", "edit_ratio")]
-    ]
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        line = cells.setdefault((row["policy"], row["decoding"]), {})
-        sign = "+" if row["name"].startswith("delta") else ""
-        spread = "" if row["stderr"] is None else f" ±{100 * row['stderr']:.1f}"
-        line[row["name"]] = f"{100 * row['value']:{sign}.1f}{spread}"
-    titles = ["policy", "decoding", *(title for title, _ in columns)]
-    return titles, [[*key, *(line.get(name, "") for _, name in columns)] for key, line in cells.items()]
+            found[f"pass@{k}@{name.split('@')[1]}"] = clustered_mean(list(values.values()), list(values))
+    return found

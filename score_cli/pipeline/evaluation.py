@@ -1,22 +1,38 @@
-"""`score eval`: sample, verify and measure any number of policies on the same problems."""
+"""`score eval`: sample, verify and measure policies side by side; or measure tables that exist."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import EvalConfig, SampleConfig, VerifyConfig
+from score_cli.config import EvalConfig, SampleConfig, VerifyConfig, read_counts
 from score_cli.errors import UserError
-from score_cli.evaluation.evaluate import GREEDY, SAMPLED, evaluate
+from score_cli.evaluation.compare import MINUS, comparison_rows
+from score_cli.evaluation.evaluate import GREEDY, SAMPLED, Row, evaluate, metric_rows, read_pair, score_traces
+from score_cli.evaluation.samples import sample_records, write_samples
+from score_cli.evaluation.voting import vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import METRICS, write_table
-from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import read_problems
-from score_cli.verification.verify import verify
+from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
+from score_cli.tables.provenance import Footer, file_sha256, short
+from score_cli.tables.records import Problem
+from score_cli.tables.traces import Reward, Trace, read_problems
+from score_cli.verification.verify import PROGRAM_TASKS, verify
+
+VOTES = "votes"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The tables that hold what one policy did under one decoding."""
+
+    policy: str
+    decoding: str
+    traces: Path
+    rewards: Path
 
 
 def decodings(config: EvalConfig) -> list[str]:
@@ -25,8 +41,50 @@ def decodings(config: EvalConfig) -> list[str]:
 
 
 def files_of(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
-    """Where the traces and rewards of one policy and decoding are kept."""
+    """Where the traces and rewards of one policy and decoding (or of its votes) are kept."""
     return folder / f"{name}-{decoding}.traces.parquet", folder / f"{name}-{decoding}.rewards.parquet"
+
+
+def samplings(config: EvalConfig) -> dict[str, SampleConfig]:
+    """Each decoding, and the votes where asked for, with how its traces are sampled.
+
+    Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
+    """
+    sampled = SampleConfig(
+        samples=config.samples,
+        attempts=config.attempts,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        correction=config.correction,
+        prompts=config.prompts,
+        iteration=0,
+        seed=config.seed,
+        engine=config.engine,
+        batch_size=config.batch_size,
+        device=config.device,
+        threads=config.threads,
+    )
+    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=1, temperature=0.0)}
+    plan = {decoding: plan[decoding] for decoding in decodings(config)}
+    corrected = read_counts(config.votes, "votes")
+    if corrected:
+        voters = replace(sampled, samples=2 * max(corrected), attempts=2, temperature=config.vote_temperature)
+        plan[VOTES] = voters
+    return plan
+
+
+def check_plan(config: EvalConfig, problems: Sequence[Problem]) -> None:
+    """Refuse what cannot be measured, before any work is done.
+
+    Raises:
+        UserError: pass@k of more samples than are drawn, or a vote on programs.
+    """
+    drawn = 1 if config.temperature == 0 else config.samples
+    most = max(read_counts(config.pass_at, "pass_at"), default=0)
+    if most > drawn:
+        raise UserError(f"pass@{most} needs {most} sampled traces a problem, there are {drawn}: raise --samples")
+    if config.votes is not None:
+        _refuse_programs({problem.task for problem in problems})
 
 
 def evaluate_policy(
@@ -38,28 +96,11 @@ def evaluate_policy(
     folder: Path,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
-) -> list[dict[str, Any]]:
-    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
-
-    Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
-    """
+) -> list[Row]:
+    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`."""
     rows = []
-    for decoding in decodings(config):
+    for decoding, settings in samplings(config).items():
         traces, rewards = files_of(folder, name, decoding)
-        settings = SampleConfig(
-            samples=1 if decoding == GREEDY else config.samples,
-            attempts=config.attempts,
-            temperature=0.0 if decoding == GREEDY else config.temperature,
-            max_tokens=config.max_tokens,
-            correction=config.correction,
-            prompts=config.prompts,
-            iteration=0,
-            seed=config.seed,
-            engine=config.engine,
-            batch_size=config.batch_size,
-            device=config.device,
-            threads=config.threads,
-        )
         sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, progress=progress)
         verify(
             grading or VerifyConfig(),
@@ -69,8 +110,18 @@ def evaluate_policy(
             overwrite=True,
             progress=progress,
         )
-        rows += evaluate(traces, rewards, policy=name, decoding=decoding)
+        if decoding == VOTES:
+            _, judged = read_pair(traces, rewards)
+            rows += vote_rows(judged, policy=name, decoding=SAMPLED, corrected=read_counts(config.votes, "votes"))
+        else:
+            pass_at = read_counts(config.pass_at, "pass_at") if decoding == SAMPLED else []
+            rows += evaluate(traces, rewards, policy=name, decoding=decoding, problems=problems, pass_at=pass_at)
     return rows
+
+
+def compare_policies(config: EvalConfig, *, names: Sequence[str], folder: Path) -> list[Row]:
+    """Paired differences between the policies evaluated in `folder`."""
+    return _comparisons(_evaluated(config, names, folder))
 
 
 def evaluate_checkpoints(
@@ -80,24 +131,29 @@ def evaluate_checkpoints(
     problems: Path,
     folder: Path,
     out: Path,
+    samples_jsonl: Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
-) -> list[dict[str, Any]]:
-    """Evaluate checkpoints side by side and write metrics.parquet.
+) -> list[Row]:
+    """Evaluate checkpoints side by side and write metrics.parquet, and records of every trace where asked for.
 
     A policy is named after its folder.
 
     Raises:
-        UserError: two checkpoints share a name, or one cannot be loaded.
+        UserError: two checkpoints share a name, or one cannot be loaded, or a setting does not fit.
     """
     names = [path.resolve().name if path.exists() else path.name for path in checkpoints]
     if len(set(names)) < len(names):
         raise UserError(f"policies are named after their folders, and {', '.join(names)} repeat: rename one folder")
-    read_problems(problems)
+    _check_names(names)
+    known = read_problems(problems)
+    check_plan(config, known)
+    if samples_jsonl is not None:
+        check_output(samples_jsonl, overwrite=overwrite)
     for path, name in zip(checkpoints, names, strict=True):
         check_checkpoint(path)
-        for decoding in decodings(config):
+        for decoding in samplings(config):
             for file in files_of(folder, name, decoding):
                 check_output(file, overwrite=overwrite)
     device = use_machine(config)
@@ -107,18 +163,21 @@ def evaluate_checkpoints(
         rows += evaluate_policy(
             config, policy=policy, name=name, problems=problems, folder=folder, progress=progress, grading=grading
         )
+    rows += compare_policies(config, names=names, folder=folder)
+    if samples_jsonl is not None:
+        write_samples(samples_jsonl, _records(_evaluated(config, names, folder), known))
     write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out)
     return rows
 
 
 def write_metrics(
-    rows: list[dict[str, Any]], config: EvalConfig, *, problems: Path, folder: Path, names: Sequence[str], out: Path
+    rows: list[Row], config: EvalConfig, *, problems: Path, folder: Path, names: Sequence[str], out: Path
 ) -> None:
     """Write metrics.parquet; its footer ties it to the problems, and to the rewards, which are tied to their traces."""
     rewards = {
         f"{name}-{decoding}-rewards": file_sha256(files_of(folder, name, decoding)[1])
         for name in names
-        for decoding in decodings(config)
+        for decoding in samplings(config)
     }
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
     footer = Footer(
@@ -129,3 +188,132 @@ def write_metrics(
         inputs={"problems": file_sha256(problems)} | rewards,
     )
     write_table(out, METRICS, rows, footer)
+
+
+def evaluate_tables(
+    config: EvalConfig,
+    *,
+    traces: Sequence[Path],
+    rewards: Sequence[Path],
+    out: Path,
+    problems: Path | None = None,
+    samples_jsonl: Path | None = None,
+    overwrite: bool = False,
+) -> list[Row]:
+    """Measure traces and rewards that exist, without a model, and write metrics.parquet.
+
+    A policy is named after its traces file: `base-sampled.traces.parquet` holds `base`. Tables whose footer says
+    that they were sampled at temperature 0 are `greedy`, all others `sampled`. Of the settings, `pass_at` and
+    `votes` apply.
+
+    Args:
+        rewards: one for each traces table; left out, the files named alike (`traces` made `rewards`).
+        problems: with them, figures by level and by subject, and whole records in `samples_jsonl`.
+    Raises:
+        UserError: tables that do not belong together, or two of one policy and decoding.
+    """
+    for path in [out] if samples_jsonl is None else [out, samples_jsonl]:
+        check_output(path, overwrite=overwrite)
+    if not rewards:
+        rewards = [path.with_name(path.name.replace("traces", "rewards")) for path in traces]
+    if len(rewards) != len(traces):
+        raise UserError(f"--rewards is given {len(rewards)} times, --traces {len(traces)}: give one for each, in order")
+    tables = [_named(*pair) for pair in zip(traces, rewards, strict=True)]
+    _check_names([table.policy for table in tables])
+    known = read_problems(problems) if problems is not None else []
+    rows = [row for table in tables for row in _measure_table(config, table, known, problems)]
+    for k in read_counts(config.pass_at, "pass_at"):
+        if not any(row["name"] == f"pass@{k}@t1" for row in rows):
+            raise UserError(
+                f"pass@{k} needs {k} graded traces of a problem, sampled above temperature 0; no table has so many: "
+                "lower --pass-at"
+            )
+    rows += _comparisons(tables)
+    if samples_jsonl is not None:
+        write_samples(samples_jsonl, _records(tables, known))
+    inputs = {} if problems is None else {"problems": file_sha256(problems)}
+    for table in tables:
+        inputs[f"{table.policy}-{table.decoding}-traces"] = file_sha256(table.traces)
+        inputs[f"{table.policy}-{table.decoding}-rewards"] = file_sha256(table.rewards)
+    footer = Footer(
+        table=METRICS.name, stage="eval", config={"pass_at": config.pass_at, "votes": config.votes}, inputs=inputs
+    )
+    write_table(out, METRICS, rows, footer)
+    return rows
+
+
+def _named(traces: Path, rewards: Path) -> Evaluated:
+    footer, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
+    if judged is not None and judged.inputs.get("traces") not in (None, digest := file_sha256(traces)):
+        raise UserError(
+            f"{rewards} grades traces {short(judged.inputs['traces'])}, {traces} is {short(digest)}: "
+            "run `score verify` again on these traces"
+        )
+    decoding = GREEDY if footer is not None and footer.config.get("temperature") == 0 else SAMPLED
+    name = traces.name.removesuffix(".parquet").removesuffix(".traces").removesuffix(f"-{decoding}")
+    return Evaluated(name, decoding, traces, rewards)
+
+
+def _measure_table(config: EvalConfig, table: Evaluated, known: Sequence[Problem], problems: Path | None) -> list[Row]:
+    found, judged = read_pair(table.traces, table.rewards)
+    strangers = {trace.problem_id for trace in found} - {problem.problem_id for problem in known}
+    if known and strangers:
+        raise UserError(
+            f"{table.traces} answers problem {min(strangers)}, which {problems} lacks: "
+            "name the problems the traces were sampled from"
+        )
+    pass_at = read_counts(config.pass_at, "pass_at") if table.decoding == SAMPLED else []
+    rows = metric_rows(found, judged, policy=table.policy, decoding=table.decoding, problems=known, pass_at=pass_at)
+    if config.votes is not None and table.decoding == SAMPLED:
+        footer = read_footer(table.rewards, REWARDS)
+        _refuse_programs({problem.task for problem in known} | set(footer.config.get("graders", {}) if footer else ()))
+        corrected = read_counts(config.votes, "votes")
+        rows += vote_rows(judged, policy=table.policy, decoding=table.decoding, corrected=corrected)
+    return rows
+
+
+def _refuse_programs(tasks: set[str]) -> None:
+    programs = sorted(tasks & PROGRAM_TASKS)
+    if programs:
+        raise UserError(
+            f"a majority vote counts equal answers, and the answers of {programs[0]} are programs, hardly ever "
+            "equal: leave --votes out; --pass-at measures many samples of programs"
+        )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """`a - b` is how the metrics table names the difference of two policies."""
+    for name in names:
+        if MINUS in name:
+            raise UserError(f"the name of policy {name!r} holds {MINUS!r}, which stands for a difference: rename it")
+
+
+def _evaluated(config: EvalConfig, names: Sequence[str], folder: Path) -> list[Evaluated]:
+    return [
+        Evaluated(name, decoding, *files_of(folder, name, decoding)) for name in names for decoding in decodings(config)
+    ]
+
+
+def _comparisons(tables: Sequence[Evaluated]) -> list[Row]:
+    """Paired differences between the policies of each decoding."""
+    by_decoding: dict[str, dict[str, Evaluated]] = {}
+    for table in tables:
+        own = by_decoding.setdefault(table.decoding, {})
+        if table.policy in own:
+            raise UserError(
+                f"{table.traces} is the second {table.decoding} table of policy {table.policy}: policies are named "
+                "after their files, so give one of them another name"
+            )
+        own[table.policy] = table
+    rows = []
+    for decoding, own in by_decoding.items():
+        if len(own) > 1:
+            scored = {name: score_traces(*read_pair(table.traces, table.rewards)) for name, table in own.items()}
+            rows += comparison_rows(scored, decoding=decoding)
+    return rows
+
+
+def _records(tables: Sequence[Evaluated], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
+    for table in tables:
+        pair: tuple[list[Trace], list[Reward]] = read_pair(table.traces, table.rewards)
+        yield from sample_records(*pair, policy=table.policy, decoding=table.decoding, problems=problems)

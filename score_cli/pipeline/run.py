@@ -28,7 +28,7 @@ from score_cli.config import (
 from score_cli.errors import JobError, UserError
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
-from score_cli.pipeline.evaluation import evaluate_policy, write_metrics
+from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, write_metrics
 from score_cli.pipeline.recipe import Recipe
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.sample import make_engine, sample
@@ -122,6 +122,7 @@ class Run:
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet."""
         self._prepare_problems()
+        check_plan(self.settings.eval, read_problems(self.folder / "test.parquet"))
         base = self.inputs.model or self.folder / "base"
         if not self.inputs.model and not base.exists():
             build_base(self.settings.base, out=base, progress=self.progress)
@@ -236,6 +237,7 @@ class Run:
                 grading=self.settings.verify,
             )
         names = list(policies)
+        rows += compare_policies(self.settings.eval, names=names, folder=self.folder / "eval")
         write_metrics(rows, self.settings.eval, problems=problems, folder=self.folder / "eval", names=names, out=out)
         return rows
 

@@ -1,0 +1,79 @@
+"""Per-problem records as JSON lines, in the form that lm-evaluation-harness logs its samples in.
+
+One object a trace. Each attempt is a request of its own, so `resps` and `filtered_resps` have one entry an attempt:
+
+    doc_id           place of the problem in the problems table, from 0
+    doc              the problem's row; {"problem_id": ...} where no problems table was given
+    target           its gold answer, null where it has none (programs: see doc.tests)
+    resps            [[first attempt], [second attempt], ...]
+    filtered_resps   the extracted answers, null where there was none
+    filter           "answer"
+    metrics          names of the metrics that follow as keys: "acc" (the last attempt's), "acc@t1", "acc@t2", ...;
+                     each 1.0, 0.0, or null where the attempt could not be scored (it counts as neither)
+    doc_hash         sha256 of doc as JSON;  target_hash: of target as text
+
+and, beyond the harness: policy, decoding, problem_id, sample_index, verdicts, finish_reasons.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from score_cli.tables.atomic import replacing_file
+from score_cli.tables.records import Problem
+from score_cli.tables.traces import Reward, Trace
+
+
+def sample_records(
+    traces: Sequence[Trace],
+    rewards: Sequence[Reward],
+    *,
+    policy: str,
+    decoding: str,
+    problems: Sequence[Problem] = (),
+) -> Iterator[dict[str, Any]]:
+    """One record a trace, for traces and rewards that stand row by row.
+
+    Without problems, `doc_id` counts them as they appear among the traces.
+    """
+    known = {problem.problem_id: problem for problem in problems}
+    names = list(known) or list(dict.fromkeys(trace.problem_id for trace in traces))
+    places = {name: place for place, name in enumerate(names)}
+    for trace, reward in zip(traces, rewards, strict=True):
+        problem = known.get(trace.problem_id)
+        doc = asdict(problem) if problem is not None else {"problem_id": trace.problem_id}
+        target = problem.answer if problem is not None else None
+        scores = {f"acc@t{attempt}": value for attempt, value in enumerate(reward.rewards, 1)}
+        metrics = {"acc": reward.rewards[-1]} | scores
+        yield {
+            "doc_id": places[trace.problem_id],
+            "doc": doc,
+            "target": target,
+            "resps": [[text] for text in trace.attempts],
+            "filtered_resps": reward.answers,
+            "filter": "answer",
+            "metrics": list(metrics),
+            "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
+            "target_hash": _sha256(str(target)),
+            **metrics,
+            "policy": policy,
+            "decoding": decoding,
+            "problem_id": trace.problem_id,
+            "sample_index": trace.sample_index,
+            "verdicts": reward.verdicts,
+            "finish_reasons": trace.finish_reasons,
+        }
+
+
+def write_samples(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as JSON lines; the file appears whole or not at all."""
+    with replacing_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

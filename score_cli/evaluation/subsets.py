@@ -1,0 +1,85 @@
+"""What a random subset of a problem's responses would have shown, computed exactly. Pure functions.
+
+With more responses than a budget, the mean over all subsets of that size uses every response and is unbiased.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from math import comb
+
+Ballot = tuple[str | None, float]
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k samples drawn without replacement is correct.
+
+    Raises:
+        ValueError: fewer samples than k, or k < 1.
+    Source: Chen et al. 2021, Eq. 1: 1 - C(n - c, k) / C(n, k).
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {samples} samples")
+    return 1 - comb(samples - correct, k) / comb(samples, k)
+
+
+def majority_accuracy(ballots: Sequence[Ballot], voters: int) -> float:
+    """Expected accuracy of a majority vote among `voters` ballots drawn without replacement.
+
+    Ties are broken by drawing one of the leading answers, each as likely; the expectation is taken over the
+    draw of voters and the tie-break at once, with no randomness of its own.
+
+    Args:
+        ballots: (answer, 1.0 where correct else 0.0); an answer of None is no vote. Ballots of one answer that
+            were judged differently make it right in that proportion.
+    Returns:
+        A fraction; voters who all give no answer are wrong.
+    Raises:
+        ValueError: fewer ballots than voters, or voters < 1.
+    """
+    if not 1 <= voters <= len(ballots):
+        raise ValueError(f"{voters} voters of {len(ballots)} ballots")
+    votes = Counter(answer for answer, _ in ballots if answer is not None)
+    right = dict.fromkeys(votes, 0.0)
+    for answer, correct in ballots:
+        if answer is not None:
+            right[answer] += correct
+    blank = len(ballots) - votes.total()
+    accuracy = 0.0
+    for answer, own in votes.items():
+        if right[answer]:
+            rivals = tuple(sorted(count for other, count in votes.items() if other != answer))
+            accuracy += right[answer] / own * win_probability(own, rivals, blank, voters)
+    return accuracy
+
+
+@lru_cache(maxsize=65536)
+def win_probability(own: int, rivals: tuple[int, ...], blank: int, voters: int) -> float:
+    """Probability that an answer wins the vote of a random subset, ties shared evenly.
+
+    Args:
+        own: ballots for the answer; rivals: ballots for each other answer; blank: ballots without an answer.
+    """
+    subsets = comb(own + sum(rivals) + blank, voters)
+    wins = 0.0
+    for mine in range(1, min(own, voters) + 1):
+        # Rivals with fewer ballots than `mine` can neither lead nor tie, so how they fall does not matter.
+        free = blank + sum(rival for rival in rivals if rival < mine)
+        outcomes = _outcomes_below(mine, [rival for rival in rivals if rival >= mine], voters - mine)
+        for (drawn, tied), ways in outcomes.items():
+            # Whole numbers until the division: the counts outgrow a float.
+            wins += comb(own, mine) * ways * comb(free, voters - mine - drawn) / (subsets * (1 + tied))
+    return wins
+
+
+def _outcomes_below(most: int, rivals: list[int], voters: int) -> dict[tuple[int, int], int]:
+    """(ballots drawn from the rivals, rivals with exactly `most`) -> ways, where no rival has more than `most`."""
+    outcomes = {(0, 0): 1}
+    for rival in rivals:
+        following: dict[tuple[int, int], int] = {}
+        for (drawn, tied), ways in outcomes.items():
+            for taken in range(min(most, voters - drawn) + 1):
+                key = (drawn + taken, tied + (taken == most))
+                following[key] = following.get(key, 0) + ways * comb(rival, taken)
+        outcomes = following
+    return outcomes

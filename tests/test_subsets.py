@@ -1,0 +1,79 @@
+"""Exact expectations over subsets, against listing every subset."""
+
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from score_cli.evaluation.subsets import Ballot, majority_accuracy, pass_at_k
+
+
+def vote(ballots: tuple[Ballot, ...], right: dict[str, Fraction]) -> Fraction:
+    """One vote, as counted by hand: leaders share what is won."""
+    counts = Counter(answer for answer, _ in ballots if answer is not None)
+    if not counts:
+        return Fraction(0)
+    leaders = [answer for answer, count in counts.items() if count == max(counts.values())]
+    return sum((right[leader] for leader in leaders), Fraction(0)) / len(leaders)
+
+
+def vote_of_every_subset(ballots: list[Ballot], voters: int) -> float:
+    given = {answer for answer, _ in ballots if answer is not None}
+    right = {
+        answer: Fraction(
+            sum(int(correct) for own, correct in ballots if own == answer), sum(own == answer for own, _ in ballots)
+        )
+        for answer in given
+    }
+    subsets = list(combinations(ballots, voters))
+    return float(sum((vote(subset, right) for subset in subsets), Fraction(0)) / len(subsets))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_majority_accuracy_is_the_mean_over_all_subsets(data: st.DataObject) -> None:
+    answers = data.draw(st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=9))
+    correct = data.draw(st.sampled_from(["a", "b", "none of them"]))
+    ballots: list[Ballot] = [(answer, float(answer == correct)) for answer in answers]
+    voters = data.draw(st.integers(1, len(ballots)))
+    assert majority_accuracy(ballots, voters) == pytest.approx(vote_of_every_subset(ballots, voters), abs=1e-12)
+
+
+def test_answers_judged_unlike_are_right_in_that_proportion() -> None:
+    """Three voters of three: 7 leads with two ballots, one of which was judged right."""
+    assert majority_accuracy([("7", 1.0), ("7", 0.0), ("8", 0.0)], 3) == pytest.approx(0.5)
+
+
+def test_a_tie_pays_each_leader_its_share() -> None:
+    ballots: list[Ballot] = [("7", 1.0), ("8", 0.0), ("9", 0.0), (None, 0.0)]
+    assert majority_accuracy(ballots, 4) == pytest.approx(1 / 3)
+
+
+def test_an_absent_answer_does_not_vote_and_nobody_voting_is_wrong() -> None:
+    assert majority_accuracy([(None, 0.0), (None, 0.0), ("7", 1.0)], 3) == 1.0
+    assert majority_accuracy([(None, 0.0), (None, 0.0)], 2) == 0.0
+
+
+def test_a_large_poll_does_not_outgrow_a_float() -> None:
+    """Three right ballots among 1,100 blank ones: 550 voters miss all three with chances 553, 552, 551 of 1103 ..."""
+    ballots: list[Ballot] = [("7", 1.0)] * 3 + [(None, 0.0)] * 1100
+    missed = 553 / 1103 * 552 / 1102 * 551 / 1101
+    assert majority_accuracy(ballots, 550) == pytest.approx(1 - missed)
+
+
+@pytest.mark.parametrize(
+    ("samples", "correct", "k"), [(5, 0, 2), (5, 2, 1), (5, 2, 3), (6, 1, 6), (7, 7, 4), (4, 1, 4)]
+)
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(samples: int, correct: int, k: int) -> None:
+    subsets = list(combinations([1] * correct + [0] * (samples - correct), k))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_subsets_larger_than_the_set_are_refused() -> None:
+    with pytest.raises(ValueError, match="pass@3 of 2 samples"):
+        pass_at_k(2, 1, 3)
+    with pytest.raises(ValueError, match="3 voters of 2 ballots"):
+        majority_accuracy([("7", 1.0), ("8", 0.0)], 3)
