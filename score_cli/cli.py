@@ -16,6 +16,7 @@ from score_cli.config import (
     DataConfig,
     EvalConfig,
     SampleConfig,
+    SftConfig,
     Stage1Config,
     Stage2Config,
     VerifyConfig,
@@ -182,6 +183,40 @@ def _train(
         rewards=rewards,
         out=out,
         allow_foreign=allow_foreign,
+    )
+    typer.echo(f"{out}: {summary}", err=True)
+
+
+@app.command("train-sft")
+@with_settings(SftConfig, table="train-sft")
+def train_sft(
+    settings: SftConfig,
+    model: Model = Path("ckpt"),
+    traces: Traces = Path("traces.parquet"),
+    rewards: Rewards = Path("rewards.parquet"),
+    examples: Annotated[Path, typer.Option(help="Examples table to write: what is learned, row by row.")] = Path(
+        "sft.parquet"
+    ),
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+    overwrite: Overwrite = False,
+    allow_foreign: Annotated[
+        bool, typer.Option("--allow-foreign", help="Learn from another policy's traces, or tables without a footer.")
+    ] = False,
+) -> None:
+    """One round of a supervised baseline (STaR, Pair-SFT): examples from traces, then training on them."""
+    from score_cli.console import make_progress
+    from score_cli.training import sft as stage
+
+    summary = stage.train_sft(
+        settings,
+        model=model,
+        traces=traces,
+        rewards=rewards,
+        examples=examples,
+        out=out,
+        overwrite=overwrite,
+        allow_foreign=allow_foreign,
+        progress=make_progress(),
     )
     typer.echo(f"{out}: {summary}", err=True)
 

@@ -23,6 +23,7 @@ TABLES: dict[str, type] = {
     "verify": config.VerifyConfig,
     "train-stage1": config.Stage1Config,
     "train-stage2": config.Stage2Config,
+    "train-sft": config.SftConfig,
     "eval": config.EvalConfig,
     "run": config.RunConfig,
 }
