@@ -18,6 +18,7 @@ Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
+SftAfter = Literal["base", "stage1", "stage2"]
 
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
@@ -251,8 +252,18 @@ class EvalConfig(MachineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """`score run`: how many iterations of each stage."""
+    """`score run`: how many iterations of each stage, and rounds of supervised training."""
 
     stage1_iterations: int = option(0, "Iterations of Stage I.", least=0)
+    stage1_by_attempt: bool = option(
+        False,
+        "Split Stage I into a phase for each attempt from the second on, each of stage1_iterations: a phase raises "
+        "its attempt's reward and pins the attempts before to the policy of the phase before (the base at first).",
+    )
     stage2_iterations: int = option(0, "Iterations of Stage II.", least=0)
+    sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
+    sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")
+    sft_problems: int | None = option(
+        None, "Most problems that a supervised round collects from; all if left out.", least=1
+    )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)

@@ -58,11 +58,15 @@ class Trainer:
         policy: Policy,
         reference: Reference | None,
         optimizer_state: dict[str, Tensor] | None,
+        *,
+        new_phase: bool = False,
     ) -> None:
         """Args:
             reference: None where the policy itself is the start of the chain.
             optimizer_state: as saved with the checkpoint; used only within one stage, since the
                 next stage maximises something of another scale.
+            new_phase: the policy is the end of one phase and the start of another, which has moments
+                and a reference of its own.
         Raises:
             UserError: the reference is not the one this chain started from, or is missing.
         """
@@ -71,13 +75,14 @@ class Trainer:
         self.policy = policy
         self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
         self.reference = reference or Reference(policy.model, policy.state.fingerprint)
-        _check_reference(policy, self.reference)
+        if not new_phase:
+            _check_reference(policy, self.reference)
         self.metrics: list[dict[str, Any]] = []
         self._names = [name for name, _ in policy.model.named_parameters()]
         self._optimizer = torch.optim.Adam(
             policy.model.parameters(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2)
         )
-        if optimizer_state is not None and policy.state.stage == self.stage:
+        if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_optimizer(optimizer_state)
 
     def update(self, traces_path: Path, rewards_path: Path, *, allow_foreign: bool = False) -> None:
