@@ -48,6 +48,14 @@ Reference = Annotated[
 AllowForeign = Annotated[
     bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
 ]
+NewPhase = Annotated[
+    bool,
+    typer.Option(
+        "--new-phase",
+        help="--model ends one phase and starts another: fresh Adam moments, and --reference may be another policy "
+        "than before (the model itself if left out).",
+    ),
+]
 
 
 @app.command()
@@ -140,9 +148,10 @@ def train_stage1(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
     overwrite: Overwrite = False,
     allow_foreign: AllowForeign = False,
+    new_phase: NewPhase = False,
 ) -> None:
     """One update of Stage I: raise the last attempt's reward, pin the attempts before it."""
-    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign, new_phase)
 
 
 @app.command("train-stage2")
@@ -156,9 +165,10 @@ def train_stage2(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
     overwrite: Overwrite = False,
     allow_foreign: AllowForeign = False,
+    new_phase: NewPhase = False,
 ) -> None:
     """One update of Stage II: raise every attempt's reward, with a bonus for progress."""
-    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign, new_phase)
 
 
 def _train(
@@ -170,6 +180,7 @@ def _train(
     out: Path,
     overwrite: bool,
     allow_foreign: bool,
+    new_phase: bool,
 ) -> None:
     from score_cli.tables.atomic import check_output
     from score_cli.training.train import train
@@ -183,6 +194,7 @@ def _train(
         rewards=rewards,
         out=out,
         allow_foreign=allow_foreign,
+        new_phase=new_phase,
     )
     typer.echo(f"{out}: {summary}", err=True)
 

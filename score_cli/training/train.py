@@ -328,9 +328,12 @@ def train(
     rewards: Path,
     out: Path,
     allow_foreign: bool = False,
+    new_phase: bool = False,
 ) -> str:
     """Load a policy, take one step on a file of its traces, and write the next policy.
 
+    Args:
+        new_phase: as for `Trainer`; the reference is then the policy itself if left out.
     Returns:
         One line that sums the update up.
     Raises:
@@ -339,10 +342,12 @@ def train(
     device = use_machine(config)
     policy = load_policy(model, device=device)
     other = None
+    if new_phase and reference is None:
+        reference = model
     if reference is not None:
         loaded = load_policy(reference, device=device)
         other = Reference(loaded.model, loaded.state.fingerprint)
-    trainer = Trainer(config, policy, other, load_optimizer(model))
+    trainer = Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
     trainer.update(traces, rewards, allow_foreign=allow_foreign)
     trainer.save(out)
     values = {(row["name"], row["attempt"]): row["value"] for row in trainer.metrics}
