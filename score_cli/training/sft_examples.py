@@ -1,6 +1,6 @@
 """Traces and rewards to the examples of the supervised baselines. Nothing here reads files.
 
-| method        | examples (Kumar et al., section 3 and the baselines of section 6)                   |
+| method        | examples (Kumar et al., baselines trained on self-generated data)                   |
 |---------------|-------------------------------------------------------------------------------------|
 | star          | traces wrong at the first attempt and right at the second                           |
 | star-plus     | and traces right at both                                                            |
@@ -10,7 +10,8 @@
 
 Where the paper is silent: every fitting trace gives one example, equal ones included. A response is
 not paired with itself, which would teach copying. An attempt that was cut off can be a wrong first
-attempt, never what is learned. Attempts that nobody could score are in no example.
+attempt, never what is learned. Attempts that nobody could score are in no example. First attempts that
+were given to the sampler count like its own.
 """
 
 import hashlib
