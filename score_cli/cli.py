@@ -17,6 +17,7 @@ from score_cli.config import (
     EvalConfig,
     ReportConfig,
     SampleConfig,
+    SftConfig,
     Stage1Config,
     Stage2Config,
     VerifyConfig,
@@ -47,6 +48,14 @@ Reference = Annotated[
 ]
 AllowForeign = Annotated[
     bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
+]
+NewPhase = Annotated[
+    bool,
+    typer.Option(
+        "--new-phase",
+        help="--model ends one phase and starts another: fresh Adam moments, and --reference may be another policy "
+        "than before (the model itself if left out).",
+    ),
 ]
 
 
@@ -165,9 +174,10 @@ def train_stage1(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
     overwrite: Overwrite = False,
     allow_foreign: AllowForeign = False,
+    new_phase: NewPhase = False,
 ) -> None:
     """One update of Stage I: raise the last attempt's reward, pin the attempts before it."""
-    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign, new_phase)
 
 
 @app.command("train-stage2")
@@ -181,9 +191,10 @@ def train_stage2(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
     overwrite: Overwrite = False,
     allow_foreign: AllowForeign = False,
+    new_phase: NewPhase = False,
 ) -> None:
     """One update of Stage II: raise every attempt's reward, with a bonus for progress."""
-    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign)
+    _train(settings, model, reference, traces, rewards, out, overwrite, allow_foreign, new_phase)
 
 
 def _train(
@@ -195,6 +206,7 @@ def _train(
     out: Path,
     overwrite: bool,
     allow_foreign: bool,
+    new_phase: bool,
 ) -> None:
     from score_cli.tables.atomic import check_output
     from score_cli.training.train import train
@@ -208,6 +220,41 @@ def _train(
         rewards=rewards,
         out=out,
         allow_foreign=allow_foreign,
+        new_phase=new_phase,
+    )
+    typer.echo(f"{out}: {summary}", err=True)
+
+
+@app.command("train-sft")
+@with_settings(SftConfig, table="train-sft")
+def train_sft(
+    settings: SftConfig,
+    model: Model = Path("ckpt"),
+    traces: Traces = Path("traces.parquet"),
+    rewards: Rewards = Path("rewards.parquet"),
+    examples: Annotated[Path, typer.Option(help="Examples table to write: what is learned, row by row.")] = Path(
+        "sft.parquet"
+    ),
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+    overwrite: Overwrite = False,
+    allow_foreign: Annotated[
+        bool, typer.Option("--allow-foreign", help="Learn from another policy's traces, or tables without a footer.")
+    ] = False,
+) -> None:
+    """One round of a supervised baseline (STaR, Pair-SFT): examples from traces, then training on them."""
+    from score_cli.console import make_progress
+    from score_cli.training import sft as stage
+
+    summary = stage.train_sft(
+        settings,
+        model=model,
+        traces=traces,
+        rewards=rewards,
+        examples=examples,
+        out=out,
+        overwrite=overwrite,
+        allow_foreign=allow_foreign,
+        progress=make_progress(),
     )
     typer.echo(f"{out}: {summary}", err=True)
 

@@ -16,6 +16,9 @@ Baseline = Literal["leave-one-out", "conditional"]
 KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
+SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
+LossOn = Literal["second", "both"]
+SftAfter = Literal["base", "stage1", "stage2"]
 
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
@@ -240,6 +243,29 @@ class Stage2Config(UpdateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SftConfig(MachineConfig):
+    """`score train-sft`: one round of a supervised baseline, from a policy's own traces."""
+
+    method: SftMethod = option(
+        "star",
+        "star: traces wrong first and right second. pair-sft: each wrong first attempt with a random right response "
+        "to its problem. The plus forms add right first attempts.",
+    )
+    loss_on: LossOn = option("second", "Which attempts' tokens are learned: the second's, or both's.")
+    epochs: int = option(1, "Times that every example is learned from.", least=1)
+    batch_size: int = option(64, "Examples an optimiser step; the loss is the mean over their tokens.", least=1)
+    learning_rate: float = option(1e-5, "AdamW's step size.", above=0, most=1)
+    weight_decay: float = option(0.0, "AdamW's weight decay; at 0 it is Adam.", least=0, most=1)
+    adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
+    adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
+    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
+    micro_batch_tokens: int = option(
+        4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
+    )
+    seed: int = option(0, "Seed of the responses paired and of the order of examples.", least=0, most=2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(MachineConfig):
     """`score eval`: accuracy at each attempt, sampled and greedy."""
 
@@ -281,8 +307,18 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """`score run`: how many iterations of each stage."""
+    """`score run`: how many iterations of each stage, and rounds of supervised training."""
 
     stage1_iterations: int = option(0, "Iterations of Stage I.", least=0)
+    stage1_by_attempt: bool = option(
+        False,
+        "Split Stage I into a phase for each attempt from the second on, each of stage1_iterations: a phase raises "
+        "its attempt's reward and pins the attempts before to the policy of the phase before (the base at first).",
+    )
     stage2_iterations: int = option(0, "Iterations of Stage II.", least=0)
+    sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
+    sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")
+    sft_problems: int | None = option(
+        None, "Most problems that a supervised round collects from; all if left out.", least=1
+    )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)

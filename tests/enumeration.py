@@ -26,10 +26,10 @@ RIGHT = {"p": ([1, 0],), "q": ([0], [1, 1])}
 class TablePolicy(nn.Module):
     """Logits looked up by the whole prefix; called as a transformers model is."""
 
-    def __init__(self, seed: int, scale: float = 1.0) -> None:
+    def __init__(self, seed: int, scale: float = 1.0, longest: int = LONGEST) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.table = nn.Parameter(scale * torch.randn(2 ** (LONGEST + 2), 2, dtype=torch.float64, generator=generator))
+        self.table = nn.Parameter(scale * torch.randn(2 ** (longest + 2), 2, dtype=torch.float64, generator=generator))
         self.device = torch.device("cpu")
 
     def forward(self, *, input_ids: Tensor, logits_to_keep: Tensor, **_: object) -> SimpleNamespace:
@@ -170,4 +170,85 @@ def whole_objective_gradient(
         cost1 = kl_coefficients[0] * (log1 - attempt_logprob(reference, x1, first).detach())
         cost2 = kl_coefficients[1] * (log2 - attempt_logprob(reference, x2, second).detach())
         objective = objective + (log1 + log2).exp() * (rewards - cost1 - cost2)
+    return -torch.autograd.grad(objective, policy.table)[0]
+
+
+# The same for any number of attempts, written down once more: a chain is the attempts of one trajectory.
+
+Chain = tuple[list[int], ...]
+
+
+def chains(attempts: int) -> list[Chain]:
+    return list(itertools.product(ATTEMPTS, repeat=attempts))
+
+
+def chain_prompts(problem: str, chain: Chain) -> list[list[int]]:
+    """The context of each attempt of a chain: all before it, each turn ended once and followed by the request."""
+    prompts = [PROMPTS[problem]]
+    for attempt in chain[:-1]:
+        prompts.append(prompts[-1] + attempt + ([] if attempt[-1] == END else [END]) + CORRECTION)
+    return prompts
+
+
+def chain_logprobs(policy: TablePolicy, problem: str, chain: Chain) -> Tensor:
+    """[A] log-probability of each attempt in its context."""
+    prompts = chain_prompts(problem, chain)
+    return torch.stack([attempt_logprob(policy, prompt, y) for prompt, y in zip(prompts, chain, strict=True)])
+
+
+def chain_trace(policy: TablePolicy, problem: str, index: int, chain: Chain) -> Trace:
+    """The trace a sampler would have written of a chain."""
+    prompts = chain_prompts(problem, chain)
+    tokens = prompts[-1] + chain[-1]
+    owners = np.zeros(len(tokens), dtype=np.int8)
+    for number, (prompt, attempt) in enumerate(zip(prompts, chain, strict=True), start=1):
+        owners[len(prompt) : len(prompt) + len(attempt)] = number
+    logprobs = [policy.logprob(tokens[:i], token).item() if owners[i] else 0.0 for i, token in enumerate(tokens)]
+    return Trace(
+        problem_id=problem,
+        sample_index=index,
+        attempts=[str(attempt) for attempt in chain],
+        finish_reasons=["stop" if attempt[-1] == END else "length" for attempt in chain],
+        token_ids=np.array(tokens, dtype=np.int32),
+        attempt_ids=owners,
+        logprobs=np.array(logprobs),
+        offline_attempts=0,
+    )
+
+
+def chain_rewards(stage: str, alpha: float, rewards: list[float]) -> list[float]:
+    """Stage I: the last attempt's alone. Stage II: each its own, and a bonus over the one before."""
+    if stage == "stage1":
+        return [0.0] * (len(rewards) - 1) + [rewards[-1]]
+    return [r if i == 0 else r + alpha * (r - rewards[i - 1]) for i, r in enumerate(rewards)]
+
+
+def chain_gradient(
+    policy: TablePolicy,
+    reference: TablePolicy,
+    *,
+    stage: str,
+    alpha: float,
+    kl_coefficients: list[float],
+    discount: float,
+) -> Tensor:
+    """What an update should have in expectation for problem `p`, sampled KL: see `exact_gradient`."""
+    loss = torch.zeros((), dtype=torch.float64)
+    for chain in chains(len(kl_coefficients)):
+        logs = chain_logprobs(policy, "p", chain)
+        ratios = (logs - chain_logprobs(reference, "p", chain)).detach()
+        own = chain_rewards(stage, alpha, [is_right("p", attempt) for attempt in chain])
+        values = [r - c * ratio for r, c, ratio in zip(own, kl_coefficients, ratios, strict=True)]
+        credits = [sum(discount ** (j - i) * values[j] for j in range(i, len(chain))) for i in range(len(chain))]
+        loss = loss - logs.sum().exp().detach() * sum(log * credit for log, credit in zip(logs, credits, strict=True))
+    return torch.autograd.grad(loss, policy.table)[0]
+
+
+def single_turn_gradient(policy: TablePolicy, reference: TablePolicy, beta: float) -> Tensor:
+    """Minus the gradient of Eq. 2, E[r(y) - beta KL], by differentiating the expectation over the three attempts."""
+    objective = torch.zeros((), dtype=torch.float64)
+    for attempt in ATTEMPTS:
+        log = attempt_logprob(policy, PROMPTS["p"], attempt)
+        cost = beta * (log - attempt_logprob(reference, PROMPTS["p"], attempt).detach())
+        objective = objective + log.exp() * (is_right("p", attempt) - cost)
     return -torch.autograd.grad(objective, policy.table)[0]

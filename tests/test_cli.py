@@ -18,7 +18,7 @@ from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
 COMMANDS = [name for name in TABLES if name != "run"]
-RECIPES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[1] / "pipelines").rglob("*.toml"))
 
 
 def run(*arguments: object) -> int:
@@ -203,6 +203,10 @@ def write_recipe(tmp_path: Path, text: str) -> Path:
         ('[prompts.math]\nfrist = "x"', "prompts have no field frist: did you mean first"),
         ('[prompts.math]\nfirst = "x"', "lacks {question}"),
         ('[prompts.maths]\nfirst = "x"', "no task is named maths"),
+        ("extends = 3", "extends is 3, expected str"),
+        ('extends = "recipe.toml"', "recipe.toml extends itself"),
+        ('extends = "nowhere.toml"', "nowhere.toml does not exist"),
+        ('extend = "recipe.toml"', r"no table is called \[extend\]: did you mean extends\?"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

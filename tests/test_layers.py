@@ -20,6 +20,8 @@ ALLOWED = {
 PURE = [
     "training/credit.py",
     "training/losses.py",
+    "training/sft_examples.py",
+    "pipeline/phases.py",
     "evaluation/metrics.py",
     "evaluation/report_plots.py",
     "evaluation/report_stats.py",

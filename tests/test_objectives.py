@@ -8,6 +8,8 @@
 | I, II  | 1        | both          | sampled | the gradient of Eq. 3 / Eq. 4 itself, nothing held constant |
 | I, II  | any      | both          | full    | the same reward part; KL at visited prefixes only (biased)  |
 
+One attempt gives Eq. 2 in either stage; three give the same table with the bonus against the attempt before.
+
 Run `python -m tests.test_objectives` for the table with the measured gaps.
 """
 
@@ -187,6 +189,62 @@ def test_alpha_zero_is_plain_policy_gradient() -> None:
     exact = tiny.exact_gradient(
         POLICY, REFERENCE, stage="stage2", alpha=0.0, kl_coefficients=(0.0, 0.0), discount=0.0, kl="sampled"
     )
+    assert (found - exact).abs().max() < 1e-8
+
+
+LONG_POLICY, LONG_REFERENCE = (tiny.TablePolicy(seed, longest=12) for seed in (1, 2))
+
+
+@functools.cache
+def chain_of(attempts: int, number: int) -> Trace:
+    return tiny.chain_trace(LONG_POLICY, "p", 0, tiny.chains(attempts)[number])
+
+
+def expected_chain_gradient(config: Stage1Config | Stage2Config, attempts: int, samples: int) -> Tensor:
+    """As `expected_gradient`, for problem `p` and any number of attempts."""
+    every = tiny.chains(attempts)
+    probabilities = [tiny.chain_logprobs(LONG_POLICY, "p", chain).sum().exp().item() for chain in every]
+    assert sum(probabilities) == pytest.approx(1.0)
+    total = torch.zeros_like(LONG_POLICY.table)
+    for members in itertools.combinations_with_replacement(range(len(every)), samples):
+        ways = math.factorial(samples)
+        for number in set(members):
+            ways //= math.factorial(members.count(number))
+        inputs = UpdateInputs(
+            traces=[replace(chain_of(attempts, m), sample_index=index) for index, m in enumerate(members)],
+            rewards=torch.tensor([[tiny.is_right("p", y) for y in every[m]] for m in members], dtype=torch.float64),
+            groups=torch.zeros(samples, dtype=torch.long),
+            temperature=1.0,
+        )
+        LONG_POLICY.zero_grad()
+        accumulate_gradient(LONG_POLICY, LONG_REFERENCE, inputs, config)  # type: ignore[arg-type]
+        assert LONG_POLICY.table.grad is not None
+        total += ways * math.prod(probabilities[m] for m in members) * LONG_POLICY.table.grad
+    return total.detach()
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("discount", [0.0, 0.8])
+@pytest.mark.parametrize("baseline", ["leave-one-out", "conditional"])
+def test_one_attempt_is_the_papers_single_turn_objective(stage: str, discount: float, baseline: str) -> None:
+    """Eq. 2, whatever alpha and the discount: without another attempt there is no bonus and nothing to credit."""
+    exact = tiny.single_turn_gradient(LONG_POLICY, LONG_REFERENCE, BETA1)
+    assert exact.abs().max() > 1e-2
+    found = expected_chain_gradient(config_of(stage, discount, baseline, "sampled"), 1, 3)
+    assert (found - exact).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("discount", [0.0, 0.8])
+@pytest.mark.parametrize("baseline", ["leave-one-out", "conditional"])
+def test_three_attempts_have_the_exact_gradient(stage: str, discount: float, baseline: str) -> None:
+    """Stage I (b): r3 alone, the first two attempts pinned. Stage II: the bonus against the previous attempt."""
+    coefficients = [BETA1 + BETA2, BETA1 + BETA2, BETA1] if stage == "stage1" else [BETA1] * 3
+    exact = tiny.chain_gradient(
+        LONG_POLICY, LONG_REFERENCE, stage=stage, alpha=ALPHA, kl_coefficients=coefficients, discount=discount
+    )
+    assert exact.abs().max() > 1e-2
+    found = expected_chain_gradient(config_of(stage, discount, baseline, "sampled"), 3, 2)
     assert (found - exact).abs().max() < 1e-8
 
 

@@ -150,3 +150,39 @@ def test_stage_one_raises_delta_and_leaves_the_first_attempt_alone(tmp_path: Pat
     rise = values["stage1", "delta@t2"] - values["base", "delta@t2"]
     assert rise > 4 * errors["stage1", "delta@t2"]
     assert abs(values["stage1", "acc@t1"] - values["base", "acc@t1"]) < 0.08
+
+
+# Pair-SFT from a base trained just long enough to be right now and then.
+SUPERVISED = """
+[base]
+steps = 500
+[sample]
+samples = 8
+max_tokens = 14
+batch_size = 256
+[train-sft]
+method = "pair-sft"
+learning_rate = 1e-3
+micro_batch_tokens = 16384
+[eval]
+samples = 4
+max_tokens = 14
+batch_size = 256
+[run]
+sft_rounds = 2
+sft_problems = 150
+"""
+
+
+def test_supervised_rounds_lower_the_loss_and_make_the_policy_change_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(SUPERVISED)
+    score("run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
+    curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
+    losses = {name: curve.filter(pl.col("name") == name)["value"].to_list() for name in ("loss_before", "loss_after")}
+    assert all(after < 0.9 * before for before, after in zip(*losses.values(), strict=True)), losses
+    metrics = pl.read_parquet(tmp_path / "run" / "metrics.parquet").filter(pl.col("decoding") == "sampled")
+    found = {(policy, name): (value, error) for policy, _, name, value, error, _ in metrics.rows()}
+    # It was shown nothing but second answers that differ from the first.
+    for name in ("changed@t2", "edit_ratio@t2"):
+        (before, _), (after, error) = found["base", name], found["sft", name]
+        assert error is not None and after - before > 4 * error, (name, before, after)

@@ -303,6 +303,22 @@ def test_another_reference_than_the_chains_is_refused(rewarded: Path) -> None:
         )
 
 
+def test_a_new_phase_has_fresh_moments_and_a_reference_of_its_own(rewarded: Path) -> None:
+    """The paper's Stage I (b) is pinned to the policy that (a) ends with; then the chain keeps that reference."""
+    first = step(rewarded, "first", STAGE1)
+    folder = rewarded / "b"
+    folder.mkdir()
+    make_batch(folder, first, rewarded / "problems.parquet")
+    reward_some(folder)
+    done = step(folder, "next", STAGE1, model=first, new_phase=True)
+    state = load_policy(done).state
+    assert state.reference == load_policy(first).state.fingerprint and state.iteration == 2
+    moments = load_optimizer(done)
+    assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {1.0}
+    with pytest.raises(UserError, match="was trained against reference"):
+        step(folder, "other", STAGE1, model=done, reference=rewarded / "ckpt")
+
+
 def test_training_uses_the_temperature_of_the_traces(tmp_path: Path, checkpoint: Path, problems: Path) -> None:
     make_batch(tmp_path, checkpoint, problems, temperature=0.7)
     reward_some(tmp_path)

@@ -23,12 +23,14 @@ TABLES: dict[str, type] = {
     "verify": config.VerifyConfig,
     "train-stage1": config.Stage1Config,
     "train-stage2": config.Stage2Config,
+    "train-sft": config.SftConfig,
     "eval": config.EvalConfig,
     "report": config.ReportConfig,
     "run": config.RunConfig,
 }
 SEED = "seed"
 PROMPTS = "prompts"
+EXTENDS = "extends"
 
 
 class Recipe:
@@ -56,6 +58,18 @@ class Recipe:
         config.check_settings(settings)
         return settings
 
+    def extended(self, child: "Recipe") -> "Recipe":
+        """This recipe with another's keys put over it, table by table."""
+        tables = {name: dict(values) for name, values in self._tables.items()}
+        for name, values in child._tables.items():
+            tables.setdefault(name, {}).update(values)
+        prompts = {(task, field): text for task, field, text in (*self._prompts, *child._prompts)}
+        return Recipe(
+            tables,
+            self.seed if child.seed is None else child.seed,
+            [[task, field, text] for (task, field), text in prompts.items()],
+        )
+
     def has(self, table: str) -> bool:
         """Whether the recipe speaks of a stage."""
         return table in self._tables
@@ -80,23 +94,43 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe, and those that it extends.
+
+    `extends = "../quickstart.toml"` takes every key of another recipe that this one does not set
+    itself; the path is relative to the recipe that names it.
 
     Raises:
-        UserError: no such file, not TOML, an unknown table or key (with its nearest neighbour), or a
-            value of the wrong kind.
+        UserError: no such file, not TOML, an unknown table or key (with its nearest neighbour), a
+            value of the wrong kind, or recipes that extend each other in a circle.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name a recipe such as pipelines/quickstart.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from None
+    return _read_chain(path, [])
+
+
+def _read_chain(path: Path, children: list[Path]) -> Recipe:
+    """A recipe with what it extends; `children` are the recipes that led here."""
+    if path.resolve() in children:
+        raise UserError(f"{path} extends itself{' by way of others' if children[-1] != path.resolve() else ''}: end it")
+    content = _read_toml(path)
+    parent = content.pop(EXTENDS, None)
+    base = Recipe({})
+    if parent is not None:
+        _check_value(path, EXTENDS, parent, str)
+        base = _read_chain(path.parent / parent, [*children, path.resolve()])
     seed = content.pop(SEED, None)
     if seed is not None:
         _check_value(path, SEED, seed, int)
     prompts = _check_prompts(path, content.pop(PROMPTS, {}))
-    return Recipe({table: _check_table(path, table, values) for table, values in content.items()}, seed, prompts)
+    tables = {table: _check_table(path, table, values) for table, values in content.items()}
+    return base.extended(Recipe(tables, seed, prompts))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a recipe such as pipelines/quickstart.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
 def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
@@ -114,7 +148,7 @@ def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
 def _check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
-        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [SEED, PROMPTS, *TABLES])}")
+        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [EXTENDS, SEED, PROMPTS, *TABLES])}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
     kinds = typing.get_type_hints(TABLES[table])

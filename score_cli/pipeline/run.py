@@ -2,7 +2,7 @@
 
 RUN/settings.json               what the run was started with; a resumed run must agree
 RUN/train.parquet ...           problems of each split
-RUN/base/ stage1/ score/        the policies: base, after Stage I, after Stage II
+RUN/base/ stage1/ sft/ score/   the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
 RUN/latest/0010/                the newest checkpoint between those, to go on from
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
@@ -21,6 +21,7 @@ from score_cli.config import (
     EvalConfig,
     RunConfig,
     SampleConfig,
+    SftConfig,
     Stage1Config,
     Stage2Config,
     VerifyConfig,
@@ -29,16 +30,18 @@ from score_cli.errors import JobError, UserError
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
 from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, write_metrics
+from score_cli.pipeline.phases import BASE, Phase, plan_phases
 from score_cli.pipeline.recipe import Recipe
+from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.sample import make_engine, sample
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, read_table, write_table
+from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
-from score_cli.training.train import Reference, StageConfig, Trainer
+from score_cli.training.train import Reference, Trainer
 from score_cli.verification.verify import verify
 
 PROBE_TRACES = 8
@@ -53,6 +56,7 @@ class RunSettings:
     verify: VerifyConfig
     stage1: Stage1Config
     stage2: Stage2Config
+    sft: SftConfig
     eval: EvalConfig
     run: RunConfig
 
@@ -65,6 +69,7 @@ class RunSettings:
             verify=recipe.settings("verify", VerifyConfig),
             stage1=recipe.settings("train-stage1", Stage1Config),
             stage2=recipe.settings("train-stage2", Stage2Config),
+            sft=recipe.settings("train-sft", SftConfig),
             eval=recipe.settings("eval", EvalConfig),
             run=recipe.settings("run", RunConfig),
         )
@@ -106,6 +111,13 @@ class Run:
         if self.settings.eval.correction is None:
             asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
             self.settings = replace(self.settings, eval=asked_alike)
+        self.phases = plan_phases(
+            self.settings.run,
+            stage1=self.settings.stage1,
+            stage2=self.settings.stage2,
+            sft=self.settings.sft,
+            attempts=self.settings.sample.attempts,
+        )
         self.inputs = inputs
         self.folder = folder
         self.progress = progress
@@ -126,17 +138,41 @@ class Run:
         base = self.inputs.model or self.folder / "base"
         if not self.inputs.model and not base.exists():
             build_base(self.settings.base, out=base, progress=self.progress)
-        run = self.settings.run
-        end1 = run.stage1_iterations
-        policies = {"base": base}
-        if run.stage1_iterations:
-            policies["stage1"] = self._train("stage1", self.settings.stage1, base, base=base, first=0, last=end1)
-        if run.stage2_iterations:
-            start = policies.get("stage1", base)
-            last = end1 + run.stage2_iterations
-            policies["score"] = self._train("score", self.settings.stage2, start, base=base, first=end1, last=last)
-        self._write_curve(end1 + run.stage2_iterations)
+        policies = {BASE: base}
+        start = base
+        for phase in self.phases:
+            policies[phase.name] = start = self._do_phase(phase, start, policies[phase.reference])
+        self._write_curve(self.phases[-1].last if self.phases else 0)
         return self._evaluate(policies)
+
+    def _do_phase(self, phase: Phase, start: Path, reference: Path) -> Path:
+        """Run a phase, or what is left of it, and keep its policy under RUN/name."""
+        done = self.folder / phase.name
+        if done.exists():
+            if isinstance(phase.config, SftConfig):
+                keep_round_metrics(done, self.folder)
+            return done
+        latest = (self.folder / "latest").glob("[0-9]*")
+        kept = max(
+            (p for p in latest if phase.first < int(p.name) < phase.last), key=lambda p: int(p.name), default=None
+        )
+        if isinstance(phase.config, SftConfig):
+            problems, most = self.folder / "train.parquet", self.settings.run.sft_problems
+            count = None if most is None else min(most, count_rows(problems, PROBLEMS))
+            run_sft_rounds(
+                phase,
+                sampling=replace(self.settings.sample, problems_per_iteration=count),
+                grading=self.settings.verify,
+                problems=problems,
+                start=start,
+                kept=kept,
+                folder=self.folder,
+                progress=self.progress,
+            )
+        else:
+            self._train(phase, start, reference, kept)
+        shutil.rmtree(self.folder / "latest", ignore_errors=True)
+        return done
 
     def _prepare_problems(self) -> None:
         """Put the problems of each part into the run folder, so that it stands by itself."""
@@ -152,46 +188,44 @@ class Run:
                 inputs = {"problems": file_sha256(source)}
                 write_table(out, PROBLEMS, rows, Footer(table=PROBLEMS.name, stage="run", inputs=inputs))
 
-    def _train(self, name: str, config: StageConfig, start: Path, *, base: Path, first: int, last: int) -> Path:
-        """Run the iterations of one stage and keep its policy under RUN/name."""
-        done = self.folder / name
-        if done.exists():
-            return done
-        latest = (self.folder / "latest").glob("[0-9]*")
-        kept = sorted((p for p in latest if first < int(p.name) < last), key=lambda p: int(p.name))
-        origin = kept[-1] if kept else start
-        policy = load_policy(origin, device=self.device)
-        origin_policy = load_policy(base, device=self.device)
-        reference = Reference(origin_policy.model, origin_policy.state.fingerprint)
-        trainer = Trainer(config, policy, reference, load_optimizer(origin))
+    def _train(self, phase: Phase, start: Path, reference: Path, kept: Path | None) -> None:
+        """The iterations of a phase of reinforcement learning, from its start or from the checkpoint kept."""
+        assert not isinstance(phase.config, SftConfig)
+        policy = load_policy(kept or start, device=self.device)
+        pinned_to = load_policy(reference, device=self.device)
+        trainer = Trainer(
+            phase.config,
+            policy,
+            Reference(pinned_to.model, pinned_to.state.fingerprint),
+            load_optimizer(kept or start),
+            new_phase=kept is None and phase.first > 0,
+        )
         engine = make_engine(self.settings.sample, policy)
         probe: list[Trace] = []
-        with self.progress.phase(name, last - first) as task:
-            task.advance(policy.state.iteration - first)
-            for iteration in range(policy.state.iteration, last):
-                traces, rewards = self._iterate(trainer, engine, iteration)
+        with self.progress.phase(phase.name, phase.last - phase.first) as task:
+            task.advance(policy.state.iteration - phase.first)
+            for iteration in range(policy.state.iteration, phase.last):
+                traces, rewards = self._iterate(trainer, engine, iteration, phase.attempts)
                 probe = probe or read_traces(traces)[:PROBE_TRACES]
                 # Each stage on its own number of threads, as its command would.
-                use_machine(config)
+                use_machine(phase.config)
                 trainer.update(traces, rewards)
                 prove_policy(trainer, engine, probe, self.settings.sample.temperature)
                 self._write_metrics(trainer, iteration)
                 finished = iteration + 1
-                if finished == last:
-                    trainer.save(done)
+                if finished == phase.last:
+                    trainer.save(self.folder / phase.name)
                 elif finished % self.settings.run.save_every == 0:
                     self._keep(trainer, finished)
                 task.advance(1, _headline(trainer.metrics))
-        shutil.rmtree(self.folder / "latest", ignore_errors=True)
-        return done
 
-    def _iterate(self, trainer: Trainer, engine: Any, iteration: int) -> tuple[Path, Path]:
+    def _iterate(self, trainer: Trainer, engine: Any, iteration: int, attempts: int) -> tuple[Path, Path]:
         folder = self.folder / "iterations" / f"{iteration:04d}"
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
         use_machine(self.settings.sample)
         # A file left by a killed run is made again: it would be the same, but nothing proves it.
         sample(
-            self.settings.sample,
+            replace(self.settings.sample, attempts=attempts),
             policy=trainer.policy,
             problems=problems,
             out=traces,

@@ -43,8 +43,8 @@ _UNSPECIFIC_KEYS = {"transformers_version", "_name_or_path", "architectures", "d
 class TrainerState:
     """What `trainer/score.json` holds.
 
-    `iteration` counts the updates since the base policy; `reference` is the fingerprint of the
-    policy that the KL terms of this chain are measured from.
+    `iteration` counts the updates since the base policy, a round of supervised training as one;
+    `reference` is the fingerprint of the policy that the KL terms of this chain are measured from.
     """
 
     stage: str = "base"

@@ -29,6 +29,7 @@ class Table:
 PROBLEMS = Table("problems", schemas.PROBLEMS, "score data")
 TRACES = Table("traces", schemas.TRACES, "score sample")
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
+EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
 METRICS = Table("metrics", schemas.METRICS, "score eval")
 CURVE = Table("curve", schemas.CURVE, "score run")
 

@@ -71,6 +71,21 @@ REWARDS = pa.schema(
     ]
 )
 
+# One row per example of the supervised baselines: y1 of one trace, then a right response as y2.
+EXAMPLES = pa.schema(
+    [
+        _required("problem_id", pa.string()),
+        _required("method", pa.string()),
+        _required("sample_index", pa.int32()),
+        _required("target_sample_index", pa.int32()),
+        _required("target_attempt", pa.int8()),
+        _required("attempts", _list(pa.string())),
+        _required("verdicts", _list(pa.string())),
+        _required("token_ids", _list(pa.int32())),
+        _required("attempt_ids", _list(pa.int8())),
+    ]
+)
+
 METRICS = pa.schema(
     [
         _required("policy", pa.string()),

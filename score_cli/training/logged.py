@@ -6,6 +6,10 @@ attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (
 (trainer minus sampler logprob, nats a token), `gradient_norm` (where asked for). Over all attempts
 (`attempt` null): `gradient_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
 `changed@t2` and so on as in the metrics table.
+
+A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
+`examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
+`gradient_norm` (mean over its steps).
 """
 
 import math
@@ -36,7 +40,7 @@ def curve_rows(
     """Rows of the curve table for one update; what could not be measured has no row."""
     found = [
         *_per_attempt(update, groups, traces),
-        *_of_answers(traces, rewards),
+        *answer_rows(traces, rewards),
         ("gradient_norm", None, gradient_norm),
     ]
     return [
@@ -68,7 +72,8 @@ def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Ite
         yield "gradient_norm", column + 1, norm
 
 
-def _of_answers(traces: Sequence[Trace], rewards: Sequence[Reward]) -> Iterator[Row]:
+def answer_rows(traces: Sequence[Trace], rewards: Sequence[Reward]) -> Iterator[Row]:
+    """(name, attempt, value) of what the verdicts alone tell: accuracies, deltas, the unscored share."""
     for name, measure, attempt in measures_of(len(traces[0].attempts)):
         known = [v for t, r in zip(traces, rewards, strict=True) if (v := measure(t, r, attempt)) is not None]
         if not known:

@@ -58,11 +58,15 @@ class Trainer:
         policy: Policy,
         reference: Reference | None,
         optimizer_state: dict[str, Tensor] | None,
+        *,
+        new_phase: bool = False,
     ) -> None:
         """Args:
             reference: None where the policy itself is the start of the chain.
             optimizer_state: as saved with the checkpoint; used only within one stage, since the
                 next stage maximises something of another scale.
+            new_phase: the policy is the end of one phase and the start of another, which has moments
+                and a reference of its own.
         Raises:
             UserError: the reference is not the one this chain started from, or is missing.
         """
@@ -71,13 +75,14 @@ class Trainer:
         self.policy = policy
         self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
         self.reference = reference or Reference(policy.model, policy.state.fingerprint)
-        _check_reference(policy, self.reference)
+        if not new_phase:
+            _check_reference(policy, self.reference)
         self.metrics: list[dict[str, Any]] = []
         self._names = [name for name, _ in policy.model.named_parameters()]
         self._optimizer = torch.optim.Adam(
             policy.model.parameters(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2)
         )
-        if optimizer_state is not None and policy.state.stage == self.stage:
+        if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_optimizer(optimizer_state)
 
     def update(self, traces_path: Path, rewards_path: Path, *, allow_foreign: bool = False) -> None:
@@ -94,7 +99,8 @@ class Trainer:
         origin = _check_origin(traces_path, rewards_path, self.policy, self.config, allow_foreign)
         traces, rewards = read_traces(traces_path), read_rewards(rewards_path)
         check_pairs(traces, rewards, traces_path, rewards_path)
-        _check_tokens(traces, self.policy.model, traces_path)
+        check_tokens(traces, self.policy.model, traces_path)
+        _check_logprobs(traces, traces_path)
         inputs = UpdateInputs(
             traces=traces,
             rewards=_reward_matrix(rewards, rewards_path),
@@ -218,25 +224,35 @@ class _Origin:
     other_engine: bool
 
 
-def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConfig, allow_foreign: bool) -> _Origin:
-    state = policy.state
+def read_origin(traces: Path, rewards: Path, policy: Policy, *, allow_foreign: bool) -> Footer | None:
+    """The traces' footer, once traces, rewards and the policy's tokenizer are seen to belong together.
+
+    Raises:
+        UserError: a table has no footer and `allow_foreign` is off, or they do not belong together.
+    """
     origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
     for path, footer in ((traces, origin), (rewards, judged)):
         if footer is None and not allow_foreign:
             raise UserError(
                 f"{path} was not made by score, so its policy cannot be proved: pass --allow-foreign to train on it"
             )
-    if origin is not None and origin.policy != state.fingerprint:
-        raise UserError(
-            f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}: "
-            "resample, or pass the checkpoint it came from"
-        )
     if origin is not None and origin.inputs.get("asking", asking_digest(policy)) != asking_digest(policy):
         raise UserError(
             f"{traces} was sampled with another tokenizer, chat template or stop token than {policy.name} has: resample"
         )
     if judged is not None and judged.inputs.get("traces") != file_sha256(traces):
         raise UserError(f"{rewards} was made from other traces than {traces}: run `score verify` again on these traces")
+    return origin
+
+
+def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConfig, allow_foreign: bool) -> _Origin:
+    state = policy.state
+    origin = read_origin(traces, rewards, policy, allow_foreign=allow_foreign)
+    if origin is not None and origin.policy != state.fingerprint:
+        raise UserError(
+            f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}: "
+            "resample, or pass the checkpoint it came from"
+        )
     settings = origin.config if origin else {}
     temperature = float(settings.get("temperature", config.temperature))
     if temperature <= 0:
@@ -244,7 +260,7 @@ def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConf
     return _Origin(origin is not None, temperature, settings.get("engine") != "transformers")
 
 
-def _check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -> None:
+def check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -> None:
     """Check that the token columns are those of conversations this model can have had.
 
     Raises:
@@ -252,7 +268,6 @@ def _check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    silent = True
     for number, trace in enumerate(traces):
         owners = trace.attempt_ids[trace.attempt_ids > 0]
         wrong = None
@@ -270,8 +285,11 @@ def _check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -
             wrong = f"{trace.offline_attempts} offline attempts of {len(trace.attempts)}"
         if wrong is not None:
             raise UserError(f"{path}, row {number}: {wrong}: sample again with this model")
-        silent = silent and not trace.logprobs.any()
-    if silent:
+
+
+def _check_logprobs(traces: Sequence[Trace], path: Path) -> None:
+    """Check that the sampler wrote its logprobs down."""
+    if not any(trace.logprobs.any() for trace in traces):
         raise UserError(f"{path} has no logprobs but 0, expected the sampler's: write them down when you sample")
 
 
@@ -310,9 +328,12 @@ def train(
     rewards: Path,
     out: Path,
     allow_foreign: bool = False,
+    new_phase: bool = False,
 ) -> str:
     """Load a policy, take one step on a file of its traces, and write the next policy.
 
+    Args:
+        new_phase: as for `Trainer`; the reference is then the policy itself if left out.
     Returns:
         One line that sums the update up.
     Raises:
@@ -321,10 +342,12 @@ def train(
     device = use_machine(config)
     policy = load_policy(model, device=device)
     other = None
+    if new_phase and reference is None:
+        reference = model
     if reference is not None:
         loaded = load_policy(reference, device=device)
         other = Reference(loaded.model, loaded.state.fingerprint)
-    trainer = Trainer(config, policy, other, load_optimizer(model))
+    trainer = Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
     trainer.update(traces, rewards, allow_foreign=allow_foreign)
     trainer.save(out)
     values = {(row["name"], row["attempt"]): row["value"] for row in trainer.metrics}

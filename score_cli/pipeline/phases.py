@@ -1,0 +1,68 @@
+"""What a run does, in order: phases of updates, each ending in a policy that is kept. No files here."""
+
+from dataclasses import dataclass
+
+from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.errors import UserError
+
+BASE, STAGE1, SFT, SCORE = "base", "stage1", "sft", "score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Updates `first` to `last` (the last not included), counted through the whole run.
+
+    Attributes:
+        name: of the policy it ends in.
+        attempts: how many attempts its traces have.
+        reference: name of the policy that KL terms are measured from.
+    """
+
+    name: str
+    config: Stage1Config | Stage2Config | SftConfig
+    first: int
+    last: int
+    attempts: int
+    reference: str = BASE
+
+
+def plan_phases(
+    run: RunConfig, *, stage1: Stage1Config, stage2: Stage2Config, sft: SftConfig, attempts: int
+) -> list[Phase]:
+    """The phases of a run, each starting from the policy of the one before, the first from the base.
+
+    Args:
+        attempts: of the traces that reinforcement learning trains on.
+    Raises:
+        UserError: supervised rounds are to follow a stage that the run does not have.
+    """
+    updates = {BASE: 1, STAGE1: run.stage1_iterations, "stage2": run.stage2_iterations}
+    if run.sft_rounds and not updates[run.sft_after]:
+        raise UserError(
+            f"run.sft_after is {run.sft_after}, which has no iterations: give it some, or let the rounds follow base"
+        )
+    planned: list[Phase] = []
+
+    def add(name: str, config: Stage1Config | Stage2Config | SftConfig, count: int, attempts: int) -> None:
+        if count:
+            first = planned[-1].last if planned else 0
+            # The paper's second part of Stage I pins to the policy of the first part, not to the base.
+            pinned_to = planned[-1].name if config is stage1 and planned and planned[-1].config is stage1 else BASE
+            last = first + count
+            planned.append(
+                Phase(name=name, config=config, first=first, last=last, attempts=attempts, reference=pinned_to)
+            )
+
+    def add_rounds(after: str) -> None:
+        if run.sft_after == after:
+            add(SFT, sft, run.sft_rounds, 2)
+
+    add_rounds(BASE)
+    parts = range(2, attempts + 1) if run.stage1_by_attempt else range(attempts, attempts + 1)
+    for last_attempt in parts:
+        name = STAGE1 if len(parts) == 1 else f"{STAGE1}-t{last_attempt}"
+        add(name, stage1, run.stage1_iterations, last_attempt)
+    add_rounds(STAGE1)
+    add(SCORE, stage2, run.stage2_iterations, attempts)
+    add_rounds("stage2")
+    return planned

@@ -1,0 +1,203 @@
+"""Runs of several phases on an untrained policy: who is sampled from, pinned to what, and kills that do not show.
+
+Verdicts are invented, a third of them right, since an untrained policy never is.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from score_cli.config import SampleConfig, SftConfig
+from score_cli.pipeline import run as run_module
+from score_cli.pipeline import sft_rounds
+from score_cli.pipeline.recipe import Recipe
+from score_cli.pipeline.run import Run, RunInputs
+from score_cli.sampling.sample import sample
+from score_cli.tables.checkpoints import load_optimizer, load_policy, stored_state
+from score_cli.tables.parquet import TRACES, read_footer
+from score_cli.tables.provenance import file_sha256
+from score_cli.training.sft import train_sft
+from score_cli.verification.verify import verify
+from tests.conftest import rewrite
+
+ONE_THREAD = {"threads": 1}
+SAMPLE = {"samples": 4, "problems_per_iteration": 6, "max_tokens": 16, **ONE_THREAD}
+
+
+def invent_verdicts(*arguments: Any, out: Path, **keywords: Any) -> None:
+    """The real stage, so that the footer is right, with other verdicts in the file."""
+    verify(*arguments, out=out, **keywords)
+
+    def change(row: dict[str, Any]) -> None:
+        names = [f"{row['problem_id']} {row['sample_index']} {attempt}" for attempt in range(len(row["verdicts"]))]
+        row["rewards"] = [float(hashlib.sha256(name.encode()).digest()[0] % 3 == 0) for name in names]
+        row["verdicts"] = ["correct" if value else "incorrect" for value in row["rewards"]]
+
+    rewrite(out, change)
+
+
+@pytest.fixture
+def start(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> RunInputs:
+    for module in (run_module, sft_rounds):
+        monkeypatch.setattr(module, "verify", invent_verdicts)
+    return RunInputs(model=checkpoint, problems=problems, eval_problems=problems)
+
+
+def recipe(attempts: int = 2, **run: object) -> Recipe:
+    update = {"learning_rate": 1e-3, "kl": "full", **ONE_THREAD}
+    return Recipe(
+        {
+            "sample": SAMPLE | {"attempts": attempts},
+            "train-stage1": dict(update),
+            "train-stage2": dict(update),
+            "train-sft": {"method": "pair-sft", "learning_rate": 1e-3, "batch_size": 8, **ONE_THREAD},
+            "eval": {"samples": 1, "attempts": attempts, "max_tokens": 16, **ONE_THREAD},
+            "run": {"save_every": 1, **run},
+        },
+        seed=3,
+    )
+
+
+ROUNDS = {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 3, "sft_after": "stage1", "sft_problems": 8}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [*folder.glob("*.parquet"), *folder.glob("iterations/*/*.parquet"), *folder.glob("*/model.safetensors")]
+    return {str(path.relative_to(folder)): file_sha256(path) for path in files}
+
+
+def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_the_last(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    rows = Run(recipe(**ROUNDS), folder, start).execute()
+    assert list(dict.fromkeys(row["policy"] for row in rows)) == ["base", "stage1", "sft", "score"]
+    states = {name: load_policy(folder / name).state for name in ("stage1", "sft", "score")}
+    assert [states[name].iteration for name in states] == [2, 5, 7]
+    base = load_policy(tmp_path / "ckpt").state.fingerprint
+    assert {state.reference for state in states.values()} == {base}
+    sampled = [read_footer(path, TRACES) for path in sorted(folder.glob("iterations/*/traces.parquet"))]
+    policies = [footer.policy for footer in sampled if footer is not None]
+    assert len(set(policies)) == 7
+    assert (policies[0], policies[2], policies[5]) == (base, states["stage1"].fingerprint, states["sft"].fingerprint)
+    assert states["sft"].parent == policies[4]
+    counts = [len(pl.read_parquet(path)) for path in sorted(folder.glob("iterations/*/traces.parquet"))]
+    assert counts == [24, 24, 32, 32, 32, 24, 24]
+    assert [path.parent.name for path in sorted(folder.glob("iterations/*/sft.parquet"))] == ["0002", "0003", "0004"]
+    curve = pl.read_parquet(folder / "curve.parquet")
+    assert curve.filter(pl.col("name") == "loss_after")["iteration"].to_list() == [2, 3, 4]
+    moments = load_optimizer(folder / "score")
+    assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
+
+
+def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: RunInputs, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", SftConfig(method="pair-sft", learning_rate=1e-3, batch_size=8, threads=1, seed=3)
+    Run(recipe(sft_rounds=2), folder, start).execute()
+    model = tmp_path / "ckpt"
+    for number in range(2):
+        files = {name: tmp_path / f"{name}{number}.parquet" for name in ("traces", "rewards", "examples")}
+        settings = SampleConfig(samples=4, max_tokens=16, threads=1, seed=3)
+        sample(settings, policy=load_policy(model), problems=folder / "train.parquet", out=files["traces"])
+        invent_verdicts(
+            Run(recipe(), tmp_path / "other", start).settings.verify,
+            traces=files["traces"],
+            problems=folder / "train.parquet",
+            out=files["rewards"],
+        )
+        train_sft(config, model=model, out=tmp_path / f"next{number}", **files)
+        model = tmp_path / f"next{number}"
+        for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("examples", "sft")):
+            assert files[name].read_bytes() == (folder / "iterations" / f"000{number}" / f"{kept}.parquet").read_bytes()
+    assert file_sha256(model / "model.safetensors") == file_sha256(folder / "sft" / "model.safetensors")
+
+
+class Killed(BaseException):
+    """Stands for a signal: no handler of ours catches it."""
+
+
+def stop_and_go_on(
+    made: Recipe, start: RunInputs, folder: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, call: int
+) -> None:
+    """Stop a run just before the given call of a function, then start it again."""
+    own: Callable[..., Any] = getattr(module, function)
+    calls = iter(range(1, 100))
+
+    def stop(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return own(*arguments, **keywords)
+
+    monkeypatch.setattr(module, function, stop)
+    with pytest.raises(Killed):
+        Run(made, folder, start).execute()
+    monkeypatch.setattr(module, function, own)
+    Run(made, folder, start).execute()
+
+
+def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(recipe(**ROUNDS), tmp_path / "whole", start).execute()
+    moments: list[tuple[Any, str, int]] = [
+        (sft_rounds, "verify", 2),
+        (sft_rounds, "train_sft", 2),
+        (sft_rounds, "keep_round_metrics", 1),
+        (sft_rounds, "keep_round_metrics", 3),
+        (run_module, "prove_policy", 4),
+    ]
+    for module, function, call in moments:
+        folder = tmp_path / f"{function}{call}"
+        stop_and_go_on(recipe(**ROUNDS), start, folder, monkeypatch, module, function, call)
+        assert digests(folder) == digests(tmp_path / "whole"), (function, call)
+
+
+THREE = {"stage1_iterations": 2, "stage2_iterations": 2, "stage1_by_attempt": True}
+
+
+def test_three_attempts_are_trained_one_after_the_other(start: RunInputs, tmp_path: Path) -> None:
+    """Stage I (b) is pinned to the policy of (a), Stage II to the base; each begins with fresh moments."""
+    folder = tmp_path / "run"
+    rows = Run(recipe(3, **THREE), folder, start).execute()
+    assert {"acc@t3", "delta@t3"} <= {row["name"] for row in rows}
+    base = stored_state(tmp_path / "ckpt").fingerprint
+    part_a, part_b, score = (stored_state(folder / name) for name in ("stage1-t2", "stage1-t3", "score"))
+    assert (part_a.reference, part_b.reference, score.reference) == (base, part_a.fingerprint, base)
+    widths = [
+        set(pl.read_parquet(path)["attempts"].list.len()) for path in sorted(folder.glob("iterations/*/traces.parquet"))
+    ]
+    assert widths == [{2}, {2}, {3}, {3}, {3}, {3}]
+    for name in ("stage1-t2", "stage1-t3", "score"):
+        moments = load_optimizer(folder / name)
+        assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
+    # The first update of (b) stands where its reference does; that of Stage II is already away from the base.
+    curve = pl.read_parquet(folder / "curve.parquet").filter(pl.col("name") == "full_kl")
+    kl = {iteration: part["value"].to_list() for (iteration,), part in curve.group_by("iteration")}
+    assert max(kl[2]) < 1e-9 < 1e-5 < min(kl[4])
+
+
+def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(recipe(3, **THREE), tmp_path / "whole", start).execute()
+    for call in (3, 4):
+        folder = tmp_path / str(call)
+        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, run_module, "prove_policy", call)
+        assert digests(folder) == digests(tmp_path / "whole"), call
+
+
+def test_one_attempt_is_trained_and_two_are_evaluated(start: RunInputs, tmp_path: Path) -> None:
+    """Single-turn RL: the whole path, with one attempt in the traces and their curve, two in the metrics."""
+    made = recipe(1, stage2_iterations=2)
+    made.change(["eval.attempts=2"])
+    rows = Run(made, tmp_path / "run", start).execute()
+    assert {"acc@t1", "acc@t2", "delta@t2"} <= {row["name"] for row in rows if row["policy"] == "score"}
+    traces = pl.read_parquet(tmp_path / "run" / "iterations" / "0001" / "traces.parquet")
+    assert set(traces["attempts"].list.len()) == {1}
+    assert set(traces["attempt_ids"].explode()) == {0, 1}
+    curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
+    assert set(curve.filter(pl.col("name") == "accuracy")["attempt"]) == {1}
+    assert stored_state(tmp_path / "run" / "score").iteration == 2
