@@ -1,7 +1,8 @@
 """`score eval`: sample, verify and measure any number of policies on the same problems."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from score_cli.config import EvalConfig, SampleConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import GREEDY, SAMPLED, evaluate
 from score_cli.progress import SILENT, Progress
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.engines import make_engine, policy_device
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
@@ -29,6 +32,13 @@ def files_of(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
     return folder / f"{name}-{decoding}.traces.parquet", folder / f"{name}-{decoding}.rewards.parquet"
 
 
+def sample_settings(config: EvalConfig, decoding: str) -> SampleConfig:
+    """How one decoding's traces are sampled."""
+    names = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvalConfig)}
+    shared = SampleConfig(**{name: getattr(config, name) for name in names}, iteration=0)
+    return replace(shared, samples=1, temperature=0.0) if decoding == GREEDY else shared
+
+
 def evaluate_policy(
     config: EvalConfig,
     *,
@@ -38,29 +48,39 @@ def evaluate_policy(
     folder: Path,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
+    engine: Engine | None = None,
 ) -> list[dict[str, Any]]:
     """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
 
     Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
+
+    Args:
+        engine: an engine that holds exactly this policy; made here if left out.
     """
+    if engine is None:
+        with closing(make_engine(sample_settings(config, decodings(config)[0]), policy)) as own:
+            return evaluate_policy(
+                config,
+                policy=policy,
+                name=name,
+                problems=problems,
+                folder=folder,
+                progress=progress,
+                grading=grading,
+                engine=own,
+            )
     rows = []
     for decoding in decodings(config):
         traces, rewards = files_of(folder, name, decoding)
-        settings = SampleConfig(
-            samples=1 if decoding == GREEDY else config.samples,
-            attempts=config.attempts,
-            temperature=0.0 if decoding == GREEDY else config.temperature,
-            max_tokens=config.max_tokens,
-            correction=config.correction,
-            prompts=config.prompts,
-            iteration=0,
-            seed=config.seed,
-            engine=config.engine,
-            batch_size=config.batch_size,
-            device=config.device,
-            threads=config.threads,
+        sample(
+            sample_settings(config, decoding),
+            policy=policy,
+            problems=problems,
+            out=traces,
+            overwrite=True,
+            engine=engine,
+            progress=progress,
         )
-        sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, progress=progress)
         verify(
             grading or VerifyConfig(),
             traces=traces,
@@ -103,7 +123,7 @@ def evaluate_checkpoints(
     device = use_machine(config)
     rows = []
     for path, name in zip(checkpoints, names, strict=True):
-        policy = load_policy(path, device=device)
+        policy = load_policy(path, device=policy_device(config, device))
         rows += evaluate_policy(
             config, policy=policy, name=name, problems=problems, folder=folder, progress=progress, grading=grading
         )

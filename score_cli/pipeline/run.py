@@ -31,9 +31,11 @@ from score_cli.pipeline.data import SPLITS, write_problems
 from score_cli.pipeline.evaluation import evaluate_policy, write_metrics
 from score_cli.pipeline.recipe import Recipe
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.sample import make_engine, sample
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.engines import engine_name, make_engine, policy_device
+from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import replacing_file
-from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
+from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
@@ -102,9 +104,12 @@ class Run:
         if self.settings.eval.correction is None:
             asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
             self.settings = replace(self.settings, eval=asked_alike)
+        for sampling in (self.settings.sample, self.settings.eval):
+            engine_name(sampling)  # an engine that is not there is refused before anything is trained
         self.inputs = inputs
         self.folder = folder
         self.progress = progress
+        self._engine: Engine | None = None
         self.device = use_machine(self.settings.sample)
         self._start = None if inputs.model is None else load_policy(inputs.model, device=self.device).state.fingerprint
         given = {
@@ -124,12 +129,17 @@ class Run:
         run = self.settings.run
         end1 = run.stage1_iterations
         policies = {"base": base}
-        if run.stage1_iterations:
-            policies["stage1"] = self._train("stage1", self.settings.stage1, base, base=base, first=0, last=end1)
-        if run.stage2_iterations:
-            start = policies.get("stage1", base)
-            last = end1 + run.stage2_iterations
-            policies["score"] = self._train("score", self.settings.stage2, start, base=base, first=end1, last=last)
+        try:
+            if run.stage1_iterations:
+                policies["stage1"] = self._train("stage1", self.settings.stage1, base, base=base, first=0, last=end1)
+            if run.stage2_iterations:
+                start = policies.get("stage1", base)
+                last = end1 + run.stage2_iterations
+                policies["score"] = self._train("score", self.settings.stage2, start, base=base, first=end1, last=last)
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
         self._write_curve(end1 + run.stage2_iterations)
         return self._evaluate(policies)
 
@@ -159,7 +169,7 @@ class Run:
         origin_policy = load_policy(base, device=self.device)
         reference = Reference(origin_policy.model, origin_policy.state.fingerprint)
         trainer = Trainer(config, policy, reference, load_optimizer(origin))
-        engine = make_engine(self.settings.sample, policy)
+        engine = self._hold(policy)
         probe: list[Trace] = []
         with self.progress.phase(name, last - first) as task:
             task.advance(policy.state.iteration - first)
@@ -169,6 +179,7 @@ class Run:
                 # Each stage on its own number of threads, as its command would.
                 use_machine(config)
                 trainer.update(traces, rewards)
+                engine.refresh(trainer.policy)
                 prove_policy(trainer, engine, probe, self.settings.sample.temperature)
                 self._write_metrics(trainer, iteration)
                 finished = iteration + 1
@@ -180,7 +191,15 @@ class Run:
         shutil.rmtree(self.folder / "latest", ignore_errors=True)
         return done
 
-    def _iterate(self, trainer: Trainer, engine: Any, iteration: int) -> tuple[Path, Path]:
+    def _hold(self, policy: Policy) -> Engine:
+        """The engine of this run, kept warm from stage to stage, holding a policy."""
+        if self._engine is None:
+            self._engine = make_engine(self.settings.sample, policy)
+        else:
+            self._engine.refresh(policy)
+        return self._engine
+
+    def _iterate(self, trainer: Trainer, engine: Engine, iteration: int) -> tuple[Path, Path]:
         folder = self.folder / "iterations" / f"{iteration:04d}"
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
         use_machine(self.settings.sample)
@@ -224,7 +243,7 @@ class Run:
         for name, path in policies.items():
             rows += evaluate_policy(
                 self.settings.eval,
-                policy=load_policy(path, device=self.device),
+                policy=load_policy(path, device=policy_device(self.settings.eval, self.device)),
                 name=name,
                 problems=problems,
                 folder=self.folder / "eval",
@@ -236,7 +255,7 @@ class Run:
         return rows
 
 
-def prove_policy(trainer: Trainer, engine: Any, probe: list[Trace], temperature: float) -> None:
+def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
     """Check that the sampler holds the policy that the trainer has just made.
 
     Raises:

@@ -5,6 +5,7 @@ problems in it alone, and fill one row group of the output.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.conversation import ConversationTokens
 from score_cli.sampling.engine import Decoding, Engine
-from score_cli.sampling.rollout import Rollout
+from score_cli.sampling.engines import context_limit, make_engine
+from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.seeds import draw_problems, sample_digest
-from score_cli.sampling.transformers_engine import TransformersEngine, context_length, in_chunks
+from score_cli.sampling.transformers_engine import in_chunks
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, asking_digest
 from score_cli.tables.parquet import TRACES, writing_table
@@ -48,6 +50,12 @@ def sample(
     """
     check_output(out, overwrite=overwrite)
     check_settings(config)
+    if engine is None:
+        with closing(make_engine(config, policy)) as own:
+            sample(
+                config, policy=policy, problems=problems, out=out, overwrite=overwrite, engine=own, progress=progress
+            )
+        return
     chosen = read_problems(problems)
     if config.iteration is None:
         config = replace(config, iteration=policy.state.iteration)
@@ -60,14 +68,18 @@ def sample(
             )
         rows = draw_problems(config.seed, config.iteration or 0, names, config.problems_per_iteration)
         chosen = [chosen[row] for row in rows]
-    engine = engine or make_engine(config, policy)
-    dialogues = Dialogues(policy, {problem.task for problem in chosen}, config.correction, config.prompts)
+    dialogues = Dialogues(
+        policy, {problem.task for problem in chosen}, config.correction, config.prompts, config.max_model_len
+    )
     prompts = [dialogues.prompt(problem) for problem in chosen]
     for problem, prompt in zip(chosen, prompts, strict=True):
         if not prompt:
             raise UserError(f"{problems}: problem {problem.problem_id} gives an empty prompt: give it a question")
     if config.max_tokens is None:
         config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
+    # All of them, before an engine takes its time to start.
+    drafts = (dialogues.rollout(problem, prompt, 0, config) for problem, prompt in zip(chosen, prompts, strict=True))
+    check_lengths(drafts, dialogues.context)
     footer = Footer(
         table=TRACES.name,
         stage="sample",
@@ -100,9 +112,14 @@ class Dialogues:
     """The conversations of every task in a problems file, as tokens of one policy."""
 
     def __init__(
-        self, policy: Policy, tasks: set[str], correction: str | None = None, overrides: Overrides = ()
+        self,
+        policy: Policy,
+        tasks: set[str],
+        correction: str | None = None,
+        overrides: Overrides = (),
+        max_model_len: int | None = None,
     ) -> None:
-        self._context = context_length(policy.model)
+        self.context = context_limit(policy, max_model_len)
         self._prompts = {task: prompts_of(task) for task in tasks}
         for task, field, text in overrides:
             if task in self._prompts:
@@ -123,15 +140,15 @@ class Dialogues:
         Raises:
             UserError: the longest prompt leaves no room.
         """
-        if self._context is None:
+        if self.context is None:
             return MOST_TOKENS
         bridge = max(len(t.bridge.end_of_turn) + len(t.bridge.rest) for t in self._tokens.values())
         longest = max(map(len, prompts))
-        room = (self._context - longest - (attempts - 1) * bridge) // attempts
+        room = (self.context - longest - (attempts - 1) * bridge) // attempts
         if room < 1:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
-                f"{self._context}: leave long problems out, or lower --attempts"
+                f"{self.context}: leave long problems out, or lower --attempts"
             )
         return min(room, MOST_TOKENS)
 
@@ -167,19 +184,8 @@ class Dialogues:
         }
 
 
-def make_engine(config: SampleConfig, policy: Policy) -> Engine:
-    """The engine that `config.engine` asks for, holding this policy.
-
-    Raises:
-        UserError: the engine cannot sample from this kind of model.
-    """
-    engine = TransformersEngine(policy.model, batch_size=config.batch_size)
-    engine.check()
-    return engine
-
-
 def _recorded(config: SampleConfig, engine: Engine) -> dict[str, Any]:
-    """What the footer says of the settings: the engine that ran instead of `auto`, and no device."""
+    """What the footer says of the settings: the engine that ran instead of `auto`, and no device or memory."""
     settings = asdict(config) | {"engine": engine.name}
-    del settings["device"]
+    del settings["device"], settings["gpu_memory_utilization"]
     return settings
