@@ -114,12 +114,13 @@ def sample(
     """Sample traces of several attempts from a policy."""
     from score_cli.console import make_progress
     from score_cli.sampling import sample as stage
+    from score_cli.sampling.engines import policy_device
     from score_cli.tables.atomic import check_output
     from score_cli.tables.checkpoints import load_policy
     from score_cli.tables.machine import use_machine
 
     check_output(out, overwrite=overwrite)
-    policy = load_policy(model, device=use_machine(settings))
+    policy = load_policy(model, device=policy_device(settings, use_machine(settings)))
     stage.sample(
         settings,
         policy=policy,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from score_cli.errors import UserError
 
-EngineName = Literal["auto", "transformers"]
+EngineName = Literal["auto", "transformers", "vllm"]
 Baseline = Literal["leave-one-out", "conditional"]
 KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
@@ -84,6 +84,21 @@ class MachineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerConfig(MachineConfig):
+    """How much of the machine a stage that samples may take."""
+
+    max_model_len: int | None = option(
+        None,
+        "Longest trace, in tokens; the model's own context if left out. vLLM must have memory for at least one such.",
+        least=1,
+    )
+    gpu_memory_utilization: float = option(
+        0.5, "Share of a GPU's memory that vLLM takes; a trainer on the same GPU needs the rest.", above=0, most=1
+    )
+    tensor_parallel_size: int = option(1, "GPUs that vLLM spreads one copy of the model over.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """`score data`: which problems to write."""
 
@@ -125,7 +140,7 @@ class BaseConfig(MachineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(MachineConfig):
+class SampleConfig(SamplerConfig):
     """`score sample`: problems to traces."""
 
     samples: int = option(8, "Traces a problem.", least=1)
@@ -156,7 +171,9 @@ class SampleConfig(MachineConfig):
     seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
     correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
     prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
-    engine: EngineName = option("auto", "What runs the model; transformers is the one there is, and what auto takes.")
+    engine: EngineName = option(
+        "auto", "What runs the model; auto takes vllm where it is installed and there is a GPU, else transformers."
+    )
     batch_size: int = option(64, "Traces decoded at the same time (transformers engine).", least=1)
     chunk_problems: int = option(
         64, "Problems a row group; chunks do not share state, so they can be redone alone.", least=1
@@ -266,7 +283,7 @@ class SftConfig(MachineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MachineConfig):
+class EvalConfig(SamplerConfig):
     """`score eval`: accuracy at each attempt, sampled and greedy."""
 
     samples: int = option(8, "Sampled traces a problem.", least=1)

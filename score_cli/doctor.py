@@ -14,6 +14,7 @@ _PACKAGES = (
     "pyarrow",
     "polars",
     "numpy",
+    "vllm",
     "typer",
     "rich",
     "math-verify",
@@ -25,6 +26,9 @@ def report() -> str:
     """Lines of `name value`."""
     import torch
 
+    from score_cli.config import SampleConfig
+    from score_cli.sampling.engines import engine_name
+
     cuda = torch.cuda.is_available()
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
     lines = [
@@ -34,7 +38,7 @@ def report() -> str:
         ("cpu cores", str(os.cpu_count())),
         ("cuda", ", ".join(devices) if devices else "none"),
         ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"),
-        ("engine auto", "transformers"),
+        ("engine auto", engine_name(SampleConfig())),
         ("programs", _sandbox()),
         ("arithmetic", "bfloat16 over float32 weights" if cuda else "float32"),
     ]

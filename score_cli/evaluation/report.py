@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.evaluation import report_text as text
-from score_cli.evaluation.evaluate import paper_table
+from score_cli.evaluation.printing import paper_table
 from score_cli.evaluation.report_run import RunFolder, Source, read_run
 from score_cli.evaluation.report_stats import (
     MOST_CHARACTERS,

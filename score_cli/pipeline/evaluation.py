@@ -1,7 +1,8 @@
 """`score eval`: sample, verify and measure policies side by side; or measure tables that exist."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from score_cli.evaluation.evaluate import GREEDY, SAMPLED, Row, evaluate, metric
 from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.voting import vote_rows
 from score_cli.progress import SILENT, Progress
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.engines import make_engine, policy_device
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
@@ -50,20 +53,8 @@ def samplings(config: EvalConfig) -> dict[str, SampleConfig]:
 
     Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
     """
-    sampled = SampleConfig(
-        samples=config.samples,
-        attempts=config.attempts,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        correction=config.correction,
-        prompts=config.prompts,
-        iteration=0,
-        seed=config.seed,
-        engine=config.engine,
-        batch_size=config.batch_size,
-        device=config.device,
-        threads=config.threads,
-    )
+    names = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvalConfig)}
+    sampled = SampleConfig(**{name: getattr(config, name) for name in names}, iteration=0)
     plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=1, temperature=0.0)}
     plan = {decoding: plan[decoding] for decoding in decodings(config)}
     corrected = read_counts(config.votes, "votes")
@@ -96,12 +87,29 @@ def evaluate_policy(
     folder: Path,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
+    engine: Engine | None = None,
 ) -> list[Row]:
-    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`."""
+    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
+
+    Args:
+        engine: an engine that holds exactly this policy; made here if left out.
+    """
+    if engine is None:
+        with closing(make_engine(next(iter(samplings(config).values())), policy)) as own:
+            return evaluate_policy(
+                config,
+                policy=policy,
+                name=name,
+                problems=problems,
+                folder=folder,
+                progress=progress,
+                grading=grading,
+                engine=own,
+            )
     rows = []
     for decoding, settings in samplings(config).items():
         traces, rewards = files_of(folder, name, decoding)
-        sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, progress=progress)
+        sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, engine=engine, progress=progress)
         verify(
             grading or VerifyConfig(),
             traces=traces,
@@ -159,7 +167,7 @@ def evaluate_checkpoints(
     device = use_machine(config)
     rows = []
     for path, name in zip(checkpoints, names, strict=True):
-        policy = load_policy(path, device=device)
+        policy = load_policy(path, device=policy_device(config, device))
         rows += evaluate_policy(
             config, policy=policy, name=name, problems=problems, folder=folder, progress=progress, grading=grading
         )

@@ -34,9 +34,11 @@ from score_cli.pipeline.phases import BASE, Phase, plan_phases
 from score_cli.pipeline.recipe import Recipe
 from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.sample import make_engine, sample
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.engines import engine_name, make_engine, policy_device
+from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import replacing_file
-from score_cli.tables.checkpoints import METRICS_FILE, load_optimizer, load_policy
+from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
@@ -118,9 +120,12 @@ class Run:
             sft=self.settings.sft,
             attempts=self.settings.sample.attempts,
         )
+        for sampling in (self.settings.sample, self.settings.eval):
+            engine_name(sampling)  # an engine that is not there is refused before anything is trained
         self.inputs = inputs
         self.folder = folder
         self.progress = progress
+        self._engine: Engine | None = None
         self.device = use_machine(self.settings.sample)
         self._start = None if inputs.model is None else load_policy(inputs.model, device=self.device).state.fingerprint
         given = {
@@ -140,8 +145,11 @@ class Run:
             build_base(self.settings.base, out=base, progress=self.progress)
         policies = {BASE: base}
         start = base
-        for phase in self.phases:
-            policies[phase.name] = start = self._do_phase(phase, start, policies[phase.reference])
+        try:
+            for phase in self.phases:
+                policies[phase.name] = start = self._do_phase(phase, start, policies[phase.reference])
+        finally:
+            self._release()
         self._write_curve(self.phases[-1].last if self.phases else 0)
         return self._evaluate(policies)
 
@@ -200,7 +208,7 @@ class Run:
             load_optimizer(kept or start),
             new_phase=kept is None and phase.first > 0,
         )
-        engine = make_engine(self.settings.sample, policy)
+        engine = self._hold(policy)
         probe: list[Trace] = []
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
@@ -210,6 +218,7 @@ class Run:
                 # Each stage on its own number of threads, as its command would.
                 use_machine(phase.config)
                 trainer.update(traces, rewards)
+                engine.refresh(trainer.policy)
                 prove_policy(trainer, engine, probe, self.settings.sample.temperature)
                 self._write_metrics(trainer, iteration)
                 finished = iteration + 1
@@ -219,7 +228,20 @@ class Run:
                     self._keep(trainer, finished)
                 task.advance(1, _headline(trainer.metrics))
 
-    def _iterate(self, trainer: Trainer, engine: Any, iteration: int, attempts: int) -> tuple[Path, Path]:
+    def _hold(self, policy: Policy) -> Engine:
+        """The engine of this run, kept warm from stage to stage, holding a policy."""
+        if self._engine is None:
+            self._engine = make_engine(self.settings.sample, policy)
+        else:
+            self._engine.refresh(policy)
+        return self._engine
+
+    def _release(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _iterate(self, trainer: Trainer, engine: Engine, iteration: int, attempts: int) -> tuple[Path, Path]:
         folder = self.folder / "iterations" / f"{iteration:04d}"
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
         use_machine(self.settings.sample)
@@ -263,7 +285,7 @@ class Run:
         for name, path in policies.items():
             rows += evaluate_policy(
                 self.settings.eval,
-                policy=load_policy(path, device=self.device),
+                policy=load_policy(path, device=policy_device(self.settings.eval, self.device)),
                 name=name,
                 problems=problems,
                 folder=self.folder / "eval",
@@ -276,7 +298,7 @@ class Run:
         return rows
 
 
-def prove_policy(trainer: Trainer, engine: Any, probe: list[Trace], temperature: float) -> None:
+def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
     """Check that the sampler holds the policy that the trainer has just made.
 
     Raises:

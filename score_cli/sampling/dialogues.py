@@ -6,9 +6,9 @@ from typing import Any
 from score_cli.config import Overrides, SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.conversation import ConversationTokens
+from score_cli.sampling.engines import context_limit
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.seeds import sample_digest
-from score_cli.sampling.transformers_engine import context_length
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Problem
 from score_cli.tasks.prompts import override, prompts_of
@@ -20,9 +20,14 @@ class Dialogues:
     """The conversations of every task in a problems file, as tokens of one policy."""
 
     def __init__(
-        self, policy: Policy, tasks: set[str], correction: str | None = None, overrides: Overrides = ()
+        self,
+        policy: Policy,
+        tasks: set[str],
+        correction: str | None = None,
+        overrides: Overrides = (),
+        max_model_len: int | None = None,
     ) -> None:
-        self._context = context_length(policy.model)
+        self.context = context_limit(policy, max_model_len)
         self._prompts = {task: prompts_of(task) for task in tasks}
         for task, field, text in overrides:
             if task in self._prompts:
@@ -54,15 +59,15 @@ class Dialogues:
         Raises:
             UserError: the longest prompt leaves no room.
         """
-        if self._context is None:
+        if self.context is None:
             return MOST_TOKENS
         bridge = max(len(t.bridge.end_of_turn) + len(t.bridge.rest) for t in self._tokens.values())
         longest = max(map(len, prompts))
-        room = (self._context - longest - (attempts - 1) * bridge) // attempts
+        room = (self.context - longest - (attempts - 1) * bridge) // attempts
         if room < 1:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
-                f"{self._context}: leave long problems out, or lower --attempts"
+                f"{self.context}: leave long problems out, or lower --attempts"
             )
         return min(room, MOST_TOKENS)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from score_cli.sampling.rollout import Rollout
+from score_cli.tables.checkpoints import Policy
 
 
 class Decoding(NamedTuple):
@@ -33,3 +34,9 @@ class Engine(Protocol):
 
         The policy proof compares these with the trainer's.
         """
+
+    def refresh(self, policy: Policy) -> None:
+        """Hold another policy of the same architecture from now on; whoever calls this proves it afterwards."""
+
+    def close(self) -> None:
+        """Give back what the engine holds; it is not used again."""

@@ -1,8 +1,9 @@
 """One trace while it grows: which tokens are fed, which are sampled, when an attempt ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from score_cli.errors import UserError
 from score_cli.sampling.conversation import Bridge
 from score_cli.tables.schemas import LENGTH, STOP
 
@@ -86,3 +87,22 @@ class Rollout:
         self.token_ids.extend(tokens)
         self.attempt_ids.extend([0] * len(tokens))
         self.logprobs.extend([0.0] * len(tokens))
+
+
+def check_lengths(rollouts: Iterable[Rollout], limit: int | None) -> None:
+    """Refuse traces that could outgrow the context, before any of them is begun.
+
+    Args:
+        limit: longest trace in tokens; None where the model sets no limit.
+    Raises:
+        UserError: names the problems.
+    """
+    too_long = [rollout for rollout in rollouts if limit is not None and rollout.longest > limit]
+    if too_long:
+        names = sorted({rollout.problem_id for rollout in too_long})
+        more = ", ..." if len(names) > 5 else ""
+        raise UserError(
+            f"traces of {len(names)} problems can reach {max(rollout.longest for rollout in too_long)} tokens, the "
+            f"model's context is {limit} (problems {', '.join(names[:5])}{more}): lower --max-tokens, or leave these "
+            "problems out"
+        )

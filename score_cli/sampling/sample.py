@@ -5,7 +5,8 @@ problems in it alone, and fill one row group of the output. Shards are slices of
 finished chunk is kept beside the output until the output is whole (see `tables.parts`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.dialogues import Dialogues
 from score_cli.sampling.engine import Decoding, Engine
+from score_cli.sampling.engines import make_engine
 from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
+from score_cli.sampling.rollout import check_lengths
 from score_cli.sampling.seeds import draw_problems, offline_samples
 from score_cli.sampling.shards import Shard
-from score_cli.sampling.transformers_engine import TransformersEngine, in_chunks
+from score_cli.sampling.transformers_engine import in_chunks
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, asking_digest
 from score_cli.tables.machine import arithmetic_of
@@ -55,27 +58,37 @@ def sample(
     check_settings(config)
     work = _plan(config, policy, problems, first_attempts)
     chunks = work.chunks()
-    engine = engine or make_engine(work.config, policy)
     inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
     if first_attempts is not None:
         inputs["first_attempts"] = file_sha256(first_attempts)
-    footer = Footer(
-        table=TRACES.name,
-        stage="sample",
-        config=_recorded(work.config, engine),
-        seed=config.seed,
-        inputs=inputs,
-        policy=policy.state.fingerprint,
-    )
-    with open_parts(out, TRACES, footer, machine=arithmetic_of(policy.model.device)) as parts:
-        missing = [number for number in range(len(chunks)) if not parts.has(number)]
-        if len(missing) < len(chunks):
-            progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
-        with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
-            for number in missing:
-                parts.write(number, work.sample_chunk(chunks[number], engine))
-                task.advance(len(chunks[number]) * config.samples)
-        parts.join(out, len(chunks))
+    with _holding(policy, work.config, engine) as held:
+        footer = Footer(
+            table=TRACES.name,
+            stage="sample",
+            config=_recorded(work.config, held),
+            seed=config.seed,
+            inputs=inputs,
+            policy=policy.state.fingerprint,
+        )
+        with open_parts(out, TRACES, footer, machine=arithmetic_of(policy.model.device)) as parts:
+            missing = [number for number in range(len(chunks)) if not parts.has(number)]
+            if len(missing) < len(chunks):
+                progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
+            with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
+                for number in missing:
+                    parts.write(number, work.sample_chunk(chunks[number], held))
+                    task.advance(len(chunks[number]) * config.samples)
+            parts.join(out, len(chunks))
+
+
+@contextmanager
+def _holding(policy: Policy, config: SampleConfig, engine: Engine | None) -> Iterator[Engine]:
+    """The engine given, which stays its owner's, or one of our own, closed at the end."""
+    if engine is not None:
+        yield engine
+        return
+    with closing(make_engine(config, policy)) as own:
+        yield own
 
 
 @dataclass(frozen=True)
@@ -120,13 +133,17 @@ def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path
     if config.shard is not None:
         config = replace(config, shard=str(Shard.parse(config.shard)))
     problems = _drawn(config, path)
-    dialogues = Dialogues(policy, {problem.task for problem in problems}, config.correction, config.prompts)
+    tasks = {problem.task for problem in problems}
+    dialogues = Dialogues(policy, tasks, config.correction, config.prompts, config.max_model_len)
     prompts = [dialogues.prompt(problem) for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         if not prompt:
             raise UserError(f"{path}: problem {problem.problem_id} gives an empty prompt: give it a question")
     if config.max_tokens is None:
         config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
+    # All of them, before an engine takes its time to start.
+    drafts = (dialogues.rollout(problem, prompt, 0, config) for problem, prompt in zip(problems, prompts, strict=True))
+    check_lengths(drafts, dialogues.context)
     if first_attempts is not None:
         config = replace(config, offline_share=1.0 if config.offline_share is None else config.offline_share)
     elif config.offline_share is not None:
@@ -167,19 +184,8 @@ def _drawn(config: SampleConfig, path: Path) -> list[Problem]:
     return [problems[row] for row in rows]
 
 
-def make_engine(config: SampleConfig, policy: Policy) -> Engine:
-    """The engine that `config.engine` asks for, holding this policy.
-
-    Raises:
-        UserError: the engine cannot sample from this kind of model.
-    """
-    engine = TransformersEngine(policy.model, batch_size=config.batch_size)
-    engine.check()
-    return engine
-
-
 def _recorded(config: SampleConfig, engine: Engine) -> dict[str, Any]:
-    """What the footer says of the settings: the engine that ran instead of `auto`, and no device."""
+    """What the footer says of the settings: the engine that ran instead of `auto`, and no device or memory."""
     settings = asdict(config) | {"engine": engine.name}
-    del settings["device"]
+    del settings["device"], settings["gpu_memory_utilization"]
     return settings

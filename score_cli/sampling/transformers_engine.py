@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding
-from score_cli.sampling.rollout import Rollout
+from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.row_cache import RowCache
 from score_cli.sampling.seeds import attempt_uniforms
+from score_cli.tables.checkpoints import Policy
 from score_cli.tables.machine import compute_precision
 
 
@@ -66,7 +67,7 @@ class TransformersEngine:
         Raises:
             UserError: a trace could outgrow the model's context.
         """
-        self._check_lengths(rollouts)
+        check_lengths(rollouts, context_length(self.model))
         queue = deque(rollouts)
         rows: list[_Row] = []
         cache = RowCache(min(self.batch_size, len(rollouts)))
@@ -118,15 +119,12 @@ class TransformersEngine:
                     "nats): its kind of attention is not supported; use a model with full or sliding attention"
                 )
 
-    def _check_lengths(self, rollouts: Sequence[Rollout]) -> None:
-        limit = context_length(self.model)
-        too_long = [rollout for rollout in rollouts if limit is not None and rollout.longest > limit]
-        if too_long:
-            names = ", ".join(sorted({rollout.problem_id for rollout in too_long})[:5])
-            raise UserError(
-                f"{len(too_long)} traces can reach {max(r.longest for r in too_long)} tokens, the model's context is "
-                f"{limit} (problems {names}): lower --max-tokens, or leave these problems out"
-            )
+    def refresh(self, policy: Policy) -> None:
+        """See `Engine.refresh`; there is no copy of the weights that could grow stale."""
+        self.model = policy.model
+
+    def close(self) -> None:
+        """See `Engine.close`; the model belongs to the caller."""
 
     def _advance(self, cache: RowCache, rows: list[_Row], chosen: list[int], decoding: Decoding) -> None:
         """Feed what the chosen rows have waiting, and sample one token for each."""

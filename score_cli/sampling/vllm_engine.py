@@ -1,0 +1,290 @@
+"""Sampling with vLLM: every attempt is a request, and an attempt's end queues the next at once.
+
+Tokens go in and tokens come out; text, stop strings and chat templates stay outside. The next
+attempt's prompt is everything so far, so its keys and values are found in the prefix cache.
+vLLM runs in processes of its own and starts at the first batch.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from score_cli.config import SampleConfig
+from score_cli.errors import JobError, UserError
+from score_cli.sampling.engine import Decoding
+from score_cli.sampling.engines import context_limit
+from score_cli.sampling.rollout import Rollout, check_lengths
+from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
+
+# What vLLM clamps or refuses beyond, silently below and by an error above.
+LEAST_TEMPERATURE = 0.01
+MOST_TEMPERATURE = 2.0
+# GiB of keys and values on CPU, unless the variable is set.
+CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+
+
+class VllmEngine:
+    """Samples from a policy in vLLM's own processes, on GPUs or on the CPU, as vLLM was built."""
+
+    name = "vllm"
+
+    def __init__(self, policy: Policy, config: SampleConfig) -> None:
+        """Args:
+            policy: its weights go to vLLM through a folder; the model in this process is only asked for its shape.
+        Raises:
+            UserError: vLLM cannot run this model here.
+        """
+        self._policy = policy
+        self._config = config
+        self._cuda = config.device != "cpu" and torch.cuda.is_available()
+        self._context = context_limit(policy, config.max_model_len)
+        self._engine: Any = None
+        self._written: Path | None = None
+        self._requests = 0
+        with _environment():
+            _check_build(policy, cuda=self._cuda)
+
+    def generate(self, rollouts: Sequence[Rollout], decoding: Decoding) -> None:
+        """Sample every rollout to its end, in place.
+
+        Raises:
+            UserError: a trace could outgrow the context, or vLLM does not sample at this temperature.
+            JobError: vLLM failed.
+        """
+        check_lengths(rollouts, self._context)
+        if not decoding.greedy and not LEAST_TEMPERATURE <= decoding.temperature <= MOST_TEMPERATURE:
+            raise UserError(
+                f"temperature is {decoding.temperature:g}, expected 0 or {LEAST_TEMPERATURE} to {MOST_TEMPERATURE:g} "
+                "with vLLM: use --engine transformers"
+            )
+        waiting = {self._queue_attempt(rollout, decoding): rollout for rollout in rollouts}
+        while waiting:
+            for output in self._step(waiting):
+                rollout = waiting.pop(output.request_id)
+                _take_attempt(rollout, output.outputs[0])
+                if not rollout.done:
+                    waiting[self._queue_attempt(rollout, decoding)] = rollout
+
+    def score(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+        """See `Engine.score`.
+
+        vLLM scores a prompt at temperature 1 alone. Elsewhere each token is asked for by itself,
+        through the sampler, with the tokens before it as the prompt.
+        """
+        scores = [[0.0] * len(sequence) for sequence in sequences]
+        starts = [len(sequence) - 1 if temperature == 1.0 else 1 for sequence in sequences]
+        waiting = {
+            self._queue_score(sequence[:end], sequence[end], temperature): (row, end)
+            for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
+            for end in range(start, len(sequence))
+        }
+        while waiting:
+            for output in self._step(waiting):
+                row, end = waiting.pop(output.request_id)
+                scores[row][end] = output.outputs[0].logprobs[0][sequences[row][end]].logprob
+                for place, given in enumerate(output.prompt_logprobs or []):
+                    if given is not None:
+                        scores[row][place] = given[sequences[row][place]].logprob
+        return scores
+
+    def refresh(self, policy: Policy) -> None:
+        """Take another policy's weights in place; see `vllm_worker` for what that needs.
+
+        Raises:
+            JobError: vLLM failed; it then holds no policy that could be named.
+        """
+        self._policy = policy
+        if self._engine is None:
+            return
+        # A new folder each time: a path that vLLM has read before could be answered from a cache.
+        earlier, folder = self._written, self._write_policy()
+        with _failures("take the new policy's weights"):
+            self._engine.collective_rpc("load_policy_weights", kwargs={"path": str(folder)})
+            # Cached keys and values belong to the old policy.
+            fresh = self._engine.reset_prefix_cache()
+        if not fresh:
+            raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
+        _remove(earlier)
+
+    def close(self) -> None:
+        """Stop vLLM's processes and remove what was written for them."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+            self._engine = None
+        _remove(self._written)
+        self._written = None
+
+    def _queue_attempt(self, rollout: Rollout, decoding: Decoding) -> str:
+        """Queue what a rollout writes next; its prompt is all that stands there so far."""
+        return self._queue(
+            rollout.token_ids,
+            temperature=decoding.temperature,
+            seed=None if decoding.greedy else attempt_seed(rollout.seeds[rollout.attempt - 1]),
+            max_tokens=rollout.max_tokens,
+            stop_token_ids=sorted(rollout.stop_ids),
+            logprobs=0,
+        )
+
+    def _queue_score(self, prompt: Sequence[int], token: int, temperature: float) -> str:
+        """Ask how likely a token is after a prompt, and at temperature 1 the prompt's own tokens too."""
+        return self._queue(
+            prompt,
+            temperature=temperature,
+            max_tokens=1,
+            logprob_token_ids=[token],
+            prompt_logprobs=0 if temperature == 1.0 else None,
+        )
+
+    def _queue(self, prompt: Sequence[int], **settings: Any) -> str:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._started()
+        self._requests += 1
+        request = str(self._requests)
+        params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+        with _failures("queue a request"):
+            engine.add_request(request, TokensPrompt(prompt_token_ids=list(prompt)), params)
+        return request
+
+    def _step(self, waiting: dict[str, Any]) -> list[Any]:
+        """Requests that one step of vLLM finished; on an interruption the others are taken back."""
+        try:
+            with _failures("sample"):
+                return [output for output in self._engine.step() if output.finished]
+        except KeyboardInterrupt:
+            self._engine.abort_request(list(waiting))
+            raise
+
+    def _started(self) -> Any:
+        if self._engine is None:
+            with _environment(), _failures("start"):
+                from vllm import EngineArgs
+                from vllm.v1.engine.llm_engine import LLMEngine
+
+                self._engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
+        return self._engine
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "model": str(_own_folder(self._policy) or self._write_policy()),
+            "skip_tokenizer_init": True,
+            # Stop tokens come with each request; vLLM would add those of the model's folder.
+            "generation_config": "vllm",
+            "dtype": "bfloat16" if self._cuda else "float32",
+            "max_model_len": self._context,
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "gpu_memory_utilization": self._config.gpu_memory_utilization,
+            "tensor_parallel_size": self._config.tensor_parallel_size,
+            "enforce_eager": not self._cuda,
+            "worker_extension_cls": "score_cli.sampling.vllm_worker.PolicyRefresh",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "seed": 0,
+        }
+
+    def _write_policy(self) -> Path:
+        self._written = Path(tempfile.mkdtemp(prefix="score-vllm-"))
+        save_policy(self._written, self._policy.model, self._policy.tokenizer, self._policy.state)
+        return self._written
+
+
+def attempt_seed(digest: bytes) -> int:
+    """vLLM's seed of one attempt: 63 bits of its digest, so that it is neither negative nor too long."""
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _take_attempt(rollout: Rollout, completion: Any) -> None:
+    """Append what vLLM sampled; the rollout itself sees where the attempt ends."""
+    ended = len(rollout.finish_reasons)
+    for token, choices in zip(completion.token_ids, completion.logprobs, strict=True):
+        logprob = choices[token].logprob
+        if not math.isfinite(logprob):
+            raise JobError(
+                "the policy gives logprobs that are not finite: go back a checkpoint, or raise --temperature"
+            )
+        rollout.append(token, logprob)
+    if len(rollout.finish_reasons) != ended + 1:
+        raise JobError(
+            f"vLLM ended attempt {ended + 1} of problem {rollout.problem_id} after {len(completion.token_ids)} tokens "
+            f"(it says {completion.finish_reason}), at no stop token and before {rollout.max_tokens}: run it again"
+        )
+
+
+def _own_folder(policy: Policy) -> Path | None:
+    """The folder this policy was loaded from, where it holds exactly this policy."""
+    folder = Path(policy.name)
+    if (folder / TRAINER / STATE_FILE).is_file():
+        same = stored_state(folder).fingerprint == policy.state.fingerprint
+    else:
+        # A folder made elsewhere: a policy that was never updated since is still what was loaded from it.
+        same = (folder / "config.json").is_file() and policy.state.parent is None
+    return folder.resolve() if same else None
+
+
+def _check_build(policy: Policy, *, cuda: bool) -> None:
+    """Refuse what this build of vLLM could not run, since it would fail only at its first batch.
+
+    Raises:
+        UserError: built for another device, or without a kernel for the model's heads.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() == cuda:
+        built, device = ("the CPU", "a GPU") if cuda else ("GPUs", "the CPU")
+        raise UserError(f"the installed vLLM is built for {built}, the device is {device}: use --engine transformers")
+    if not cuda:
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        config = policy.model.config.get_text_config()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        known = CPUAttentionBackend.get_supported_head_sizes()
+        if size not in known:
+            raise UserError(
+                f"{policy.name} has attention heads of size {size}, expected one of {', '.join(map(str, known))} with "
+                "vLLM on CPU: use --engine transformers, or a base of --width 128"
+            )
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What vLLM is told through variables; it sets more of its own, which other child processes must not inherit."""
+    before = dict(os.environ)
+    for name, value in {**CPU_CACHE, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}.items():
+        os.environ.setdefault(name, value)
+    # A fork would inherit the locks of torch's threads.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _failures(doing: str) -> Iterator[None]:
+    """Turn whatever vLLM raises into one line; a boundary, since its errors share no class."""
+    try:
+        yield
+    except (UserError, JobError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise JobError(
+            f"vLLM could not {doing} ({type(error).__name__}: {reason}): see its messages above, or set "
+            "VLLM_LOGGING_LEVEL=INFO for more"
+        ) from None
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
