@@ -45,10 +45,13 @@ def files_of(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
     return folder / f"{name}-{decoding}.traces.parquet", folder / f"{name}-{decoding}.rewards.parquet"
 
 
-def samplings(config: EvalConfig) -> dict[str, SampleConfig]:
+def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleConfig]:
     """Each decoding, and the votes where asked for, with how its traces are sampled.
 
     Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
+
+    Args:
+        given: first attempts are given. They differ between samples, so greedy corrections of them do too.
     """
     sampled = SampleConfig(
         samples=config.samples,
@@ -64,7 +67,7 @@ def samplings(config: EvalConfig) -> dict[str, SampleConfig]:
         device=config.device,
         threads=config.threads,
     )
-    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=1, temperature=0.0)}
+    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=config.samples if given else 1, temperature=0.0)}
     plan = {decoding: plan[decoding] for decoding in decodings(config)}
     corrected = read_counts(config.votes, "votes")
     if corrected:
@@ -94,14 +97,27 @@ def evaluate_policy(
     name: str,
     problems: Path,
     folder: Path,
+    first_attempts: Path | None = None,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
 ) -> list[Row]:
-    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`."""
+    """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
+
+    Args:
+        first_attempts: traces whose first attempts the policy goes on from, in place of its own.
+    """
     rows = []
-    for decoding, settings in samplings(config).items():
+    for decoding, settings in samplings(config, given=first_attempts is not None).items():
         traces, rewards = files_of(folder, name, decoding)
-        sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, progress=progress)
+        sample(
+            settings,
+            policy=policy,
+            problems=problems,
+            first_attempts=first_attempts,
+            out=traces,
+            overwrite=True,
+            progress=progress,
+        )
         verify(
             grading or VerifyConfig(),
             traces=traces,
@@ -131,6 +147,7 @@ def evaluate_checkpoints(
     problems: Path,
     folder: Path,
     out: Path,
+    first_attempts: Path | None = None,
     samples_jsonl: Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -149,6 +166,8 @@ def evaluate_checkpoints(
     _check_names(names)
     known = read_problems(problems)
     check_plan(config, known)
+    if first_attempts is not None and config.votes is not None:
+        raise UserError("--votes compares first attempts that a policy makes itself: leave out --first-attempts")
     if samples_jsonl is not None:
         check_output(samples_jsonl, overwrite=overwrite)
     for path, name in zip(checkpoints, names, strict=True):
@@ -161,17 +180,31 @@ def evaluate_checkpoints(
     for path, name in zip(checkpoints, names, strict=True):
         policy = load_policy(path, device=device)
         rows += evaluate_policy(
-            config, policy=policy, name=name, problems=problems, folder=folder, progress=progress, grading=grading
+            config,
+            policy=policy,
+            name=name,
+            problems=problems,
+            folder=folder,
+            first_attempts=first_attempts,
+            progress=progress,
+            grading=grading,
         )
     rows += compare_policies(config, names=names, folder=folder)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(_evaluated(config, names, folder), known))
-    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out)
+    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
 
 def write_metrics(
-    rows: list[Row], config: EvalConfig, *, problems: Path, folder: Path, names: Sequence[str], out: Path
+    rows: list[Row],
+    config: EvalConfig,
+    *,
+    problems: Path,
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    first_attempts: Path | None = None,
 ) -> None:
     """Write metrics.parquet; its footer ties it to the problems, and to the rewards, which are tied to their traces."""
     rewards = {
@@ -179,13 +212,14 @@ def write_metrics(
         for name in names
         for decoding in samplings(config)
     }
+    given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
     footer = Footer(
         table=METRICS.name,
         stage="eval",
         config=settings,
         seed=config.seed,
-        inputs={"problems": file_sha256(problems)} | rewards,
+        inputs={"problems": file_sha256(problems)} | given | rewards,
     )
     write_table(out, METRICS, rows, footer)
 
