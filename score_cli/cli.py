@@ -278,6 +278,13 @@ def evaluate(
     traces_folder: Annotated[
         Path, typer.Option(help="Folder for the traces and rewards that the metrics are made of.")
     ] = Path("eval"),
+    first_attempts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Traces of one policy, such as the base: every policy evaluated makes its later attempts after these "
+            "first ones, with --samples of them a problem in either decoding."
+        ),
+    ] = None,
     traces: Annotated[
         list[Path] | None,
         typer.Option(
@@ -305,6 +312,8 @@ def evaluate(
 
     if traces and model:
         raise UserError("--traces measures tables that exist, --model makes new ones: give one of the two")
+    if traces and first_attempts:
+        raise UserError("--first-attempts is for policies that sample, and --traces measures tables: leave one out")
     if rewards and not traces:
         raise UserError("--rewards belongs to --traces: name the traces that they grade")
     check_output(out, overwrite=overwrite)
@@ -325,6 +334,7 @@ def evaluate(
             problems=problems or Path("problems.parquet"),
             folder=traces_folder,
             out=out,
+            first_attempts=first_attempts,
             samples_jsonl=samples_jsonl,
             overwrite=overwrite,
             progress=make_progress(),

@@ -13,6 +13,7 @@ from score_cli.cli import run_command
 from score_cli.config import DataConfig
 from score_cli.pipeline.data import write_problems
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
+from score_cli.tables.provenance import file_sha256
 from score_cli.training import base
 from tests.conftest import make_batch, rewrite, write_checkpoint
 from tests.test_cli import one_line
@@ -239,6 +240,9 @@ def test_votes_on_programs_are_refused(tmp_path: Path, checkpoint: Path, capsys:
     [
         (["--traces", "first.traces.parquet", "--model", "ckpt"], "give one of the two"),
         (["--rewards", "first.rewards.parquet"], "--rewards belongs to --traces"),
+        (["--traces", "first.traces.parquet", "--first-attempts", "long.traces.parquet"], "leave one out"),
+        (["--votes", "1", "--first-attempts", "long.traces.parquet"], "leave out --first-attempts"),
+        (["--samples", "5", "--max-tokens", "6", "--first-attempts", "first.traces.parquet"], "lacks 12 of the 60"),
         (
             ["--traces", "first.traces.parquet", "--traces", "second.traces.parquet", "--rewards", "rewards.parquet"],
             "--rewards is given 1 times, --traces 2",
@@ -274,3 +278,28 @@ def test_what_cannot_be_measured_is_one_line_and_nothing_is_written(
     assert score("eval", *arguments, "--out", tmp_path / "m.parquet", "--samples-jsonl", tmp_path / "s.jsonl") == 2
     assert re.search(message, one_line(capsys))
     assert not list(tmp_path.iterdir()) and sorted(tables.iterdir()) == before
+
+
+def test_policies_are_compared_on_the_same_first_attempts(tables: Path, tmp_path: Path) -> None:
+    """Three samples a problem go on from the given traces, whose first attempts were graded as any others are."""
+    other, folder, out = write_checkpoint(tmp_path / "other", seed=1), tmp_path / "eval", tmp_path / "m.parquet"
+    asked = ["--problems", tables / "problems.parquet", "--first-attempts", tables / "first.traces.parquet"]
+    sizes = ["--samples", 3, "--max-tokens", 6, "--threads", 1]
+    models = ["--model", tables / "ckpt", "--model", other]
+    assert score("eval", *models, *asked, *sizes, "--traces-folder", folder, "--out", out) == 0
+    key = ["problem_id", "sample_index"]
+    given = pl.read_parquet(tables / "first.traces.parquet").filter(pl.col("sample_index") < 3).sort(key)
+    seconds = {}
+    for name in ("ckpt", "other"):
+        for decoding in ("sampled", "greedy"):
+            made = pl.read_parquet(folder / f"{name}-{decoding}.traces.parquet").sort(key)
+            assert made.select(*key).equals(given.select(*key))
+            assert made["attempts"].list.get(0).to_list() == given["attempts"].list.get(0).to_list()
+            assert made["offline_attempts"].to_list() == [1] * 36
+            seconds[name, decoding] = made["attempts"].list.get(1).to_list()
+    assert len({tuple(texts) for texts in seconds.values()}) == 4
+    found = metrics(out)
+    assert found["other", "greedy", "acc@t1"][2] == 36
+    assert found["other - ckpt", "greedy", "acc@t1"][:2] == (0.0, 0.0)
+    footer = read_footer(out, METRICS)
+    assert footer is not None and footer.inputs["first_attempts"] == file_sha256(tables / "first.traces.parquet")

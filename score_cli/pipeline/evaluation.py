@@ -1,7 +1,6 @@
 """`score eval`: sample, verify and measure policies side by side; or measure tables that exist."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.voting import vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
-from score_cli.sampling.engines import make_engine, policy_device
+from score_cli.sampling.engines import holding, policy_device
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
@@ -48,14 +47,17 @@ def files_of(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
     return folder / f"{name}-{decoding}.traces.parquet", folder / f"{name}-{decoding}.rewards.parquet"
 
 
-def samplings(config: EvalConfig) -> dict[str, SampleConfig]:
+def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleConfig]:
     """Each decoding, and the votes where asked for, with how its traces are sampled.
 
     Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
+
+    Args:
+        given: first attempts are given. They differ between samples, so greedy corrections of them do too.
     """
     names = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvalConfig)}
     sampled = SampleConfig(**{name: getattr(config, name) for name in names}, iteration=0)
-    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=1, temperature=0.0)}
+    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=config.samples if given else 1, temperature=0.0)}
     plan = {decoding: plan[decoding] for decoding in decodings(config)}
     corrected = read_counts(config.votes, "votes")
     if corrected:
@@ -85,6 +87,7 @@ def evaluate_policy(
     name: str,
     problems: Path,
     folder: Path,
+    first_attempts: Path | None = None,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
     engine: Engine | None = None,
@@ -92,38 +95,38 @@ def evaluate_policy(
     """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
 
     Args:
+        first_attempts: traces whose first attempts the policy goes on from, in place of its own.
         engine: an engine that holds exactly this policy; made here if left out.
     """
-    if engine is None:
-        with closing(make_engine(next(iter(samplings(config).values())), policy)) as own:
-            return evaluate_policy(
-                config,
-                policy=policy,
-                name=name,
-                problems=problems,
-                folder=folder,
-                progress=progress,
-                grading=grading,
-                engine=own,
-            )
+    plan = samplings(config, given=first_attempts is not None)
     rows = []
-    for decoding, settings in samplings(config).items():
-        traces, rewards = files_of(folder, name, decoding)
-        sample(settings, policy=policy, problems=problems, out=traces, overwrite=True, engine=engine, progress=progress)
-        verify(
-            grading or VerifyConfig(),
-            traces=traces,
-            problems=problems,
-            out=rewards,
-            overwrite=True,
-            progress=progress,
-        )
-        if decoding == VOTES:
-            _, judged = read_pair(traces, rewards)
-            rows += vote_rows(judged, policy=name, decoding=SAMPLED, corrected=read_counts(config.votes, "votes"))
-        else:
-            pass_at = read_counts(config.pass_at, "pass_at") if decoding == SAMPLED else []
-            rows += evaluate(traces, rewards, policy=name, decoding=decoding, problems=problems, pass_at=pass_at)
+    with holding(policy, next(iter(plan.values())), engine) as held:
+        for decoding, settings in plan.items():
+            traces, rewards = files_of(folder, name, decoding)
+            sample(
+                settings,
+                policy=policy,
+                problems=problems,
+                first_attempts=first_attempts,
+                out=traces,
+                overwrite=True,
+                engine=held,
+                progress=progress,
+            )
+            verify(
+                grading or VerifyConfig(),
+                traces=traces,
+                problems=problems,
+                out=rewards,
+                overwrite=True,
+                progress=progress,
+            )
+            if decoding == VOTES:
+                _, judged = read_pair(traces, rewards)
+                rows += vote_rows(judged, policy=name, decoding=SAMPLED, corrected=read_counts(config.votes, "votes"))
+            else:
+                pass_at = read_counts(config.pass_at, "pass_at") if decoding == SAMPLED else []
+                rows += evaluate(traces, rewards, policy=name, decoding=decoding, problems=problems, pass_at=pass_at)
     return rows
 
 
@@ -139,6 +142,7 @@ def evaluate_checkpoints(
     problems: Path,
     folder: Path,
     out: Path,
+    first_attempts: Path | None = None,
     samples_jsonl: Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -157,6 +161,8 @@ def evaluate_checkpoints(
     _check_names(names)
     known = read_problems(problems)
     check_plan(config, known)
+    if first_attempts is not None and config.votes is not None:
+        raise UserError("--votes compares first attempts that a policy makes itself: leave out --first-attempts")
     if samples_jsonl is not None:
         check_output(samples_jsonl, overwrite=overwrite)
     for path, name in zip(checkpoints, names, strict=True):
@@ -169,17 +175,31 @@ def evaluate_checkpoints(
     for path, name in zip(checkpoints, names, strict=True):
         policy = load_policy(path, device=policy_device(config, device))
         rows += evaluate_policy(
-            config, policy=policy, name=name, problems=problems, folder=folder, progress=progress, grading=grading
+            config,
+            policy=policy,
+            name=name,
+            problems=problems,
+            folder=folder,
+            first_attempts=first_attempts,
+            progress=progress,
+            grading=grading,
         )
     rows += compare_policies(config, names=names, folder=folder)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(_evaluated(config, names, folder), known))
-    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out)
+    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
 
 def write_metrics(
-    rows: list[Row], config: EvalConfig, *, problems: Path, folder: Path, names: Sequence[str], out: Path
+    rows: list[Row],
+    config: EvalConfig,
+    *,
+    problems: Path,
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    first_attempts: Path | None = None,
 ) -> None:
     """Write metrics.parquet; its footer ties it to the problems, and to the rewards, which are tied to their traces."""
     rewards = {
@@ -187,13 +207,14 @@ def write_metrics(
         for name in names
         for decoding in samplings(config)
     }
+    given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
     footer = Footer(
         table=METRICS.name,
         stage="eval",
         config=settings,
         seed=config.seed,
-        inputs={"problems": file_sha256(problems)} | rewards,
+        inputs={"problems": file_sha256(problems)} | given | rewards,
     )
     write_table(out, METRICS, rows, footer)
 

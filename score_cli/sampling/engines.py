@@ -1,6 +1,8 @@
 """Which library samples: the choice behind `--engine`, and the engine made from it."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import torch
 
@@ -62,3 +64,17 @@ def make_engine(config: SampleConfig, policy: Policy) -> Engine:
     engine = TransformersEngine(policy.model, batch_size=config.batch_size)
     engine.check()
     return engine
+
+
+@contextmanager
+def holding(policy: Policy, config: SampleConfig, engine: Engine | None = None) -> Iterator[Engine]:
+    """The engine given, which its owner closes, or one of our own, closed at the end.
+
+    Raises:
+        UserError: as `make_engine`.
+    """
+    if engine is not None:
+        yield engine
+        return
+    with closing(make_engine(config, policy)) as own:
+        yield own

@@ -5,8 +5,7 @@ problems in it alone, and fill one row group of the output. Shards are slices of
 finished chunk is kept beside the output until the output is whole (see `tables.parts`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.dialogues import Dialogues
 from score_cli.sampling.engine import Decoding, Engine
-from score_cli.sampling.engines import make_engine
+from score_cli.sampling.engines import holding
 from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
 from score_cli.sampling.rollout import check_lengths
 from score_cli.sampling.seeds import draw_problems, offline_samples
@@ -61,7 +60,7 @@ def sample(
     inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
     if first_attempts is not None:
         inputs["first_attempts"] = file_sha256(first_attempts)
-    with _holding(policy, work.config, engine) as held:
+    with holding(policy, work.config, engine) as held:
         footer = Footer(
             table=TRACES.name,
             stage="sample",
@@ -79,16 +78,6 @@ def sample(
                     parts.write(number, work.sample_chunk(chunks[number], held))
                     task.advance(len(chunks[number]) * config.samples)
             parts.join(out, len(chunks))
-
-
-@contextmanager
-def _holding(policy: Policy, config: SampleConfig, engine: Engine | None) -> Iterator[Engine]:
-    """The engine given, which stays its owner's, or one of our own, closed at the end."""
-    if engine is not None:
-        yield engine
-        return
-    with closing(make_engine(config, policy)) as own:
-        yield own
 
 
 @dataclass(frozen=True)
