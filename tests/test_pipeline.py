@@ -179,7 +179,7 @@ def test_supervised_rounds_lower_the_loss_and_make_the_policy_change_its_answers
     score("run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
     curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
     losses = {name: curve.filter(pl.col("name") == name)["value"].to_list() for name in ("loss_before", "loss_after")}
-    assert all(after < 0.9 * before for before, after in zip(*losses.values(), strict=True)), losses
+    assert all(after < 0.95 * before for before, after in zip(*losses.values(), strict=True)), losses
     metrics = pl.read_parquet(tmp_path / "run" / "metrics.parquet").filter(pl.col("decoding") == "sampled")
     found = {(policy, name): (value, error) for policy, _, name, value, error, _ in metrics.rows()}
     # It was shown nothing but second answers that differ from the first.
