@@ -162,7 +162,7 @@ max_tokens = 14
 batch_size = 256
 [train-sft]
 method = "pair-sft"
-learning_rate = 1e-3
+learning_rate = 3e-4
 micro_batch_tokens = 16384
 [eval]
 samples = 4
