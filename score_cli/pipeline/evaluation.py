@@ -50,6 +50,8 @@ def evaluate_policy(
             samples=1 if decoding == GREEDY else config.samples,
             attempts=config.attempts,
             temperature=0.0 if decoding == GREEDY else config.temperature,
+            top_p=1.0 if decoding == GREEDY else config.top_p,
+            top_k=0 if decoding == GREEDY else config.top_k,
             max_tokens=config.max_tokens,
             correction=config.correction,
             prompts=config.prompts,
