@@ -111,7 +111,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Sample traces of several attempts from a policy."""
+    """Sample traces of several attempts from a policy; an interrupted run goes on where it stopped."""
     from score_cli.console import make_progress
     from score_cli.sampling import sample as stage
     from score_cli.sampling.engines import policy_device

@@ -146,6 +146,10 @@ class SampleConfig(SamplerConfig):
     samples: int = option(8, "Traces a problem.", least=1)
     attempts: int = option(2, "Attempts a trace.", least=1, most=127)
     temperature: float = option(1.0, "Divides the logits; 0 takes the likeliest token. Train on traces at 1.", least=0)
+    top_p: float = option(
+        1.0, "Sample from the fewest likeliest tokens that reach this share; 1 for traces to train on.", above=0, most=1
+    )
+    top_k: int = option(0, "Sample from this many likeliest tokens; 0, all of them, for traces to train on.", least=0)
     max_tokens: int | None = option(
         None,
         "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024.",
@@ -289,6 +293,8 @@ class EvalConfig(SamplerConfig):
     samples: int = option(8, "Sampled traces a problem.", least=1)
     attempts: int = option(2, "Attempts a trace.", least=1, most=127)
     temperature: float = option(1.0, "Temperature of the sampled traces; greedy ones are made besides.", least=0)
+    top_p: float = option(1.0, "Of the sampled traces: the fewest likeliest tokens that reach it.", above=0, most=1)
+    top_k: int = option(0, "Of the sampled traces: this many likeliest tokens; 0 keeps all.", least=0)
     max_tokens: int | None = option(None, "Most tokens of one attempt; as for `score sample`.", least=1)
     correction: str | None = option(None, "As for `score sample`.")
     prompts: Overrides = ()

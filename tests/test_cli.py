@@ -62,6 +62,9 @@ BAD_SETTINGS = [
     ("base", "latent_share", "7", "expected at most 1"),
     ("sample", "attempts", "130", "expected at most 127"),
     ("sample", "iteration", "-5", "expected at least 0"),
+    ("sample", "top_p", "0", "expected more than 0"),
+    ("sample", "offline_share", "1.5", "expected at most 1"),
+    ("eval", "top_k", "-1", "expected at least 0"),
     ("verify", "unscored_limit", "nan", "expected"),
     ("eval", "threads", "0", "expected at least 1"),
 ]
@@ -265,3 +268,32 @@ def test_python_m_is_the_same_program(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_an_evaluation_that_keeps_one_token_samples_the_greedy_traces(
+    checkpoint: Path, problems: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "eval"
+    files = ["--model", checkpoint, "--problems", problems, "--traces-folder", folder, "--out", tmp_path / "metrics"]
+    assert run("eval", *files, "--samples", 1, "--max-tokens", 6, "--top-k", 1, "--threads", 1) == 0
+    sampled, greedy = (read_traces(folder / f"ckpt-{name}.traces.parquet") for name in ("sampled", "greedy"))
+    assert [trace.token_ids.tolist() for trace in sampled] == [trace.token_ids.tolist() for trace in greedy]
+    assert all(trace.logprobs.max() == trace.logprobs.min() == 0 for trace in sampled), "one token has all the share"
+    assert any(trace.logprobs.min() < 0 for trace in greedy)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ("sample.shard='1/2'", "leave sample.shard and sample.offline_share out of the recipe"),
+        ("sample.offline_share=0.5", "leave sample.shard and sample.offline_share out of the recipe"),
+        ("sample.top_p=0.9", "leave sample.top_p and sample.top_k out of the recipe"),
+        ("sample.top_k=3", "leave sample.top_p and sample.top_k out of the recipe"),
+    ],
+)
+def test_a_run_refuses_sampling_that_it_could_not_train_on(
+    change: str, advice: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("run", RECIPES[0], "--set", change, "--out", tmp_path / "run") == 2
+    assert advice in one_line(capsys)
+    assert not (tmp_path / "run").exists()

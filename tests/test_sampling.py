@@ -13,7 +13,7 @@ from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.sample import Dialogues, sample
 from score_cli.sampling.seeds import attempt_uniforms, draw_problems, sample_digest
-from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens
+from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens, truncate
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import read_traces
@@ -108,6 +108,60 @@ def test_tokens_are_drawn_from_the_softmax() -> None:
     assert counts[3] == 0
     expected = 20_000 * weights[weights > 0]
     assert ((counts[weights > 0] - expected) ** 2 / expected).sum() < 18.5
+
+
+def brute_force_truncation(weights: list[float], top_k: int, top_p: float) -> list[float]:
+    """Take tokens from the likeliest on, while there are fewer than top_k and their share is below top_p."""
+    order = sorted(range(len(weights)), key=lambda token: (-weights[token], token))[: top_k or None]
+    whole = sum(weights[token] for token in order)
+    kept: list[int] = []
+    for token in order:
+        if sum(weights[k] for k in kept) / whole >= top_p:
+            break
+        kept.append(token)
+    total = sum(weights[token] for token in kept)
+    return [weights[token] / total if token in kept else 0.0 for token in range(len(weights))]
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("top_p", [0.05, 0.45, 0.62, 0.99, 1.0])
+def test_truncation_agrees_with_brute_force(top_k: int, top_p: float) -> None:
+    rows = [[0.4, 0.3, 0.15, 0.1, 0.05], [0.1, 0.2, 0.2, 0.2, 0.3], [0.2] * 5, [1.0, 0.0, 0.0, 0.0, 0.0]]
+    found = truncate(torch.tensor(rows).log(), top_k=top_k, top_p=top_p).exp()
+    for row, weights in zip(found.tolist(), rows, strict=True):
+        assert row == pytest.approx(brute_force_truncation(weights, top_k, top_p), abs=1e-6)
+
+
+def test_truncated_samples_keep_the_logprobs_of_the_truncated_distribution(policy: Policy) -> None:
+    """Brute force over a plain forward pass, at a temperature; and nothing outside the kept tokens is drawn."""
+    grown = rollouts(policy)
+    TransformersEngine(policy.model, batch_size=7).generate(grown, Decoding(0.7, top_p=0.8, top_k=4))
+    for rollout in grown[:8]:
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([rollout.token_ids])).logits[0]
+        for position, owner in enumerate(rollout.attempt_ids):
+            if owner:
+                weights = (logits[position - 1] / 0.7).softmax(-1).tolist()
+                kept = brute_force_truncation(weights, 4, 0.8)[rollout.token_ids[position]]
+                assert kept > 0 and rollout.logprobs[position] == pytest.approx(np.log(kept), abs=1e-4)
+
+
+def test_truncated_draws_follow_the_truncated_distribution() -> None:
+    """Chi-square over 20,000 draws; 10.8 is the 99.9th percentile with one degree of freedom."""
+    weights = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()[None]
+    logprobs = truncate(weights, top_k=0, top_p=0.7).expand(20_000, -1)
+    drawn = choose_tokens(logprobs, attempt_uniforms(sample_digest(0, 0, "q", 0, 1), 20_000).tolist())
+    counts = torch.bincount(drawn, minlength=4).double()
+    assert counts[0] == counts[3] == 0
+    expected = torch.tensor([2 / 3, 1 / 3]).double() * 20_000
+    assert ((counts[1:3] - expected) ** 2 / expected).sum() < 10.8
+
+
+def test_greedy_takes_no_notice_of_truncation(policy: Policy) -> None:
+    plain, truncated = rollouts(policy), rollouts(policy)
+    TransformersEngine(policy.model, batch_size=7).generate(plain, Decoding(0.0))
+    TransformersEngine(policy.model, batch_size=7).generate(truncated, Decoding(0.0, top_p=0.3, top_k=1))
+    assert [(r.token_ids, r.logprobs) for r in plain] == [(r.token_ids, r.logprobs) for r in truncated]
 
 
 def test_a_draw_of_nearly_one_takes_the_last_token_that_can_be_drawn() -> None:

@@ -286,6 +286,17 @@ def test_greedy_traces_are_refused(tmp_path: Path, checkpoint: Path, problems: P
         step(tmp_path, "next")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"top_p": 0.9}, "top_p 0.9 and top_k 0"), ({"top_k": 3}, "top_p 1 and top_k 3")]
+)
+def test_traces_of_a_truncated_distribution_are_refused(
+    tmp_path: Path, checkpoint: Path, problems: Path, settings: dict[str, object], message: str
+) -> None:
+    make_batch(tmp_path, checkpoint, problems, **settings)
+    with pytest.raises(UserError, match=f"{message}, expected the policy's whole distribution"):
+        step(tmp_path, "next")
+
+
 def test_another_reference_than_the_chains_is_refused(rewarded: Path) -> None:
     other = write_checkpoint(rewarded / "other", seed=1)
     with pytest.raises(UserError, match="was trained against reference"):

@@ -57,7 +57,8 @@ def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleCon
     """
     names = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvalConfig)}
     sampled = SampleConfig(**{name: getattr(config, name) for name in names}, iteration=0)
-    plan = {SAMPLED: sampled, GREEDY: replace(sampled, samples=config.samples if given else 1, temperature=0.0)}
+    greedy = replace(sampled, samples=config.samples if given else 1, temperature=0.0, top_p=1.0, top_k=0)
+    plan = {SAMPLED: sampled, GREEDY: greedy}
     plan = {decoding: plan[decoding] for decoding in decodings(config)}
     corrected = read_counts(config.votes, "votes")
     if corrected:

@@ -106,10 +106,7 @@ class Run:
                 "a run takes its problems from --problems, counts its iterations itself and trains on samples: "
                 "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
             )
-        if self.settings.sample.shard is not None or self.settings.sample.offline_share is not None:
-            raise UserError(
-                "a run samples all of its traces itself: leave sample.shard and sample.offline_share out of the recipe"
-            )
+        _check_sampling(self.settings.sample)
         if self.settings.eval.correction is None:
             asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
             self.settings = replace(self.settings, eval=asked_alike)
@@ -296,6 +293,18 @@ class Run:
         rows += compare_policies(self.settings.eval, names=names, folder=self.folder / "eval")
         write_metrics(rows, self.settings.eval, problems=problems, folder=self.folder / "eval", names=names, out=out)
         return rows
+
+
+def _check_sampling(config: SampleConfig) -> None:
+    """Refuse settings under which a run's traces could not be trained on, before anything is trained."""
+    if config.shard is not None or config.offline_share is not None:
+        raise UserError(
+            "a run samples all of its traces itself: leave sample.shard and sample.offline_share out of the recipe"
+        )
+    if config.top_p < 1 or config.top_k > 0:
+        raise UserError(
+            "a run trains on samples of the whole distribution: leave sample.top_p and sample.top_k out of the recipe"
+        )
 
 
 def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:

@@ -10,10 +10,14 @@ from score_cli.tables.checkpoints import Policy
 class Decoding(NamedTuple):
     """How tokens are chosen: temperature divides the logits; 0 takes the likeliest token.
 
-    The logprobs kept are those of the distribution sampled from; greedy keeps those of temperature 1.
+    Then the `top_k` likeliest tokens are kept (0: all), and of these the fewest whose share reaches
+    `top_p`. The logprobs kept are those of the distribution sampled from, so truncated and normed
+    anew where tokens were left out; greedy leaves none out and keeps those of temperature 1.
     """
 
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
 
     @property
     def greedy(self) -> bool:

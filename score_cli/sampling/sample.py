@@ -106,7 +106,7 @@ class _Work:
         for rollout in rollouts:
             if attempt := self.given.get((rollout.problem_id, rollout.sample_index)):
                 attempt.give_to(rollout)
-        engine.generate(rollouts, Decoding(self.config.temperature))
+        engine.generate(rollouts, Decoding(self.config.temperature, self.config.top_p, self.config.top_k))
         return [
             self.dialogues.row(rollout, self.problems[row].task) for rollout, row in zip(rollouts, rows, strict=True)
         ]

@@ -137,6 +137,7 @@ class TransformersEngine:
             logprobs = logits.log_softmax(-1)
         else:
             logprobs = (logits / decoding.temperature).log_softmax(-1)
+            logprobs = truncate(logprobs, top_k=decoding.top_k, top_p=decoding.top_p)
             tokens = choose_tokens(logprobs, [rows[index].draw() for index in chosen])
         kept = logprobs.gather(-1, tokens[:, None])[:, 0]
         if not kept.isfinite().all():
@@ -194,6 +195,26 @@ def context_length(model: PreTrainedModel) -> int | None:
         )
         limit = min(size for size in (original, limit) if size is not None)
     return None if limit is None else int(limit)
+
+
+def truncate(logprobs: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Keep the `top_k` likeliest tokens, then of these the fewest whose share reaches `top_p`.
+
+    Args:
+        logprobs: [n, V]; top_k: 0 keeps all; top_p: in (0, 1], 1 keeps all.
+    Returns:
+        [n, V] logprobs of the kept tokens' own distribution, -inf elsewhere. Of equal tokens the one
+        with the smaller id counts as likelier, so no more than `top_k` are kept.
+    """
+    if top_k == 0 and top_p == 1.0:
+        return logprobs
+    ordered, tokens = logprobs.sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        ordered[:, top_k:] = -torch.inf
+    if top_p < 1.0:
+        shares = ordered.double().softmax(-1)
+        ordered = ordered.masked_fill(shares.cumsum(-1) - shares >= top_p, -torch.inf)
+    return torch.full_like(logprobs, -torch.inf).scatter(-1, tokens, ordered).log_softmax(-1)
 
 
 def choose_tokens(logprobs: Tensor, uniforms: Sequence[float]) -> Tensor:

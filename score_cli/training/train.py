@@ -257,6 +257,11 @@ def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConf
     temperature = float(settings.get("temperature", config.temperature))
     if temperature <= 0:
         raise UserError(f"{traces} was decoded greedily, expected samples: sample with --temperature 1")
+    if settings.get("top_p", 1.0) < 1 or settings.get("top_k", 0) > 0:
+        raise UserError(
+            f"{traces} was sampled with top_p {settings.get('top_p', 1.0):g} and top_k {settings.get('top_k', 0)}, "
+            "expected the policy's whole distribution: sample without --top-p and --top-k"
+        )
     return _Origin(origin is not None, temperature, settings.get("engine") != "transformers")
 
 
