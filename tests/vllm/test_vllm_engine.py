@@ -2,12 +2,11 @@
 
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
-
-pytest.importorskip("vllm")
 
 from score_cli.config import Stage2Config
 from score_cli.errors import JobError, UserError
@@ -22,7 +21,7 @@ from score_cli.tables.traces import Trace
 from score_cli.training.train import Trainer
 from tests.vllm.conftest import CONFIG, MakeRollouts, noisy_policy
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
 
 
 def grown(engine: VllmEngine | TransformersEngine, rollouts: list[Rollout], temperature: float = 1.0) -> list[Rollout]:

@@ -1,12 +1,10 @@
 """The loop around vLLM: its traces train the policy, and a run keeps it warm and proved."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("vllm")
-
 import polars as pl
+import pytest
 
 from score_cli.cli import run_command
 from score_cli.config import BaseConfig
@@ -14,7 +12,7 @@ from score_cli.tables.checkpoints import load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.training.base import train_base
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
 
 RECIPE = """
 seed = 4
@@ -72,7 +70,14 @@ def test_a_run_goes_on_from_the_same_problems_as_with_transformers(run_folder: P
     own = pl.read_parquet(run_folder / "iterations" / "0000" / "traces.parquet")
     score(
         *("sample", "--config", run_folder.parent / "recipe.toml", "--engine", "transformers", "--seed", 4),
-        *("--model", run_folder.parent / "base", "--problems", run_folder / "train.parquet", "--out", tmp_path / "t.parquet"),
+        *(
+            "--model",
+            run_folder.parent / "base",
+            "--problems",
+            run_folder / "train.parquet",
+            "--out",
+            tmp_path / "t.parquet",
+        ),
     )
     other = pl.read_parquet(tmp_path / "t.parquet")
     assert own["problem_id"].to_list() == other["problem_id"].to_list()
