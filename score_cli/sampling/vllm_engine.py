@@ -104,14 +104,13 @@ class VllmEngine:
         if self._engine is None:
             return
         # A new folder each time: a path that vLLM has read before could be answered from a cache.
-        earlier, folder = self._written, self._write_policy()
+        folder = self._write_policy(policy)
         with _failures("take the new policy's weights"):
             self._engine.collective_rpc("load_policy_weights", kwargs={"path": str(folder)})
             # Cached keys and values belong to the old policy.
             fresh = self._engine.reset_prefix_cache()
         if not fresh:
             raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
-        _remove(earlier)
 
     def close(self) -> None:
         """Stop vLLM's processes and remove what was written for them."""
@@ -175,7 +174,7 @@ class VllmEngine:
 
     def _arguments(self) -> dict[str, Any]:
         return {
-            "model": str(_own_folder(self._policy) or self._write_policy()),
+            "model": str(_own_folder(self._policy) or self._write_policy(self._policy)),
             "skip_tokenizer_init": True,
             # Stop tokens come with each request; vLLM would add those of the model's folder.
             "generation_config": "vllm",
@@ -192,9 +191,11 @@ class VllmEngine:
             "seed": 0,
         }
 
-    def _write_policy(self) -> Path:
+    def _write_policy(self, policy: Policy) -> Path:
+        """Write a policy into a new folder, and remove the folder written before."""
+        _remove(self._written)
         self._written = Path(tempfile.mkdtemp(prefix="score-vllm-"))
-        save_policy(self._written, self._policy.model, self._policy.tokenizer, self._policy.state)
+        save_policy(self._written, policy.model, policy.tokenizer, policy.state)
         return self._written
 
 
@@ -266,7 +267,8 @@ def _environment() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.clear()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
         os.environ.update(before)
 
 
