@@ -125,6 +125,8 @@ class VllmEngine:
         return self._queue(
             rollout.token_ids,
             temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
             seed=None if decoding.greedy else attempt_seed(rollout.seeds[rollout.attempt - 1]),
             max_tokens=rollout.max_tokens,
             stop_token_ids=sorted(rollout.stop_ids),
