@@ -64,7 +64,7 @@ class Corpus(NamedTuple):
     slip: float = 0.02
     fix_changes_wrong: float = 0.30
     fix_changes_right: float = 0.25
-    fix_redraw_right: float = 0.35
+    fix_redraw_right: float = 0.45
     check_changes_wrong: float = 0.90
     check_changes_right: float = 0.03
     check_redraw_right: float = 0.90
