@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.evaluation import report_text as text
-from score_cli.evaluation.printing import paper_table
+from score_cli.evaluation.printing import further_tables, paper_table
 from score_cli.evaluation.report_run import RunFolder, Source, read_run
 from score_cli.evaluation.report_stats import (
     MOST_CHARACTERS,
@@ -207,8 +207,9 @@ def _render(folder: RunFolder, facts: list[SourceFacts], browser: dict[str, Any]
         lstrip_blocks=True,
     )
     paper = every = None
+    attempts = text.attempts_of(folder.metrics)
     if folder.metrics:
-        titles, lines = paper_table(folder.metrics, text.attempts_of(folder.metrics))
+        titles, lines = paper_table(folder.metrics, attempts)
         paper = {"titles": titles, "lines": lines}
         titles, lines = text.every_metric(folder.metrics)
         every = {"titles": titles, "lines": lines}
@@ -220,6 +221,7 @@ def _render(folder: RunFolder, facts: list[SourceFacts], browser: dict[str, Any]
         headline=text.headline(folder.metrics),
         paper=paper,
         metrics=every,
+        further=further_tables([*folder.metrics, *folder.comparisons], attempts),
         curves=curves,
         smoothed=smoothed,
         pairs=[_pair(attempt, facts, drawn, browser) for attempt in sorted({a for fact in facts for a in fact.pairs})],

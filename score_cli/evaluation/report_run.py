@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.errors import UserError
+from score_cli.evaluation.compare import MINUS
+from score_cli.evaluation.voting import VOTES
 from score_cli.tables.parquet import CURVE, METRICS, TRACES, read_footer, read_table
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
@@ -51,6 +53,7 @@ class RunFolder:
 
     settings: dict[str, Any]
     metrics: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
     curve: list[dict[str, Any]]
     problems: dict[str, Problem]
     problem_counts: dict[str, int]
@@ -68,7 +71,8 @@ def read_run(folder: Path) -> RunFolder:
         raise UserError(f"{folder} is not a folder: name one that `score run` or `score eval` wrote into")
     curve = _read_curve(folder)
     metrics_path = folder / "metrics.parquet"
-    metrics = read_table(metrics_path, METRICS).to_pylist() if metrics_path.exists() else []
+    rows = read_table(metrics_path, METRICS).to_pylist() if metrics_path.exists() else []
+    metrics = [row for row in rows if MINUS not in row["policy"]]
     evaluated = list(_evaluated(folder / "eval", list(dict.fromkeys(row["policy"] for row in metrics))))
     updates = list(_updates(folder, {row["iteration"]: row["stage"] for row in curve}))
     if not (metrics or evaluated or updates):
@@ -82,6 +86,7 @@ def read_run(folder: Path) -> RunFolder:
     return RunFolder(
         settings=_read_settings(folder / "settings.json"),
         metrics=metrics,
+        comparisons=[row for row in rows if MINUS in row["policy"]],
         curve=curve,
         problems={problem.problem_id: problem for part in parts.values() for problem in part},
         problem_counts={name: len(part) for name, part in parts.items()},
@@ -114,7 +119,8 @@ def _evaluated(folder: Path, policies: list[str]) -> Iterator[Source]:
     found: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     for path in sorted(folder.glob(f"*{TRACES_SUFFIX}")):
         policy, _, decoding = path.name.removesuffix(TRACES_SUFFIX).rpartition("-")
-        found[policy or decoding][decoding] = path
+        if decoding != VOTES:
+            found[policy or decoding][decoding] = path
     ranks = {policy: rank for rank, policy in enumerate(policies)}
     for policy in sorted(found, key=lambda name: (ranks.get(name, len(ranks)), name)):
         for decoding, traces in sorted(found[policy].items(), reverse=True):

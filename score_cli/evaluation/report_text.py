@@ -90,7 +90,8 @@ def attempts_of(metrics: Iterable[Mapping[str, Any]]) -> int:
 
 
 def every_metric(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """All metrics: a line for each name, a column for each policy and decoding; fractions, as the table holds them."""
+    """All metrics but histograms: a line for each name, a column for each policy and decoding; fractions."""
+    metrics = [row for row in metrics if not row["name"].startswith("edit_ratio_hist@")]
     columns = list(dict.fromkeys((row["policy"], row["decoding"]) for row in metrics))
     cells = {
         (row["name"], row["policy"], row["decoding"]): f"{row['value']:.4f}"

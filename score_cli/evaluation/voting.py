@@ -20,6 +20,8 @@ from score_cli.evaluation.metrics import clustered_mean
 from score_cli.evaluation.subsets import Ballot, majority_accuracy
 from score_cli.tables.traces import Reward
 
+# Traces drawn for a vote alone are kept under this name in place of a decoding's.
+VOTES = "votes"
 PARALLEL = "parallel"
 SEQUENTIAL = "sequential"
 GAIN = "gain"

@@ -10,7 +10,7 @@ from score_cli.errors import UserError
 from score_cli.evaluation.compare import MINUS, comparison_rows
 from score_cli.evaluation.evaluate import GREEDY, SAMPLED, Row, evaluate, metric_rows, read_pair, score_traces
 from score_cli.evaluation.samples import sample_records, write_samples
-from score_cli.evaluation.voting import vote_rows
+from score_cli.evaluation.voting import VOTES, vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import holding, policy_device
@@ -23,8 +23,6 @@ from score_cli.tables.provenance import Footer, file_sha256, short
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import Reward, Trace, read_problems
 from score_cli.verification.verify import PROGRAM_TASKS, verify
-
-VOTES = "votes"
 
 
 @dataclass(frozen=True)
