@@ -116,6 +116,7 @@ DIFFERENCES: dict[str, dict[str, object]] = {
     "discount": {"train-stage1.discount": 0.8, "train-stage2.discount": 0.8},
     "bonus-to-first": {"train-stage2.discount": 1.0},
     "three-attempts": {"sample.attempts": 3, "eval.attempts": 3, "run.stage1_by_attempt": True},
+    "no-online-first-attempts": {"run.offline_first_attempts": 1.0},
     "star-for-stage2": {
         "train-sft.method": "star",
         "run.stage2_iterations": 0,
