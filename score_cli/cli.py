@@ -24,6 +24,7 @@ from score_cli.config import (
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
 from score_cli.options import with_settings
+from score_cli.pipeline.recipe import Recipe
 
 app = typer.Typer(
     name="score",
@@ -379,6 +380,11 @@ def run(
 
     plan = read_recipe(recipe)
     plan.change(changes or [])
+    if plan.study is not None:
+        if seed is not None or model is not None or problems is not None or eval_problems is not None:
+            raise UserError("a study names its seeds itself and is on the built-in task: leave out --seed and files")
+        _run_study(recipe, plan, out or Path("runs") / recipe.stem, limit)
+        return
     if seed is not None:
         plan.seed = seed
     if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
@@ -393,6 +399,21 @@ def run(
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     print_table(*paper_table(rows, plan.settings("eval", EvalConfig).attempts))
+
+
+def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:
+    from score_cli.console import make_progress
+    from score_cli.show import print_table
+    from score_cli.study.work import run_study
+
+    printed = run_study(path, recipe, folder, limit=limit, progress=make_progress())
+    for table in printed.tables:
+        typer.echo(f"\n{table.caption}")
+        print_table(table.titles, table.lines)
+    typer.echo("")
+    for claim in printed.claims:
+        typer.echo(str(claim))
+    typer.echo(f"\n{folder / 'study.md'} holds these tables, {folder / 'study.parquet'} the figures seed by seed")
 
 
 @app.command()
