@@ -57,7 +57,8 @@ def run_study(
         rows = collect(work.sources(), list(study.config.seeds))
         write_study(folder / "study.parquet", rows, described)
         tuning = work.tuning()
-        write_table(folder / "tuning.parquet", TUNING, tuning, Footer(table=TUNING.name, stage="study"))
+        if tuning:
+            write_table(folder / "tuning.parquet", TUNING, tuning, Footer(table=TUNING.name, stage="study"))
         printed = print_study(rows, tuning, work.notes())
         with replacing_file(folder / "study.md") as temporary:
             temporary.write_text(study_markdown(printed))
