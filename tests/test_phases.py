@@ -109,6 +109,8 @@ def test_three_attempts_are_trained_in_two_parts_of_stage_one_and_stage_two() ->
 # What sets each recipe apart from the quickstart, after the paper's Tables 1, 2 and 4; written by hand.
 DIFFERENCES: dict[str, dict[str, object]] = {
     "score": {},
+    "base": {"run.stage1_iterations": 0, "run.stage2_iterations": 0},
+    "self-refine": {"eval.correction": "<check>", "run.stage1_iterations": 0, "run.stage2_iterations": 0},
     "single-turn": {"sample.attempts": 1, "run.stage1_iterations": 0, "run.stage2_iterations": 200},
     "naive-multi-turn": {"train-stage2.alpha": 0.0, "run.stage1_iterations": 0, "run.stage2_iterations": 200},
     "no-stage1": {"run.stage1_iterations": 0, "run.stage2_iterations": 200},
