@@ -9,7 +9,7 @@ from score_cli.evaluation import report_text as text
 from score_cli.evaluation.printing import further_tables, paper_table
 from score_cli.evaluation.report_page import Drawn, check_page, render, slug, write_page
 from score_cli.evaluation.report_run import RunFolder, Source, read_run
-from score_cli.evaluation.report_stats import PairFacts
+from score_cli.evaluation.report_stats import LONG_CURVE, PairFacts
 from score_cli.evaluation.report_traces import SourceFacts, read_sources
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.provenance import short
@@ -68,7 +68,7 @@ def _render(folder: RunFolder, facts: list[SourceFacts], browser: dict[str, Any]
 
 
 def _curves(folder: RunFolder, drawn: Drawn) -> tuple[list[dict[str, str]], bool]:
-    from score_cli.evaluation.report_plots import LONG_CURVE, Series, curve_figure
+    from score_cli.evaluation.report_plots import Series, curve_figure
 
     found, smoothed = [], False
     for (title, unit, percent), lines in text.curve_lines(folder.curve).items():
