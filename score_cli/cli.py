@@ -425,12 +425,12 @@ def report(
     plots: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, for a paper.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write one self-contained page of a run: tables, curves, flows of answers, and its traces to browse."""
+    """Write one self-contained page of a run or a study: tables, curves, flows of answers, and traces to browse."""
     from score_cli.console import make_progress
-    from score_cli.evaluation.report import write_report
+    from score_cli.study.report import write_any_report
 
     page = out or run / "report.html"
-    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
+    figures = write_any_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
 
 

@@ -26,6 +26,8 @@ PURE = [
     "study/claims.py",
     "study/page.py",
     "study/paper.py",
+    "study/report_figures.py",
+    "study/report_results.py",
     "evaluation/metrics.py",
     "evaluation/report_plots.py",
     "evaluation/report_stats.py",
