@@ -23,6 +23,7 @@ from score_cli.config import (
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
 from score_cli.options import with_settings
+from score_cli.pipeline.recipe import Recipe
 
 app = typer.Typer(
     name="score",
@@ -174,6 +175,11 @@ def run(
 
     plan = read_recipe(recipe)
     plan.change(changes or [])
+    if plan.study is not None:
+        if seed is not None or model is not None or problems is not None or eval_problems is not None:
+            raise UserError("a study names its seeds itself and is on the built-in task: leave out --seed and files")
+        _run_study(recipe, plan, out or Path("runs") / recipe.stem, limit)
+        return
     if seed is not None:
         plan.seed = seed
     if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
@@ -190,6 +196,21 @@ def run(
     print_table(*paper_table(rows, plan.settings("eval", EvalConfig).attempts))
 
 
+def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:
+    from score_cli.console import make_progress
+    from score_cli.show import print_table
+    from score_cli.study.work import run_study
+
+    printed = run_study(path, recipe, folder, limit=limit, progress=make_progress())
+    for table in printed.tables:
+        typer.echo(f"\n{table.caption}")
+        print_table(table.titles, table.lines)
+    typer.echo("")
+    for claim in printed.claims:
+        typer.echo(str(claim))
+    typer.echo(f"\n{folder / 'study.md'} holds these tables, {folder / 'study.parquet'} the figures seed by seed")
+
+
 @app.command()
 @with_settings(ReportConfig, table="report")
 def report(
@@ -199,12 +220,12 @@ def report(
     plots: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, for a paper.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write one self-contained page of a run: tables, curves, flows of answers, and its traces to browse."""
+    """Write one self-contained page of a run or a study: tables, curves, flows of answers, and traces to browse."""
     from score_cli.console import make_progress
-    from score_cli.evaluation.report import write_report
+    from score_cli.study.report import write_any_report
 
     page = out or run / "report.html"
-    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
+    figures = write_any_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
 
 

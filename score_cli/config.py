@@ -339,6 +339,12 @@ class RunConfig:
         "its attempt's reward and pins the attempts before to the policy of the phase before (the base at first).",
     )
     stage2_iterations: int = option(0, "Iterations of Stage II.", least=0)
+    offline_first_attempts: float = option(
+        0.0,
+        "Share of each problem's samples that go on, in Stage II, from first attempts drawn once from the base.",
+        least=0,
+        most=1,
+    )
     sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
     sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")
     sft_problems: int | None = option(

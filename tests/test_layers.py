@@ -1,4 +1,4 @@
-"""Imports run one way: tables, tasks <- the four stages <- pipeline <- the surface."""
+"""Imports run one way: tables, tasks <- the four stages <- pipeline <- study <- the surface."""
 
 import ast
 import subprocess
@@ -15,6 +15,7 @@ ALLOWED = {
     "tasks": {"tables", "tasks"},
     **{stage: {"tables", "tasks", stage} for stage in STAGES},
     "pipeline": {"tables", "tasks", "pipeline", *STAGES},
+    "study": {"tables", "evaluation", "pipeline", "study"},
 }
 # Modules that compute and nothing else.
 PURE = [
@@ -22,6 +23,11 @@ PURE = [
     "training/losses.py",
     "training/sft_examples.py",
     "pipeline/phases.py",
+    "study/claims.py",
+    "study/page.py",
+    "study/paper.py",
+    "study/report_figures.py",
+    "study/report_results.py",
     "evaluation/metrics.py",
     "evaluation/report_plots.py",
     "evaluation/report_stats.py",

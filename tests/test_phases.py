@@ -109,6 +109,8 @@ def test_three_attempts_are_trained_in_two_parts_of_stage_one_and_stage_two() ->
 # What sets each recipe apart from the quickstart, after the paper's Tables 1, 2 and 4; written by hand.
 DIFFERENCES: dict[str, dict[str, object]] = {
     "score": {},
+    "base": {"run.stage1_iterations": 0, "run.stage2_iterations": 0},
+    "self-refine": {"eval.correction": "<check>", "run.stage1_iterations": 0, "run.stage2_iterations": 0},
     "single-turn": {"sample.attempts": 1, "run.stage1_iterations": 0, "run.stage2_iterations": 200},
     "naive-multi-turn": {"train-stage2.alpha": 0.0, "run.stage1_iterations": 0, "run.stage2_iterations": 200},
     "no-stage1": {"run.stage1_iterations": 0, "run.stage2_iterations": 200},
@@ -116,6 +118,7 @@ DIFFERENCES: dict[str, dict[str, object]] = {
     "discount": {"train-stage1.discount": 0.8, "train-stage2.discount": 0.8},
     "bonus-to-first": {"train-stage2.discount": 1.0},
     "three-attempts": {"sample.attempts": 3, "eval.attempts": 3, "run.stage1_by_attempt": True},
+    "no-online-first-attempts": {"run.offline_first_attempts": 1.0},
     "star-for-stage2": {
         "train-sft.method": "star",
         "run.stage2_iterations": 0,

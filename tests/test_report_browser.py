@@ -10,7 +10,9 @@ import pytest
 
 from score_cli.config import ReportConfig
 from score_cli.evaluation.report import write_report
+from score_cli.study.report import write_study_report
 from tests.report_support import HOSTILE, ROWS, Row, write_run, write_updates
+from tests.study_support import write_runs, write_study
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -28,6 +30,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("run"), rows=[*ROWS, *MANY])
     write_updates(folder, 50)
     write_report(ReportConfig(), run=folder, out=folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_runs(write_study(tmp_path_factory.mktemp("study")))
+    write_study_report(ReportConfig(), run=folder, out=folder / "report.html")
     return folder / "report.html"
 
 
@@ -156,4 +165,36 @@ def test_a_hostile_response_shows_as_text(browser: Any, report: Path) -> None:
     assert visit.page.locator("pre.question").inner_text() == f"b? {HOSTILE}"
     assert visit.page.title() == "SCoRe report" and visit.page.locator("img").count() == 0
     assert visit.said == []
+    visit.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=list(WIDTHS))
+def test_a_study_s_page_loads_in_silence_and_fits_the_screen(
+    browser: Any, study: Path, width: int, scheme: str
+) -> None:
+    visit = Visit(browser, study, width=width, scheme=scheme)
+    assert visit.said == [] and visit.asked == [visit.address]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    assert visit.page.title() == "SCoRe study"
+    visit.context.close()
+
+
+def test_the_figures_of_a_study_keep_their_names_within_their_frames(browser: Any, study: Path) -> None:
+    script = """() => [...document.querySelectorAll('.plot svg')].flatMap(svg => {
+        const frame = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text')].filter(text => text.getBoundingClientRect().right > frame.right + 1)
+            .map(text => text.textContent); })"""
+    visit = Visit(browser, study)
+    assert visit.page.locator(".plot svg").count() == 10 and visit.page.evaluate(script) == []
+    visit.context.close()
+
+
+def test_a_study_s_traces_are_chosen_by_row(browser: Any, study: Path) -> None:
+    visit = Visit(browser, study)
+    assert visit.count() == "1–20 of 24 traces"
+    visit.page.select_option("[name=source]", "naive-multi-turn-sampled")
+    assert visit.count() == "1–6 of 6 traces"
+    visit.page.select_option("[name=chain]", "i-c")
+    assert visit.heads() == ["a #1naive-multi-turn, sampled"] and visit.said == []
     visit.context.close()

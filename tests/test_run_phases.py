@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from score_cli.config import SampleConfig, SftConfig
+from score_cli.errors import UserError
 from score_cli.pipeline import run as run_module
 from score_cli.pipeline import sft_rounds
 from score_cli.pipeline.recipe import Recipe
@@ -202,3 +203,50 @@ def test_one_attempt_is_trained_and_two_are_evaluated(start: RunInputs, tmp_path
     curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
     assert set(curve.filter(pl.col("name") == "accuracy")["attempt"]) == {1}
     assert stored_state(tmp_path / "run" / "score").iteration == 2
+
+
+def test_stage_two_goes_on_from_the_bases_first_attempts_and_never_trains_on_them(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    made = recipe(stage1_iterations=2, stage2_iterations=2, offline_first_attempts=0.5)
+    Run(made, tmp_path / "run", start).execute()
+    drawn, base = tmp_path / "run" / "first_attempts.parquet", stored_state(tmp_path / "ckpt").fingerprint
+    footer = read_footer(drawn, TRACES)
+    assert footer is not None and footer.policy == base
+    firsts = {(row["problem_id"], row["sample_index"]): row for row in pl.read_parquet(drawn).to_dicts()}
+    assert len(firsts) == 12 * 4 and all(len(row["attempts"]) == 1 for row in firsts.values())
+    for iteration in (2, 3):
+        traces = pl.read_parquet(tmp_path / "run" / "iterations" / f"{iteration:04d}" / "traces.parquet").to_dicts()
+        given = [row for row in traces if row["offline_attempts"] == 1]
+        assert len(given) == len(traces) / 2
+        for row in given:
+            assert row["attempts"][0] == firsts[row["problem_id"], row["sample_index"]]["attempts"][0]
+
+
+def test_stage_one_is_untouched_by_first_attempts_given_to_stage_two(start: RunInputs, tmp_path: Path) -> None:
+    for name, share in (("own", 0.0), ("given", 1.0)):
+        made = recipe(stage1_iterations=2, stage2_iterations=1, offline_first_attempts=share)
+        Run(made, tmp_path / name, start).execute()
+    own, given = digests(tmp_path / "own"), digests(tmp_path / "given")
+    same = {name for name in own if own[name] == given[name]}
+    assert "stage1/model.safetensors" in same and "score/model.safetensors" not in same
+    assert {f"iterations/000{n}/traces.parquet" for n in (0, 1)} <= same
+    curve = pl.read_parquet(tmp_path / "given" / "curve.parquet").filter(pl.col("name") == "entropy")
+    # What is measured of the tokens trained on: both attempts' in Stage I, the second's alone in Stage II.
+    assert curve.select("iteration", "attempt").rows() == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+
+
+def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(stage1_iterations=1, stage2_iterations=2, offline_first_attempts=1.0)
+    Run(made, tmp_path / "whole", start).execute()
+    for call in (2, 3):  # before the first attempts are drawn, and after
+        folder = tmp_path / str(call)
+        stop_and_go_on(made, start, folder, monkeypatch, run_module, "sample", call)
+        assert digests(folder) == digests(tmp_path / "whole"), call
+
+
+def test_first_attempts_without_a_stage_two_are_refused(start: RunInputs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Stage II"):
+        Run(recipe(stage1_iterations=1, offline_first_attempts=1.0), tmp_path / "run", start)

@@ -20,7 +20,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from score_cli.evaluation.metrics import Estimate
-from score_cli.evaluation.report_stats import LogprobBin, moving_average
+from score_cli.evaluation.report_stats import LONG_CURVE, LogprobBin, moving_average
 
 # Blue, vermilion, green, purple and yellow of Okabe and Ito, told apart by the colour-blind; darker greys for text.
 COLOURS = {
@@ -42,8 +42,6 @@ MOST_LETTERS = 16
 DASHES = (0, (4, 1.5))
 # Curves that move less than this share of their size are shown as the flat lines they are.
 LEAST_RANGE = 0.1
-# A curve of this many updates or more is drawn with its moving average, over a twentieth of it.
-LONG_CURVE = 40
 
 # Any: matplotlib types the keys only in some of its versions.
 STYLE: dict[Any, Any] = {
@@ -89,7 +87,7 @@ def style() -> Iterator[None]:
 
 def curve_figure(series: Sequence[Series], unit: str, *, percent: bool = False) -> Figure:
     """Lines over the updates, a dotted rule where a stage begins; a long curve is smoothed, its raw values faint."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     scale = 100 if percent else 1
     for index, line in enumerate(series):
         dashed = len(series) > 1 and index % 2 == 0
@@ -108,13 +106,13 @@ def curve_figure(series: Sequence[Series], unit: str, *, percent: bool = False) 
     for start in starts[1:]:
         axes.axvline(start - 0.5, color=COLOURS["muted"], linestyle=":", linewidth=1)
     values = [scale * value for line in series for part in line.parts.values() for _, value in part]
-    axes.set_ylim(*_range(values))
+    axes.set_ylim(*value_range(values))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("update")
     axes.set_ylabel(unit)
     if len(series) > 1:
-        _legend_above(axes, len(series))
+        legend_above(axes, len(series))
     return figure
 
 
@@ -124,10 +122,10 @@ def edit_figure(ratios: Sequence[float], *, upper: float, top: float | None = No
     Args:
         ratios: of all traces; upper: right end of the axis; top: of the vertical axis, in percent.
     """
-    figure, axes = _axes()
+    figure, axes = new_axes()
     shares = edit_shares(ratios, upper)
     width = upper / HISTOGRAM_BINS
-    axes.bar([index * width for index in range(HISTOGRAM_BINS)], shares, width=width, align="edge", **_fill("blue"))
+    axes.bar([index * width for index in range(HISTOGRAM_BINS)], shares, width=width, align="edge", **fill("blue"))
     axes.set_xlim(0, upper)
     axes.set_ylim(0, top or None)
     axes.set_xlabel("edit ratio (edit distance over summed length)")
@@ -152,7 +150,7 @@ def edit_shares(ratios: Sequence[float], upper: float) -> list[float]:
 
 def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure:
     """Ribbons from right and wrong at one attempt to right and wrong at the next; heights are shares of the traces."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.set_axis_off()
     share = {name: estimate.value for name, estimate in flow.items()}
     gap, bar = 0.06, 0.035
@@ -182,7 +180,7 @@ def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure
 
 def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """For each policy, the percent of answers changed where the earlier attempt was right and where it was wrong."""
-    figure, axes = _axes(height=max(SIZE[1], 0.9 + 0.4 * len(changed)))
+    figure, axes = new_axes(height=max(SIZE[1], 0.9 + 0.4 * len(changed)))
     for offset, key, text, colour in ((-0.19, "c", "was right", "green"), (0.19, "i", "was wrong", "orange")):
         places = [index + offset for index, found in enumerate(changed.values()) if key in found]
         estimates = [found[key] for found in changed.values() if key in found]
@@ -195,10 +193,10 @@ def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
             xerr=[100 * (estimate.stderr or 0) for estimate in estimates],
             error_kw={"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2},
             label=text,
-            **_fill(colour),
+            **fill(colour),
         )
-        _legend_above(axes, 2)
-    axes.set_yticks(range(len(changed)), [_short(policy) for policy in changed])
+        legend_above(axes, 2)
+    axes.set_yticks(range(len(changed)), [short_name(policy) for policy in changed])
     axes.set_ylim(len(changed) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set_xlim(left=0)
@@ -208,7 +206,7 @@ def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
 
 def calibration_figure(bins: Sequence[LogprobBin]) -> Figure:
     """By the sampler's mean logprob of the earlier attempt: percent changed, beside percent wrong."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for key, text, colour, mark, dash in (
         ("wrong", "was wrong", "orange", "s", DASHES),
         ("changed", "answer changed", "blue", "o", "-"),
@@ -228,7 +226,7 @@ def calibration_figure(bins: Sequence[LogprobBin]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mean logprob of the attempt (nats a token)")
     axes.set_ylabel("traces (%)")
-    _legend_above(axes, 2)
+    legend_above(axes, 2)
     return figure
 
 
@@ -262,12 +260,13 @@ def png_file(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def _axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
+def new_axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
+    """An empty figure of the page's width, in inches."""
     figure = Figure(figsize=(SIZE[0], height))
     return figure, figure.add_subplot()
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     """The vertical axis of a curve: at least LEAST_RANGE of its largest value, so that rounding is no mountain."""
     low, high = min(values), max(values)
     largest = max(abs(low), abs(high))
@@ -278,16 +277,19 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - missing - margin, high + missing + margin
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A name cut in its middle where an axis has no room for it."""
     half = MOST_LETTERS // 2
     return name if len(name) <= MOST_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _fill(colour: str) -> dict[str, Any]:
+def fill(colour: str) -> dict[str, Any]:
+    """How a bar of one of COLOURS is drawn."""
     return {"facecolor": COLOURS[colour], "edgecolor": COLOURS[colour], "alpha": 0.75, "linewidth": 0.6}
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
+def legend_above(axes: Axes, columns: int) -> None:
+    """Name the lines over the axes, where they hide none of them."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, 3), borderaxespad=0.2, handlelength=2.2)
 
 

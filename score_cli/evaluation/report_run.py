@@ -69,11 +69,11 @@ def read_run(folder: Path) -> RunFolder:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name one that `score run` or `score eval` wrote into")
-    curve = _read_curve(folder)
+    curve = read_curve(folder)
     metrics_path = folder / "metrics.parquet"
     rows = read_table(metrics_path, METRICS).to_pylist() if metrics_path.exists() else []
     metrics = [row for row in rows if MINUS not in row["policy"]]
-    evaluated = list(_evaluated(folder / "eval", list(dict.fromkeys(row["policy"] for row in metrics))))
+    evaluated = list(evaluated_sources(folder / "eval", list(dict.fromkeys(row["policy"] for row in metrics))))
     updates = list(_updates(folder, {row["iteration"]: row["stage"] for row in curve}))
     if not (metrics or evaluated or updates):
         raise UserError(
@@ -81,10 +81,10 @@ def read_run(folder: Path) -> RunFolder:
             "name a folder that `score run` or `score eval` wrote into"
         )
     if metrics:
-        _check_rewards(metrics_path, evaluated)
+        check_rewards(metrics_path, evaluated)
     parts = {name: read_problems(path) for name in PROBLEM_FILES if (path := folder / f"{name}.parquet").exists()}
     return RunFolder(
-        settings=_read_settings(folder / "settings.json"),
+        settings=read_settings(folder / "settings.json"),
         metrics=metrics,
         comparisons=[row for row in rows if MINUS in row["policy"]],
         curve=curve,
@@ -95,7 +95,12 @@ def read_run(folder: Path) -> RunFolder:
     )
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings a run was started with; none where the file is not there.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     if not path.exists():
         return {}
     try:
@@ -107,14 +112,14 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_curve(folder: Path) -> list[dict[str, Any]]:
+def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The whole curve, or, before the run has ended, what its updates logged so far."""
     whole = folder / "curve.parquet"
     paths = [whole] if whole.exists() else sorted((folder / "iterations").glob("[0-9]*/metrics.parquet"), key=_number)
     return [row for path in paths for row in read_table(path, CURVE).to_pylist()]
 
 
-def _evaluated(folder: Path, policies: list[str]) -> Iterator[Source]:
+def evaluated_sources(folder: Path, policies: list[str]) -> Iterator[Source]:
     """Policies in the order of metrics.parquet, sampled before greedy; then any others."""
     found: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     for path in sorted(folder.glob(f"*{TRACES_SUFFIX}")):
@@ -143,8 +148,12 @@ def _number(path: Path) -> int:
     return int(path.parent.name) if path.parent.name.isdecimal() else -1
 
 
-def _check_rewards(metrics: Path, evaluated: list[Source]) -> None:
-    """The tables and the figures must speak of the same traces."""
+def check_rewards(metrics: Path, evaluated: list[Source]) -> None:
+    """Make sure that the tables and the figures speak of the same traces.
+
+    Raises:
+        UserError: rewards that metrics.parquet was not made of.
+    """
     footer = read_footer(metrics, METRICS)
     for source in evaluated:
         recorded = footer.inputs.get(f"{source.key}-rewards") if footer else None

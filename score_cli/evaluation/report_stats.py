@@ -22,6 +22,8 @@ MOST_BINS = 8
 LEAST_TRACES_A_BIN = 8
 # A longer attempt is cut on the page, so that the page's size is bounded.
 MOST_CHARACTERS = 4000
+# A curve of this many updates or more is drawn with its moving average, over a twentieth of it.
+LONG_CURVE = 40
 
 Rows = Sequence[tuple[Trace, Reward]]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -31,17 +32,27 @@ TABLES: dict[str, type] = {
 SEED = "seed"
 PROMPTS = "prompts"
 EXTENDS = "extends"
+STUDY = "study"
 
 
 class Recipe:
-    """The checked contents of a recipe file; an empty one leaves every default."""
+    """The checked contents of a recipe file; an empty one leaves every default.
+
+    Attributes:
+        study: its table [study] as it stands, if it has one; `study.plan` reads it.
+    """
 
     def __init__(
-        self, tables: dict[str, dict[str, Any]], seed: int | None = None, prompts: config.Overrides = ()
+        self,
+        tables: dict[str, dict[str, Any]],
+        seed: int | None = None,
+        prompts: config.Overrides = (),
+        study: dict[str, Any] | None = None,
     ) -> None:
         self._tables = tables
         self._prompts = prompts
         self.seed = seed
+        self.study = study
 
     def settings(self, table: str, kind: type[Settings], **overrides: Any) -> Settings:
         """One stage's settings: overrides beat the recipe, the recipe beats the defaults.
@@ -68,7 +79,19 @@ class Recipe:
             tables,
             self.seed if child.seed is None else child.seed,
             [[task, field, text] for (task, field), text in prompts.items()],
+            self.study if child.study is None else child.study,
         )
+
+    def as_toml(self) -> str:
+        """The recipe as a file that says all of it by itself, but for its study."""
+        tables = dict(self._tables)
+        for task, field, text in self._prompts:
+            tables.setdefault(f"{PROMPTS}.{task}", {})[field] = text
+        lines = [] if self.seed is None else [f"{SEED} = {self.seed}"]
+        for name, values in tables.items():
+            # JSON's numbers, truth values and strings are TOML's too.
+            lines += ["", f"[{name}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in values.items())]
+        return "\n".join(lines).lstrip() + "\n"
 
     def has(self, table: str) -> bool:
         """Whether the recipe speaks of a stage."""
@@ -89,24 +112,26 @@ class Recipe:
                 parsed = tomllib.loads(f"value = {value}")["value"]
             except tomllib.TOMLDecodeError:
                 parsed = value.strip()
-            checked = _check_table(Path("--set"), table, {key: parsed})
+            checked = check_table(Path("--set"), table, {key: parsed})
             self._tables.setdefault(table, {}).update(checked)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, *, beneath: Recipe | None = None) -> Recipe:
     """Read and check a recipe, and those that it extends.
 
     `extends = "../quickstart.toml"` takes every key of another recipe that this one does not set
     itself; the path is relative to the recipe that names it.
 
+    Args:
+        beneath: keys put over the recipes that it extends, and under its own.
     Raises:
         UserError: no such file, not TOML, an unknown table or key (with its nearest neighbour), a
             value of the wrong kind, or recipes that extend each other in a circle.
     """
-    return _read_chain(path, [])
+    return _read_chain(path, [], beneath or Recipe({}))
 
 
-def _read_chain(path: Path, children: list[Path]) -> Recipe:
+def _read_chain(path: Path, children: list[Path], beneath: Recipe) -> Recipe:
     """A recipe with what it extends; `children` are the recipes that led here."""
     if path.resolve() in children:
         raise UserError(f"{path} extends itself{' by way of others' if children[-1] != path.resolve() else ''}: end it")
@@ -115,13 +140,16 @@ def _read_chain(path: Path, children: list[Path]) -> Recipe:
     base = Recipe({})
     if parent is not None:
         _check_value(path, EXTENDS, parent, str)
-        base = _read_chain(path.parent / parent, [*children, path.resolve()])
+        base = _read_chain(path.parent / parent, [*children, path.resolve()], Recipe({}))
     seed = content.pop(SEED, None)
     if seed is not None:
         _check_value(path, SEED, seed, int)
     prompts = _check_prompts(path, content.pop(PROMPTS, {}))
-    tables = {table: _check_table(path, table, values) for table, values in content.items()}
-    return base.extended(Recipe(tables, seed, prompts))
+    study = content.pop(STUDY, None)
+    if study is not None:
+        _check_value(path, STUDY, study, dict)
+    tables = {table: check_table(path, table, values) for table, values in content.items()}
+    return base.extended(beneath).extended(Recipe(tables, seed, prompts, study))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -145,24 +173,27 @@ def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
     return found
 
 
-def _check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
+def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
-        raise UserError(f"{path}: no table is called [{table}]{_nearest(table, [EXTENDS, SEED, PROMPTS, *TABLES])}")
+        raise UserError(
+            f"{path}: no table is called [{table}]{nearest(table, [EXTENDS, SEED, PROMPTS, STUDY, *TABLES])}"
+        )
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
     kinds = typing.get_type_hints(TABLES[table])
     checked = {}
     for key, value in values.items():
         if key not in kinds or key == PROMPTS:
-            raise UserError(f"{path}: [{table}] has no key {key}{_nearest(key, list(kinds))}")
+            raise UserError(f"{path}: [{table}] has no key {key}{nearest(key, list(kinds))}")
         _check_value(path, f"[{table}] {key}", value, kinds[key])
         is_float = isinstance(value, int) and kinds[key] in (float, float | None)
         checked[key] = float(value) if is_float else value
     return checked
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """The end of a message about an unknown word: the known one that is nearest to it, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f": did you mean {close[0]}?" if close else f", expected one of {', '.join(known)}"
 

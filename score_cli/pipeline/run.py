@@ -3,13 +3,13 @@
 RUN/settings.json               what the run was started with; a resumed run must agree
 RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ score/   the policies: base, after Stage I, after supervised rounds, after Stage II
+RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
 RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
 RUN/latest/0010/                the newest checkpoint between those, to go on from
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
 RUN/curve.parquet               every logged metric of every update
 """
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from score_cli.config import (
     VerifyConfig,
 )
 from score_cli.errors import JobError, UserError
+from score_cli.pipeline.agreement import agree_on_settings
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
 from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, write_metrics
@@ -37,7 +38,6 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
 from score_cli.sampling.sample import sample
-from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
@@ -107,6 +107,7 @@ class Run:
                 "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
             )
         _check_sampling(self.settings.sample)
+        _check_first_attempts(self.settings)
         if self.settings.eval.correction is None:
             asked_alike = replace(self.settings.eval, correction=self.settings.sample.correction)
             self.settings = replace(self.settings, eval=asked_alike)
@@ -131,7 +132,7 @@ class Run:
             "eval_problems": _digest(inputs.eval_problems),
             "limit": inputs.limit,
         }
-        _agree_on_settings(folder / "settings.json", asdict(self.settings) | {"inputs": given})
+        agree_on_settings(folder / "settings.json", asdict(self.settings) | {"inputs": given})
 
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet."""
@@ -205,12 +206,15 @@ class Run:
             load_optimizer(kept or start),
             new_phase=kept is None and phase.first > 0,
         )
+        share, given = self.settings.run.offline_first_attempts, None
+        if share and isinstance(phase.config, Stage2Config):
+            given = self._draw_first_attempts(pinned_to)  # the reference of Stage II is the base
         engine = self._hold(policy)
         probe: list[Trace] = []
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
             for iteration in range(policy.state.iteration, phase.last):
-                traces, rewards = self._iterate(trainer, engine, iteration, phase.attempts)
+                traces, rewards = self._iterate(trainer, engine, iteration, phase.attempts, given)
                 probe = probe or read_traces(traces)[:PROBE_TRACES]
                 # Each stage on its own number of threads, as its command would.
                 use_machine(phase.config)
@@ -238,15 +242,34 @@ class Run:
             self._engine.close()
             self._engine = None
 
-    def _iterate(self, trainer: Trainer, engine: Engine, iteration: int, attempts: int) -> tuple[Path, Path]:
-        folder = self.folder / "iterations" / f"{iteration:04d}"
+    def _draw_first_attempts(self, base: Policy) -> Path:
+        """First attempts of a policy at every training problem, drawn once for the whole run."""
+        out, settings = self.folder / "first_attempts.parquet", self.settings.sample
+        if not out.exists():
+            use_machine(settings)
+            sample(
+                replace(settings, attempts=1, problems_per_iteration=None, iteration=0),
+                policy=base,
+                problems=self.folder / "train.parquet",
+                out=out,
+                engine=self._hold(base),
+                progress=self.progress,
+            )
+        return out
+
+    def _iterate(
+        self, trainer: Trainer, engine: Engine, iteration: int, attempts: int, given: Path | None
+    ) -> tuple[Path, Path]:
+        """Traces and rewards of one iteration; `given` holds first attempts that some traces go on from."""
+        folder, share = self.folder / "iterations" / f"{iteration:04d}", self.settings.run.offline_first_attempts
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
         use_machine(self.settings.sample)
         # A file left by a killed run is made again: it would be the same, but nothing proves it.
         sample(
-            replace(self.settings.sample, attempts=attempts),
+            replace(self.settings.sample, attempts=attempts, offline_share=share if given else None),
             policy=trainer.policy,
             problems=problems,
+            first_attempts=given,
             out=traces,
             overwrite=True,
             engine=engine,
@@ -307,6 +330,16 @@ def _check_sampling(config: SampleConfig) -> None:
         )
 
 
+def _check_first_attempts(settings: RunSettings) -> None:
+    """Refuse first attempts that no stage could go on from, before anything is trained."""
+    if not settings.run.offline_first_attempts:
+        return
+    if not settings.run.stage2_iterations or settings.sample.attempts < 2:
+        raise UserError("run.offline_first_attempts is for a Stage II of two attempts or more: leave it out, or add it")
+    if settings.sample.max_tokens is None:
+        raise UserError("run.offline_first_attempts needs attempts of one length: set sample.max_tokens")
+
+
 def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
     """Check that the sampler holds the policy that the trainer has just made.
 
@@ -341,27 +374,3 @@ def _digest(path: Path | None) -> str | None:
         return None
     read_problems(path)
     return file_sha256(path)
-
-
-def _agree_on_settings(path: Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if not path.exists():
-        with replacing_file(path) as temporary:
-            temporary.write_text(text)
-        return
-    try:
-        earlier = json.loads(path.read_text())
-        known = {stage: dict(values) for stage, values in earlier.items()}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{path} cannot be read: name another --out, or delete the folder") from None
-    now = json.loads(text)
-    changed = [
-        f"{stage}.{key} was {known.get(stage, {}).get(key)!r}, is {value!r}"
-        for stage, values in now.items()
-        for key, value in values.items()
-        if known.get(stage, {}).get(key) != value
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent} holds a run with other settings ({changed[0]}): name another --out, or delete it"
-        )

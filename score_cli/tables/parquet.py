@@ -32,6 +32,8 @@ REWARDS = Table("rewards", schemas.REWARDS, "score verify")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
 METRICS = Table("metrics", schemas.METRICS, "score eval")
 CURVE = Table("curve", schemas.CURVE, "score run")
+STUDY = Table("study", schemas.STUDY, "score run")
+TUNING = Table("tuning", schemas.TUNING, "score run")
 
 
 def _open(path: Path, table: Table) -> pq.ParquetFile:

@@ -97,6 +97,24 @@ METRICS = pa.schema(
     ]
 )
 
+# One row per metric of one policy of one row and seed of a study.
+STUDY = pa.schema(
+    [_required("row", pa.string()), _required("seed", pa.int64()), _required("condition", pa.string()), *METRICS]
+)
+
+# One row per setting tried for a row of a study, with what it gave on the validation problems.
+TUNING = pa.schema(
+    [
+        _required("row", pa.string()),
+        _required("number", pa.int32()),
+        _required("settings", pa.string()),
+        _required("value", pa.float64()),
+        pa.field("stderr", pa.float64()),
+        _required("count", pa.int64()),
+        _required("chosen", pa.bool_()),
+    ]
+)
+
 # One row per metric of one update; `attempt` is null where the metric is over all attempts.
 CURVE = pa.schema(
     [

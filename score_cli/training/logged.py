@@ -63,7 +63,8 @@ def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Ite
         for name in ("entropy", "gap", "absolute_gap"):
             yield name, attempt, (getattr(sums, name)[taking_part, column].sum() / tokens).item()
         advantage = update.advantages[:, column]
-        yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
+        if taking_part.any():  # torch warns of the spread of nothing
+            yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
         silent = torch.zeros(int(groups.max()) + 1).index_add(0, groups, advantage.abs()) == 0
         yield "no_signal", attempt, silent.float().mean().item()
         truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in traces]

@@ -1,0 +1,207 @@
+"""What a study is: its rows, its seeds, the settings tried for each row. Read from a recipe's `[study]` table."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from score_cli.config import BaseConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config, read_counts
+from score_cli.errors import UserError
+from score_cli.pipeline.phases import BASE, plan_phases
+from score_cli.pipeline.recipe import STUDY, Recipe, check_table, nearest, read_recipe
+
+# Stages that run a model: in a study each of them takes one thread, for the processes run side by side.
+THREADED = ("base", "sample", "train-stage1", "train-stage2", "train-sft", "eval")
+
+Changes = dict[str, Any]  # "train-sft.epochs" -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """The `[study]` table.
+
+    Attributes:
+        rows: names of recipes in `recipes`, in the order of the printed table.
+        seeds: of base and training; the first is the one that settings are chosen on.
+        workers: processes side by side, of one thread each.
+        recipes: folder of the rows' recipes, from where the study's own lies.
+        first_attempts_of_base: rows also measured after first attempts of the base.
+        further: row also measured with more attempts and by votes.
+        votes: K,K,... of the votes.
+        most_attempts: most attempts of one trace.
+        attempt_tokens: tokens of one attempt where there are more than two.
+        grid: row -> key -> the values tried.
+        tuned_like: row -> rows whose chosen values it takes.
+    """
+
+    rows: Sequence[str]
+    seeds: Sequence[int]
+    workers: int = 2
+    recipes: str = "ablations"
+    first_attempts_of_base: Sequence[str] = ()
+    further: str | None = None
+    votes: str = "1,2,4,8,16"
+    most_attempts: int = 10
+    attempt_tokens: int = 12
+    grid: Mapping[str, Mapping[str, Sequence[Any]]]
+    tuned_like: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was seen to be possible: its settings, and the recipe of every row."""
+
+    config: StudyConfig
+    recipes: Mapping[str, Recipe]
+
+    def policy_of(self, row: str) -> str:
+        """Name of the policy that a row's run ends in."""
+        recipe = self.recipes[row]
+        phases = plan_phases(
+            recipe.settings("run", RunConfig),
+            stage1=recipe.settings("train-stage1", Stage1Config),
+            stage2=recipe.settings("train-stage2", Stage2Config),
+            sft=recipe.settings("train-sft", SftConfig),
+            attempts=recipe.settings("sample", SampleConfig).attempts,
+        )
+        return phases[-1].name if phases else BASE
+
+    def tuned_by(self, row: str) -> list[str]:
+        """The rows whose chosen settings a row takes: its own, and those of the rows it is tuned like."""
+        return [row] * (row in self.config.grid) + list(self.config.tuned_like.get(row, ()))
+
+    def recipe(self, row: str, changes: Mapping[str, Any]) -> Recipe:
+        """A row's recipe with further settings put over it."""
+        tables: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            table, _, key = name.rpartition(".")
+            tables.setdefault(table, {})[key] = value
+        return self.recipes[row].extended(Recipe(tables))
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """All that the results depend on; how many processes work at it is not part of that."""
+        own = asdict(self.config)
+        del own["workers"]
+        return {STUDY: own, **{row: {"recipe": recipe.as_toml()} for row, recipe in self.recipes.items()}}
+
+
+def read_study(path: Path, recipe: Recipe) -> Study:
+    """Check a recipe's `[study]` table, and read the recipes of its rows.
+
+    What else the study's recipe sets holds for every row that does not set it in its own lines.
+
+    Args:
+        path: of the recipe, for its rows and for messages.
+    Raises:
+        UserError: a key, row, seed or setting that cannot be.
+    """
+    config = _read_config(path, recipe.study or {})
+    folder = path.parent / config.recipes
+    known = sorted(file.stem for file in folder.glob("*.toml"))
+    for row in [*config.rows, *config.grid, *config.tuned_like]:
+        if row not in known:
+            raise UserError(f"{path}: {folder} has no recipe of a row {row}{nearest(row, known)}")
+    named = itertools.chain(config.first_attempts_of_base, config.grid, config.tuned_like, *config.tuned_like.values())
+    for row in [*named, config.further or BASE]:
+        if row not in config.rows:
+            raise UserError(f"{path}: [study] speaks of row {row}, which its rows lack: add it, or leave it out")
+    untuned = {row for rows in config.tuned_like.values() for row in rows} - set(config.grid)
+    if untuned:
+        raise UserError(f"{path}: rows are tuned like {min(untuned)}, which has no grid: give it one")
+    own_thread = Recipe({table: {"threads": 1} for table in THREADED})
+    recipes = {row: read_recipe(folder / f"{row}.toml", beneath=recipe).extended(own_thread) for row in config.rows}
+    for row in config.rows:
+        recipes[row].settings("base", BaseConfig)
+    for row, grid in config.grid.items():
+        _check_grid(path, row, grid)
+    study = Study(config, recipes)
+    if study.policy_of(BASE) != BASE:
+        raise UserError(f"{path}: row {BASE} trains a {study.policy_of(BASE)} policy, expected one without iterations")
+    return study
+
+
+def expand_grid(grid: Mapping[str, Sequence[Any]]) -> list[Changes]:
+    """Every combination of a grid's values; the last key's values change fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def choose(values: Sequence[float]) -> int:
+    """Index of the largest value; of equal ones the first, which stands for the settings written first."""
+    return max(range(len(values)), key=lambda index: (values[index], -index))
+
+
+def attempts_that_fit(*, context: int, prompt: int, bridge: int, attempt: int, most: int) -> int:
+    """The most attempts of a trace, at most `most`; all else is in tokens, each the largest there is.
+
+    A trace is the prompt, then attempts with a bridge between each two.
+    """
+    return min(most, (context - prompt + bridge) // (attempt + bridge))
+
+
+def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
+    names = [field.name for field in fields(StudyConfig)]
+    for key in table:
+        if key not in names:
+            raise UserError(f"{path}: [study] has no key {key}{nearest(key, names)}")
+    values: dict[str, Any] = {"grid": {}, "tuned_like": {}, "rows": [], "seeds": []} | dict(table)
+    texts = [name for name in ("recipes", "votes", "further") if not isinstance(values.get(name, ""), str)]
+    counts = [name for name in ("workers", "most_attempts", "attempt_tokens") if not _is_count(values.get(name, 1))]
+    lists = [name for name in ("rows", "first_attempts_of_base") if not _is_list(values.get(name, []), str)]
+    lists += [] if _is_list(values["seeds"], int) else ["seeds"]
+    nested = [name for name in ("grid", "tuned_like") if not _is_table_of_tables_or_lists(name, values[name])]
+    for wrong, expected in (
+        (texts, "text"),
+        (counts, "a whole number of at least 1"),
+        (lists, "a list without repetitions"),
+        (nested, "a table for each row, with lists in it"),
+    ):
+        if wrong:
+            raise UserError(f"{path}: [study] {wrong[0]} is {values[wrong[0]]!r}, expected {expected}")
+    for key in ("rows", "seeds"):
+        if not values[key]:
+            raise UserError(f"{path}: [study] has no {key}: give it some, such as {key} = {_EXAMPLES[key]}")
+    if BASE not in values["rows"]:
+        raise UserError(f"{path}: [study] rows lack {BASE}, which every other row starts from: add it")
+    config = StudyConfig(**values)
+    read_counts(config.votes, "votes")
+    return config
+
+
+_EXAMPLES = {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    whole = isinstance(value, list) and all(type(part) is kind for part in value)
+    return whole and len(set(value)) == len(value) and (kind is str or all(part >= 0 for part in value))
+
+
+def _is_table_of_tables_or_lists(name: str, value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if name == "tuned_like":
+        return all(_is_list(rows, str) for rows in value.values())
+    grids = [grid for grid in value.values() if isinstance(grid, dict)]
+    return len(grids) == len(value) and all(isinstance(v, list) and v for grid in grids for v in grid.values())
+
+
+def _check_grid(path: Path, row: str, grid: Mapping[str, Sequence[Any]]) -> None:
+    """Every key of a grid is a key of recipes, written `train-sft.epochs`, and every value one that it may take."""
+    for name, values in grid.items():
+        table, dot, key = name.rpartition(".")
+        if not dot:
+            raise UserError(f"{path}: the grid of {row} has key {name}, expected TABLE.KEY such as train-sft.epochs")
+        for value in values:
+            check_table(path, table, {key: value})
+
+
+def describe(changes: Mapping[str, Any]) -> str:
+    """Settings in one line: `train-sft.learning_rate=0.0001, train-sft.epochs=3`."""
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()
+    )

@@ -1,0 +1,230 @@
+"""The study: what is averaged, claimed, tried and chosen, by hand; and a tiny one, interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from score_cli.cli import run_command
+from score_cli.errors import UserError
+from score_cli.pipeline.recipe import read_recipe
+from score_cli.study.claims import correction_rate, judge_claims
+from score_cli.study.jobs import Job, holding_folder, run_jobs
+from score_cli.study.page import print_study, study_markdown
+from score_cli.study.plan import Study, attempts_that_fit, choose, expand_grid, read_study
+from score_cli.study.results import Figures, summarize
+from score_cli.tables.provenance import file_sha256
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows_of(row: str, name: str, *values: float, condition: str = "own", policy: str = "p") -> list[dict[str, object]]:
+    key = {"row": row, "condition": condition, "policy": policy, "decoding": "sampled", "name": name}
+    return [key | {"seed": seed, "value": value, "stderr": None, "count": 8} for seed, value in enumerate(values)]
+
+
+def test_figures_are_means_over_seeds_with_the_deviation_between_them() -> None:
+    """0.1, 0.2, 0.6: mean 0.3, squared deviations 0.04 + 0.01 + 0.09 = 0.14, over n - 1 = 2: 0.07."""
+    mean, spread = summarize([0.1, 0.2, 0.6])
+    assert mean == pytest.approx(0.3) and spread == pytest.approx(0.07**0.5)
+    assert summarize([0.25]) == (0.25, None)
+
+
+def test_a_rows_figures_are_those_of_its_last_policy() -> None:
+    rows = rows_of("score", "acc@t2", 0.5, policy="stage1") + rows_of("score", "acc@t2", 0.75, policy="score")
+    assert Figures(rows).values("score", "acc@t2") == [0.75]
+
+
+def test_the_grid_is_tried_in_the_order_written_the_last_key_fastest() -> None:
+    assert expand_grid({"a.x": [1, 2], "b.y": ["u", "v"]}) == [
+        {"a.x": 1, "b.y": "u"},
+        {"a.x": 1, "b.y": "v"},
+        {"a.x": 2, "b.y": "u"},
+        {"a.x": 2, "b.y": "v"},
+    ]
+
+
+def test_the_best_setting_is_chosen_and_of_equal_ones_the_first() -> None:
+    assert choose([0.2, 0.5, 0.4]) == 1
+    assert choose([0.2, 0.5, 0.5]) == 1
+
+
+@pytest.mark.parametrize(("most", "expected"), [(10, 4), (3, 3)])
+def test_as_many_attempts_as_the_context_holds(most: int, expected: int) -> None:
+    """7 + 4 x 12 + 3 x 1 = 58 of 64 tokens; five attempts would take 71."""
+    assert attempts_that_fit(context=64, prompt=7, bridge=1, attempt=12, most=most) == expected
+    assert attempts_that_fit(context=58, prompt=7, bridge=1, attempt=12, most=10) == 4
+    assert attempts_that_fit(context=57, prompt=7, bridge=1, attempt=12, most=10) == 3
+
+
+def verdicts(rows: list[dict[str, object]]) -> dict[str, bool]:
+    return {claim.text: claim.appears for claim in judge_claims(Figures(rows))}
+
+
+def test_the_base_claim_is_about_the_mean_of_delta() -> None:
+    assert verdicts(rows_of("base", "delta@t2", -0.03, 0.01)) == {"the base loses by correcting itself": True}
+    assert verdicts(rows_of("base", "delta@t2", -0.03, 0.05)) == {"the base loses by correcting itself": False}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "appears"), [((0.05, 0.06), True), ((0.3, 0.3), False), ((-0.1, 0.9), True), ((0.2, 0.2), False)]
+)
+def test_supervised_training_falls_short_below_score_or_of_both_signs(
+    deltas: tuple[float, float], appears: bool
+) -> None:
+    rows = rows_of("score", "delta@t2", 0.1, 0.3) + rows_of("star", "delta@t2", *deltas)
+    assert verdicts(rows)["supervised training falls short: star"] is appears
+
+
+def test_collapse_needs_fewer_changes_and_a_smaller_delta() -> None:
+    known = rows_of("base", "changed@t2", 0.2) + rows_of("score", "delta@t2", 0.1)
+    for changed, delta, appears in ((0.1, 0.0, True), (0.3, 0.0, False), (0.1, 0.2, False)):
+        rows = [*known, *rows_of("no-stage1", "changed@t2", changed), *rows_of("no-stage1", "delta@t2", delta)]
+        assert verdicts(rows)["no-stage1 collapses to answering the same twice"] is appears
+
+
+def test_score_is_largest_only_above_every_row_of_its_kind() -> None:
+    rows = rows_of("score", "acc@t2", 0.5) + rows_of("star", "acc@t2", 0.4) + rows_of("pair-sft", "acc@t2", 0.6)
+    found = judge_claims(Figures(rows))
+    assert [(claim.appears, claim.figures) for claim in found] == [(False, "50.0 against 60.0 of pair-sft")]
+
+
+def test_the_correction_rate_is_a_share_of_wrong_first_attempts() -> None:
+    """On its own 0.1 of 0.5 wrong is a fifth; after the base's 0.2 of 0.4 wrong is a half."""
+    rows = rows_of("star", "acc@t1", 0.5) + rows_of("star", "i_to_c@t2", 0.1)
+    for name, value in (("acc@t1", 0.6), ("i_to_c@t2", 0.2)):
+        rows += rows_of("star", name, value, condition="base-first-attempts")
+    assert correction_rate(Figures(rows), "star", "own") == [pytest.approx(0.2)]
+    assert verdicts(rows) == {"star corrects the base's first attempts better than its own": True}
+
+
+def test_each_budget_of_votes_is_a_claim() -> None:
+    rows = rows_of("score", "majority@gain[4]", 0.02, 0.04, condition="votes")
+    rows += rows_of("score", "majority@gain[8]", -0.02, 0.0, condition="votes")
+    assert list(verdicts(rows).values()) == [True, False]
+
+
+def test_the_papers_figures_stand_beside_ours() -> None:
+    rows = rows_of("score", "acc@t1", 0.5, 0.6) + rows_of("score", "delta@t2", 0.1, 0.1)
+    table = print_study(rows, [], {}).tables[0]
+    (line,) = table.lines
+    shown = dict(zip(table.titles, line, strict=True))
+    assert (shown["acc@t1"], shown["delta"], shown["paper"]) == ("55.0 ±7.1 (60.0)", "+10.0 ±0.0 (+4.4)", "Table 2")
+    page = study_markdown(print_study(rows + rows_of("base", "delta@t2", 0.1), [], {}))
+    assert "- does not appear: the base loses by correcting itself (delta of base below 0): +10.0" in page
+
+
+def study_at(folder: Path, text: str) -> Path:
+    path = folder / "study.toml"
+    path.write_text(f'[study]\nrecipes = "{ROOT / "pipelines" / "ablations"}"\n{text}')
+    return path
+
+
+def read(path: Path) -> Study:
+    return read_study(path, read_recipe(path))
+
+
+def test_the_studys_own_tables_hold_for_rows_that_do_not_say_otherwise(tmp_path: Path) -> None:
+    text = 'rows = ["base", "no-stage1"]\nseeds = [0]\n[run]\nstage1_iterations = 7\nsave_every = 3\n'
+    study = read(study_at(tmp_path, text))
+    (tmp_path / "row.toml").write_text(study.recipe("no-stage1", {"train-stage2.alpha": 5.0}).as_toml())
+    whole = (tmp_path / "row.toml").read_text()
+    assert "stage1_iterations = 0" in whole and "save_every = 3" in whole and "alpha = 5.0" in whole
+    assert whole.count("threads = 1") == 6 and read_recipe(tmp_path / "row.toml").as_toml() == whole
+    assert (study.policy_of("base"), study.policy_of("no-stage1")) == ("base", "score")
+
+
+def test_the_study_of_the_paper_tries_as_many_settings_for_score_as_for_each_baseline() -> None:
+    study = read(ROOT / "pipelines" / "study.toml")
+    assert {row: len(expand_grid(grid)) for row, grid in study.config.grid.items()} == dict.fromkeys(
+        ["star", "star-plus", "pair-sft", "pair-sft-plus", "score"], 4
+    )
+    assert study.tuned_by("star-for-stage2") == ["score", "star"] and study.tuned_by("base") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('rows = ["base", "scor"]\nseeds = [0]', "no recipe of a row scor: did you mean score"),
+        ('rows = ["base"]\nseeds = []', "has no seeds"),
+        ('rows = ["base"]\nseeds = [0, 0]', "expected a list without repetitions"),
+        ('rows = ["score"]\nseeds = [0]', "rows lack base"),
+        ('rows = ["base"]\nseeds = [0]\nworker = 2', "no key worker: did you mean workers"),
+        ('rows = ["base"]\nseeds = [0]\nworkers = 0', "expected a whole number of at least 1"),
+        ('rows = ["base"]\nseeds = [0]\nfurther = "score"', "speaks of row score, which its rows lack"),
+        (
+            'rows = ["base", "star"]\nseeds = [0]\n[study.grid.star]\n"train-sft.epoch" = [1]',
+            "[train-sft] has no key epoch: did you mean epochs",
+        ),
+        ('rows = ["base", "star"]\nseeds = [0]\n[study.grid.star]\nepochs = [1]', "expected TABLE.KEY"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_in_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["run", str(study_at(tmp_path, text)), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_study_or_of_a_study_at_work_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text('{"study": {"seeds": [1]}}')
+    path = study_at(tmp_path, 'rows = ["base"]\nseeds = [0]')
+    assert run_command(["run", str(path), "--out", str(tmp_path / "run")]) == 2
+    with (
+        holding_folder(tmp_path / "run"),
+        pytest.raises(UserError, match="another study is at work"),
+        holding_folder(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_a_failed_part_ends_the_study_with_its_name_and_message(tmp_path: Path) -> None:
+    job = Job(name="star, seed 1", output=tmp_path / "o", needs=[], arguments=lambda: ["show", str(tmp_path / "none")])
+    with pytest.raises(UserError, match=r"^star, seed 1: .*none does not exist"):
+        run_jobs([job], workers=2)
+
+
+TINY = """
+rows = ["base", "score"]
+seeds = [0, 1]
+[base]
+steps = 30
+[sample]
+samples = 2
+problems_per_iteration = 4
+[eval]
+samples = 1
+[run]
+stage1_iterations = 1
+stage2_iterations = 1
+"""
+
+
+@pytest.mark.pipeline
+def test_an_interrupted_study_goes_on_to_the_same_figures(tmp_path: Path) -> None:
+    recipe = study_at(tmp_path, TINY)
+    command = [sys.executable, "-m", "score_cli", "run", str(recipe), "--limit", "6", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, cwd=ROOT, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "seed-0" / "base" / "metrics.parquet").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    assert not (tmp_path / "cut" / "study.parquet").exists()
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, cwd=ROOT, capture_output=True)
+    for name in ("study.parquet", "study.md"):
+        assert file_sha256(tmp_path / "cut" / name) == file_sha256(tmp_path / "whole" / name), name
+    found = pl.read_parquet(tmp_path / "whole" / "study.parquet")
+    assert set(found["row"]) == {"base", "score"} and set(found["seed"]) == {0, 1}
+    assert set(found.filter(pl.col("row") == "score")["policy"]) == {"stage1", "score"}
