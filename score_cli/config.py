@@ -95,7 +95,11 @@ class SamplerConfig(MachineConfig):
     gpu_memory_utilization: float = option(
         0.5, "Share of a GPU's memory that vLLM takes; a trainer on the same GPU needs the rest.", above=0, most=1
     )
-    tensor_parallel_size: int = option(1, "GPUs that vLLM spreads one copy of the model over.", least=1)
+    tensor_parallel_size: int = option(
+        1,
+        "GPUs that vLLM spreads one copy of the model over. For a copy a GPU, give each its `score sample --shard`.",
+        least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,9 +169,13 @@ class VllmEngine:
         if self._engine is None:
             with _environment(), _failures("start"):
                 from vllm import EngineArgs
+                from vllm.usage.usage_lib import UsageContext
                 from vllm.v1.engine.llm_engine import LLMEngine
 
-                self._engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
+                # Offline work is given larger batches than vLLM's other defaults.
+                self._engine = LLMEngine.from_engine_args(
+                    EngineArgs(**self._arguments()), usage_context=UsageContext.LLM_CLASS
+                )
         return self._engine
 
     def _arguments(self) -> dict[str, Any]:
@@ -187,6 +191,9 @@ class VllmEngine:
             "gpu_memory_utilization": self._config.gpu_memory_utilization,
             "tensor_parallel_size": self._config.tensor_parallel_size,
             "enforce_eager": not self._cuda,
+            # A prompt that is only begun when a step has no room for more takes its draw back afterwards, which random
+            # generators on CPU cannot: vLLM dies. Whole prompts draw once.
+            "enable_chunked_prefill": None if self._cuda else False,
             "worker_extension_cls": "score_cli.sampling.vllm_worker.PolicyRefresh",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,

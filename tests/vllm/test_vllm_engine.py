@@ -133,6 +133,16 @@ def test_a_sample_does_not_depend_on_its_neighbours(engine: VllmEngine, rollouts
     assert len({tuple(rollout.token_ids) for rollout in together[:4]}) > 1, "samples of a problem should differ"
 
 
+def test_more_prompts_than_one_step_has_room_for_are_sampled_alike(engine: VllmEngine, rollouts: MakeRollouts) -> None:
+    """vLLM begins a prompt that fits a step in part only, then takes its draw back: on CPU it dies of that."""
+    config = replace(CONFIG, samples=16, max_tokens=2, attempts=1)
+    few = grown(engine, rollouts(config, count=2))
+    room = engine._engine.vllm_config.scheduler_config.max_num_batched_tokens
+    many = grown(engine, rollouts(config, count=96))
+    assert sum(len(rollout.prompt) for rollout in many) > room
+    assert [rollout.token_ids for rollout in many[:32]] == [rollout.token_ids for rollout in few]
+
+
 def chi_square_p(observed: Tensor, expected: Tensor) -> float:
     """p-value of Pearson's test; outcomes expected fewer than five times count as one."""
     common = expected >= 5
