@@ -162,6 +162,7 @@ class Run:
             (p for p in latest if phase.first < int(p.name) < phase.last), key=lambda p: int(p.name), default=None
         )
         if isinstance(phase.config, SftConfig):
+            self._release()  # a round has an engine of its own, and a GPU no room for two
             problems, most = self.folder / "train.parquet", self.settings.run.sft_problems
             count = None if most is None else min(most, count_rows(problems, PROBLEMS))
             run_sft_rounds(
