@@ -4,7 +4,9 @@ Verdicts are invented, a third of them right, since an untrained policy never is
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 
 from score_cli.config import SampleConfig, SftConfig
+from score_cli.errors import UserError
 from score_cli.pipeline import run as run_module
 from score_cli.pipeline import sft_rounds
 from score_cli.pipeline.recipe import Recipe
@@ -117,6 +120,20 @@ def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: Run
         for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("examples", "sft")):
             assert files[name].read_bytes() == (folder / "iterations" / f"000{number}" / f"{kept}.parquet").read_bytes()
     assert file_sha256(model / "model.safetensors") == file_sha256(folder / "sft" / "model.safetensors")
+
+
+def test_a_policy_in_the_middle_of_a_chain_is_refused_before_any_work(start: RunInputs, tmp_path: Path) -> None:
+    """Its updates are numbered on: the run would look for the metrics of updates that were never made."""
+    Run(recipe(sft_rounds=1), tmp_path / "first", start).execute()
+    trained = tmp_path / "first" / "sft"
+    inputs = replace(start, model=trained)
+    for kinds in ({"sft_rounds": 2}, {"stage1_iterations": 2}):
+        with pytest.raises(UserError, match="is a policy after 1 updates, and a run counts its own from 0"):
+            Run(recipe(**kinds), tmp_path / "second", inputs)
+    assert not (tmp_path / "second").exists()
+    shutil.rmtree(trained / "trainer")
+    Run(recipe(sft_rounds=1), tmp_path / "second", inputs).execute()
+    assert stored_state(tmp_path / "second" / "sft").iteration == 1
 
 
 def test_one_engine_is_held_at_a_time(start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
