@@ -50,8 +50,8 @@ def grade(path: Path, seed: int) -> None:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with traces and rewards of `first` and `second`, graded unlike, of twelve problems and four samples.
 
-    Beside them: `others.parquet`, problems of another split; `long`, other traces of the same problems; and a
-    copy of `first` under the name `a - b`. Tests write elsewhere.
+    Beside them: `others.parquet`, problems of another split; `long`, other traces of the same problems; `greedy`,
+    two of each decoded at temperature 0; and a copy of `first` under the name `a - b`. Tests write elsewhere.
     """
     folder = tmp_path_factory.mktemp("tables")
     checkpoint = write_checkpoint(folder / "ckpt")
@@ -65,6 +65,9 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grade(folder / "second.rewards.parquet", 1)
     for kind in ("traces", "rewards"):
         (folder / f"a - b.{kind}.parquet").write_bytes((folder / f"first.{kind}.parquet").read_bytes())
+    make_batch(folder / "cold", checkpoint, folder / "problems.parquet", samples=2, temperature=0.0)
+    for kind in ("traces", "rewards"):
+        (folder / "cold" / f"{kind}.parquet").rename(folder / f"greedy.{kind}.parquet")
     rewrite(folder / "traces.parquet", lambda row: None, keep_footer=False)
     (folder / "traces.parquet").rename(folder / "long.traces.parquet")
     return folder
@@ -253,6 +256,7 @@ def test_votes_on_programs_are_refused(tmp_path: Path, checkpoint: Path, capsys:
         ),
         (["--traces", "first.traces.parquet", "--pass-at", "5"], "pass@5 needs 5 graded traces of a problem"),
         (["--traces", "first.traces.parquet", "--votes", "1,4"], "--votes 4 needs 8 graded traces"),
+        (["--traces", "greedy.traces.parquet", "--votes", "1"], "votes need samples, .* leave --votes out"),
         (["--traces", "first.traces.parquet", "--votes", "1;4"], "votes is 1;4, expected whole numbers"),
         (["--traces", "first.traces.parquet", "--pass-at", "0"], "pass_at is 0, expected whole numbers"),
         (["--traces", "first.traces.parquet", "--problems", "others.parquet"], "which others.parquet lacks"),

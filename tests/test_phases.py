@@ -96,6 +96,11 @@ def test_rounds_after_a_stage_without_iterations_are_refused() -> None:
         plan(sft_rounds=2, sft_after="stage1")
 
 
+def test_stage_one_split_by_attempt_is_refused_where_there_is_one_attempt() -> None:
+    with pytest.raises(UserError, match="run.stage1_by_attempt splits Stage I .* sample.attempts is 1"):
+        plan(stage1_iterations=3, stage2_iterations=4, stage1_by_attempt=True, attempts=1)
+
+
 def test_three_attempts_are_trained_in_two_parts_of_stage_one_and_stage_two() -> None:
     """Stage I (a): two attempts against the base; (b): three against the policy of (a); Stage II against the base."""
     assert plan(stage1_iterations=3, stage2_iterations=4, stage1_by_attempt=True, attempts=3) == [

@@ -4,7 +4,9 @@ Verdicts are invented, a third of them right, since an untrained policy never is
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from score_cli.pipeline import run as run_module
 from score_cli.pipeline import sft_rounds
 from score_cli.pipeline.recipe import Recipe
 from score_cli.pipeline.run import Run, RunInputs
+from score_cli.sampling import engines
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.engines import make_engine
 from score_cli.sampling.sample import sample
-from score_cli.tables.checkpoints import load_optimizer, load_policy, stored_state
+from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.training.sft import train_sft
@@ -115,6 +120,38 @@ def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: Run
         for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("examples", "sft")):
             assert files[name].read_bytes() == (folder / "iterations" / f"000{number}" / f"{kept}.parquet").read_bytes()
     assert file_sha256(model / "model.safetensors") == file_sha256(folder / "sft" / "model.safetensors")
+
+
+def test_a_policy_in_the_middle_of_a_chain_is_refused_before_any_work(start: RunInputs, tmp_path: Path) -> None:
+    """Its updates are numbered on: the run would look for the metrics of updates that were never made."""
+    Run(recipe(sft_rounds=1), tmp_path / "first", start).execute()
+    trained = tmp_path / "first" / "sft"
+    inputs = replace(start, model=trained)
+    for kinds in ({"sft_rounds": 2}, {"stage1_iterations": 2}):
+        with pytest.raises(UserError, match="is a policy after 1 updates, and a run counts its own from 0"):
+            Run(recipe(**kinds), tmp_path / "second", inputs)
+    assert not (tmp_path / "second").exists()
+    shutil.rmtree(trained / "trainer")
+    Run(recipe(sft_rounds=1), tmp_path / "second", inputs).execute()
+    assert stored_state(tmp_path / "second" / "sft").iteration == 1
+
+
+def test_one_engine_is_held_at_a_time(start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two vLLM engines do not fit on a GPU: rounds between the stages have their own, so a stage gives its up."""
+    held: list[Engine] = []
+    counts: list[int] = []
+
+    def make(config: SampleConfig, policy: Policy) -> Engine:
+        engine = make_engine(config, policy)
+        held.append(engine)
+        counts.append(len(held))
+        monkeypatch.setattr(engine, "close", lambda: held.remove(engine))
+        return engine
+
+    for module in (engines, run_module):
+        monkeypatch.setattr(module, "make_engine", make)
+    Run(recipe(**ROUNDS), tmp_path / "run", start).execute()
+    assert set(counts) == {1} and not held
 
 
 class Killed(BaseException):

@@ -256,6 +256,8 @@ def evaluate_tables(
                 f"pass@{k} needs {k} graded traces of a problem, sampled above temperature 0; no table has so many: "
                 "lower --pass-at"
             )
+    if config.votes is not None and all(table.decoding == GREEDY for table in tables):
+        raise UserError("votes need samples, and every table was decoded at temperature 0: leave --votes out")
     rows += _comparisons(tables)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(tables, known))

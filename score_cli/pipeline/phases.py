@@ -34,12 +34,18 @@ def plan_phases(
     Args:
         attempts: of the traces that reinforcement learning trains on.
     Raises:
-        UserError: supervised rounds are to follow a stage that the run does not have.
+        UserError: supervised rounds are to follow a stage that the run does not have, or Stage I is to be split
+            by attempt where there is one.
     """
     updates = {BASE: 1, STAGE1: run.stage1_iterations, "stage2": run.stage2_iterations}
     if run.sft_rounds and not updates[run.sft_after]:
         raise UserError(
             f"run.sft_after is {run.sft_after}, which has no iterations: give it some, or let the rounds follow base"
+        )
+    if run.stage1_by_attempt and run.stage1_iterations and attempts < 2:
+        raise UserError(
+            f"run.stage1_by_attempt splits Stage I from the second attempt on, and sample.attempts is {attempts}: "
+            "sample more, or leave it out"
         )
     planned: list[Phase] = []
 

@@ -38,7 +38,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
 from score_cli.sampling.sample import sample
-from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
+from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
@@ -125,7 +125,7 @@ class Run:
         self.progress = progress
         self._engine: Engine | None = None
         self.device = use_machine(self.settings.sample)
-        self._start = None if inputs.model is None else load_policy(inputs.model, device=self.device).state.fingerprint
+        self._start = None if inputs.model is None else _start_of_chain(inputs.model, self.device)
         given = {
             "model": self._start,
             "problems": _digest(inputs.problems),
@@ -163,6 +163,7 @@ class Run:
             (p for p in latest if phase.first < int(p.name) < phase.last), key=lambda p: int(p.name), default=None
         )
         if isinstance(phase.config, SftConfig):
+            self._release()  # a round has an engine of its own, and a GPU no room for two
             problems, most = self.folder / "train.parquet", self.settings.run.sft_problems
             count = None if most is None else min(most, count_rows(problems, PROBLEMS))
             run_sft_rounds(
@@ -366,6 +367,17 @@ def _headline(metrics: list[dict[str, Any]]) -> str:
     found = {(row["name"], row["attempt"]): row["value"] for row in metrics}
     accuracies = [f"t{a} {100 * v:.0f}%" for (name, a), v in found.items() if name == "accuracy"]
     return " ".join(accuracies)
+
+
+def _start_of_chain(model: Path, device: str) -> str:
+    """Fingerprint of the policy that the user gave, once it is seen that the run can count its updates from it."""
+    state = load_policy(model, device=device).state
+    if state.iteration:
+        raise UserError(
+            f"{model} is a policy after {state.iteration} updates, and a run counts its own from 0: name the base, or "
+            f"a copy of {model} without its folder {TRAINER} to take it as one"
+        )
+    return state.fingerprint
 
 
 def _digest(path: Path | None) -> str | None:
