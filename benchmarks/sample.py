@@ -7,14 +7,16 @@ many new tokens each request writes, 8 to 256, is drawn beforehand. `generate` k
 padding until the longest row ends, as it always does; the others put a waiting request in its place. Each engine has
 a process of its own and decodes up to --batch requests at a time; in each repeat they take turns.
 
-Prints, from medians of the repeats, tokens per second, how much the memory of the engine's processes grew, and the
-share of the memory's bandwidth reached: bytes that decoding cannot do without (the weights once per --batch tokens, and
-each token's keys and values) per second, over what a copy in memory reaches. The last line is JSON: `vs_generate`,
+Prints, from medians of the repeats, tokens per second of the clock and of processor time (which a loaded machine
+distorts less), how much the memory of the engine's processes grew (vLLM's own processes are all growth), and the share
+of the memory's bandwidth reached: bytes that decoding cannot do without (the weights once per --batch tokens, and each
+token's keys and values) per second, over what a copy in memory reaches. The last line is JSON: `vs_generate`,
 `vs_continuous` and `vs_vllm` say how many times as fast as each this engine is with skewed lengths (log-uniform);
 null where a peer is not installed or cannot run here. Continuous batching without a GPU needs psutil (`.[bench]`).
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import logging
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,33 +231,50 @@ def start_score(folder: Path, batch: int) -> Sampler:
 STARTS = {"generate": start_generate, "continuous": start_continuous, "vllm": start_vllm, "score": start_score}
 
 
-def resident_bytes(process: int) -> int:
-    """Memory of a process and its children, shared pages counted once each: Pss where the system tells it."""
+def family(process: int) -> Iterator[Path]:
+    """The /proc folders of a process, its children and theirs."""
+    yield Path(f"/proc/{process}")
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for child in children.read_text().split():
+                yield from family(int(child))
+
+
+def resident_bytes() -> int:
+    """Memory of this process and its children; a page that several of them share counts once (Pss)."""
     total = 0
-    try:
-        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:  # it ended meanwhile
-        return total
-    return total + sum(resident_bytes(int(child)) for child in children)
+    for process in family(os.getpid()):
+        with contextlib.suppress(OSError):
+            lines = (process / "smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    return total
+
+
+def processor_seconds() -> float:
+    """Processor time that this process and its children have used."""
+    ticks = 0
+    for process in family(os.getpid()):
+        with contextlib.suppress(OSError):
+            # User and system time; the name before them stands in brackets and may hold spaces.
+            ticks += sum(map(int, (process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class PeakMemory:
-    """Looks every 50 ms at what this process and its children hold."""
+    """Looks every 100 ms at what this process and its children hold."""
 
     def __init__(self) -> None:
-        self.start = self.peak = resident_bytes(os.getpid())
+        self.start = self.peak = resident_bytes()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, resident_bytes(os.getpid()))
-            time.sleep(0.05)
+            self.peak = max(self.peak, resident_bytes())
+            time.sleep(0.1)
 
     @property
     def growth(self) -> int:
-        self.peak = max(self.peak, resident_bytes(os.getpid()))
+        self.peak = max(self.peak, resident_bytes())
         return self.peak - self.start
 
 
@@ -276,11 +295,11 @@ def serve(options: argparse.Namespace) -> None:
     print(json.dumps({"started": True}), file=answers, flush=True)
     for line in sys.stdin:
         requests = draw_requests(line.strip(), options.requests, options.vocabulary)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), processor_seconds()
         tokens = run(requests)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, processor_seconds() - used
         assert tokens == sum(request.new for request in requests), (tokens, options.serve)
-        answer = {"seconds": seconds, "tokens": tokens, "bytes": memory.growth}
+        answer = {"seconds": seconds, "processor_seconds": used, "bytes": memory.growth}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -342,8 +361,8 @@ def measure(engines: list[Engine], options: argparse.Namespace, weights: int) ->
         requests = draw_requests(kind, options.requests, options.vocabulary)
         tokens = sum(request.new for request in requests)
         print(f"\n{options.requests} requests, {options.batch} at a time, {kind} lengths, {tokens} new tokens")
-        print("| engine | tokens/s | slowest-fastest | memory growth, MiB | share of bandwidth |")
-        print("|---|---|---|---|---|")
+        print("| engine | tokens/s | slowest-fastest | per processor second | memory, MiB | bandwidth |")
+        print("|---|---|---|---|---|---|")
         answers: dict[str, list[dict[str, Any]]] = {engine.name: [] for engine in engines}
         for _ in range(options.repeats):
             for engine in engines:
@@ -352,9 +371,11 @@ def measure(engines: list[Engine], options: argparse.Namespace, weights: int) ->
         for name, given in answers.items():
             speeds = sorted(tokens / answer["seconds"] for answer in given)
             rates[kind][name] = rate = statistics.median(speeds)
+            effort = tokens / statistics.median(answer["processor_seconds"] for answer in given)
             share = needed_bytes(requests, options, weights) * rate / tokens / bandwidth
             grown = max(answer["bytes"] for answer in given) / 2**20
-            print(f"| {NAMES[name]} | {rate:,.0f} | {speeds[0]:,.0f}-{speeds[-1]:,.0f} | {grown:,.0f} | {share:.1%} |")
+            spread = f"{speeds[0]:,.0f}-{speeds[-1]:,.0f}"
+            print(f"| {NAMES[name]} | {rate:,.0f} | {spread} | {effort:,.0f} | {grown:,.0f} | {share:.1%} |")
     return rates
 
 

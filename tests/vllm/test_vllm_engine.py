@@ -136,11 +136,14 @@ def test_a_sample_does_not_depend_on_its_neighbours(engine: VllmEngine, rollouts
 def test_more_prompts_than_one_step_has_room_for_are_sampled_alike(engine: VllmEngine, rollouts: MakeRollouts) -> None:
     """vLLM begins a prompt that fits a step in part only, then takes its draw back: on CPU it dies of that."""
     config = replace(CONFIG, samples=16, max_tokens=2, attempts=1)
-    few = grown(engine, rollouts(config, count=2))
-    room = engine._engine.vllm_config.scheduler_config.max_num_batched_tokens
-    many = grown(engine, rollouts(config, count=96))
-    assert sum(len(rollout.prompt) for rollout in many) > room
-    assert [rollout.token_ids for rollout in many[:32]] == [rollout.token_ids for rollout in few]
+    few, many = rollouts(config, count=2), rollouts(config, count=24)
+    for rollout in few + many:
+        # Long prompts: as many of the usual ones as are sampled at a time fit into a step.
+        rollout._add_context([7] * (60 - len(rollout.token_ids)))
+    grown(engine, few)
+    limits = engine._engine.vllm_config.scheduler_config
+    assert 60 * min(len(many), limits.max_num_seqs) > limits.max_num_batched_tokens
+    assert [rollout.token_ids for rollout in grown(engine, many)[:32]] == [rollout.token_ids for rollout in few]
 
 
 def chi_square_p(observed: Tensor, expected: Tensor) -> float:
