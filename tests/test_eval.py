@@ -229,6 +229,16 @@ def test_a_context_too_small_for_the_attempts_is_refused(
     assert not out.exists() and not list(folder.glob("*"))
 
 
+def test_a_context_that_leaves_attempts_little_room_is_told(
+    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An answer of the built-in task takes 12 tokens: ten attempts of 3 are all cut off, the first one too."""
+    asked = ["--problems", tables / "problems.parquet", "--traces-folder", tmp_path / "eval", "--samples", 1]
+    model = ["--model", tables / "ckpt", "--threads", 1]
+    assert score("eval", *model, *asked, "--attempts", 10, "--out", tmp_path / "m.parquet") == 0
+    assert "an attempt may have 3 tokens, an equal share of the context of 64" in capsys.readouterr().err
+
+
 def test_votes_on_programs_are_refused(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems, out = tmp_path / "p.parquet", tmp_path / "m.parquet"
     source = Path(__file__).parents[1] / "data" / "mbpp.jsonl"

@@ -8,7 +8,8 @@ Names of the metrics table, with the budget 2K in brackets:
 
 Values are means over problems (`count` is their number) of the expected accuracy over all subsets of the
 responses at hand, ties broken evenly. A problem with fewer scored responses than a budget asks for is left
-out of all three; an unscored response never votes.
+out of all three; an unscored response never votes. Answers are one where their extracted texts are equal: `1/2` and
+`0.5` are two candidates, though both may be right.
 """
 
 from collections.abc import Sequence

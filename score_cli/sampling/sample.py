@@ -13,7 +13,7 @@ from typing import Any
 from score_cli.config import SampleConfig, check_settings
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.dialogues import Dialogues
+from score_cli.sampling.dialogues import MOST_TOKENS, Dialogues
 from score_cli.sampling.engine import Decoding, Engine
 from score_cli.sampling.engines import holding
 from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
@@ -56,6 +56,11 @@ def sample(
     check_output(out, overwrite=overwrite)
     check_settings(config)
     work = _plan(config, policy, problems, first_attempts)
+    if config.max_tokens is None and work.config.max_tokens != MOST_TOKENS:
+        progress.line(
+            f"{out}: an attempt may have {work.config.max_tokens} tokens, an equal share of the context of "
+            f"{work.dialogues.context}; longer ones are cut off and score 0"
+        )
     chunks = work.chunks()
     inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
     if first_attempts is not None:
