@@ -6,7 +6,11 @@
 # SEED=3 beats the recipe's seed. To scale out, replace a line: sample on one machine, verify on another.
 set -euo pipefail
 
-recipe=${1:?recipe} run=${2:?folder} stage1=${3:?iterations of Stage I} stage2=${4:?iterations of Stage II}
+if (($# != 4)); then
+    echo "usage: $0 RECIPE FOLDER STAGE1_ITERATIONS STAGE2_ITERATIONS" >&2
+    exit 2
+fi
+recipe=$1 run=$2 stage1=$3 stage2=$4
 seed=(${SEED:+--seed "$SEED"})
 
 for split in train validation test; do

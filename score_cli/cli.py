@@ -167,7 +167,10 @@ def run(
         int | None, typer.Option(help="Use only the first N problems of each file, to try a recipe out.")
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as sample.max_tokens=64.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="TABLE.KEY=VALUE", help="Change a key of the recipe, such as sample.max_tokens=64."
+        ),
     ] = None,
 ) -> None:
     """Run a whole recipe in one process; goes on where an earlier run of it stopped."""
@@ -215,7 +218,12 @@ def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> N
 @with_settings(ReportConfig, table="report")
 def report(
     settings: ReportConfig,
-    run: Annotated[Path, typer.Argument(help="Folder that `score run` or `score eval` wrote into.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that holds metrics.parquet and eval/: of a run, of a study, or `.` after a bare `score eval`."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Page to write; RUN/report.html if left out.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, for a paper.")] = None,
     overwrite: Overwrite = False,
@@ -232,7 +240,9 @@ def report(
 @app.command()
 def show(
     traces: Annotated[Path, typer.Argument(help="Traces table to read.")] = Path("traces.parquet"),
-    rewards: Annotated[Path | None, typer.Option(help="Rewards of these traces; rewards.parquet beside them.")] = None,
+    rewards: Annotated[
+        Path | None, typer.Option(help="Rewards of these traces; if left out, the file named alike beside them.")
+    ] = None,
     problems: Annotated[Path | None, typer.Option(help="Problems; problems.parquet beside the traces.")] = None,
     problem: Annotated[str | None, typer.Option(help="Only traces of this problem_id.")] = None,
     only: Annotated[
@@ -291,7 +301,11 @@ def run_command(arguments: list[str] | None = None) -> int:
     except JobError as error:
         return _fail(str(error), EXIT_JOB_FAILED)
     except _USAGE_ERROR as error:
-        return _fail(f"{error.format_message()} (see `score --help`)", EXIT_BAD_INPUT)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return EXIT_BAD_INPUT
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "score"
+        return _fail(f"{error.format_message()} (see `{command} --help`)", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return _interrupted()
     except OSError as error:
@@ -305,7 +319,7 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted() -> int:
-    return _fail("interrupted: nothing half-written is left, earlier files are whole", EXIT_INTERRUPTED)
+    return _fail("interrupted: nothing half-written is left; run the command again to go on", EXIT_INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> int:

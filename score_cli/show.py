@@ -10,7 +10,15 @@ from rich.text import Text
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, LENGTH, UNSCORED
-from score_cli.tables.traces import Reward, Trace, check_pairs, iterate_rewards, iterate_traces, read_problems
+from score_cli.tables.traces import (
+    Reward,
+    Trace,
+    check_pairs,
+    iterate_rewards,
+    iterate_traces,
+    read_problems,
+    rewards_beside,
+)
 
 _LETTERS = "ciu"
 _COLOURS = {"c": "green", "i": "red", "u": "yellow"}
@@ -45,11 +53,13 @@ def show_traces(
     Raises:
         UserError: an input does not fit, or a filter needs rewards that are not there.
     """
-    rewards_path = rewards or _beside(traces, "rewards.parquet")
-    problems_path = problems or _beside(traces, "problems.parquet")
+    own = rewards_beside(traces)
+    rewards_path = rewards or (own if own.exists() else None)
+    beside = traces.with_name("problems.parquet")
+    problems_path = problems or (beside if beside.exists() else None)
     chain = None if only is None else _parse_chain(only)
     if chain is not None and rewards_path is None:
-        raise UserError(f"--only needs verdicts, and there is no rewards.parquet beside {traces}: pass --rewards")
+        raise UserError(f"--only needs verdicts, and {own} is not there: pass --rewards")
     known = {p.problem_id: p for p in read_problems(problems_path)} if problems_path else {}
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
@@ -66,11 +76,6 @@ def show_traces(
             if spell is not None:
                 _print_tokens(console, trace, spell)
     console.print(f"{shown} of {total} matching traces", style="dim")
-
-
-def _beside(traces: Path, name: str) -> Path | None:
-    path = traces.parent / name
-    return path if path.exists() else None
 
 
 def _parse_chain(only: str) -> str:

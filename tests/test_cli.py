@@ -87,10 +87,13 @@ def test_values_out_of_bounds_are_refused(
         (["sample", "--samples", "many"], "--samples"),
         (["sampel"], "sampel"),
         (["sample", "--engine", "tgi"], "tgi"),
-        (["sample", "--model", "nowhere"], "nowhere is not a checkpoint folder: `score base --out nowhere` makes one"),
+        (
+            ["sample", "--model", "nowhere"],
+            "nowhere is not a checkpoint folder: name one",
+        ),
         (["verify"], "traces.parquet does not exist: `score sample` makes it|problems.parquet does not exist"),
         (["train-stage2"], "ckpt is not a checkpoint folder"),
-        (["data", "sums"], "no data set is named sums: did you mean"),
+        (["data", "sums"], "no data set is named sums: known are division, math"),
         (["data", "division", "--split", "dev"], "no split dev, expected one of train, validation, test"),
         (["data", "division", "--limit", "0"], "limit is 0, expected at least 1"),
         (["run", "nowhere.toml"], "nowhere.toml does not exist"),
@@ -297,3 +300,14 @@ def test_a_run_refuses_sampling_that_it_could_not_train_on(
     assert run("run", RECIPES[0], "--set", change, "--out", tmp_path / "run") == 2
     assert advice in one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_usage_error_names_the_help_of_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sample", "--modle", "ckpt") == 2
+    assert one_line(capsys).endswith("(see `score sample --help`)")
+
+
+def test_a_refused_run_leaves_nothing_that_the_corrected_one_would_clash_with(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[1] / "pipelines" / "quickstart.toml"
+    assert run("run", str(recipe), "--out", str(tmp_path / "out"), "--limit", "0") == 2
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from score_cli.tables.parquet import (
     write_table,
 )
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import check_pairs, read_problems, read_rewards, read_traces
+from score_cli.tables.traces import check_pairs, read_problems, read_rewards, read_traces, rewards_beside
 from tests.conftest import rewrite
 
 ROW = {"policy": "base", "decoding": "greedy", "name": "acc@t1", "value": 0.5, "stderr": None, "count": 3}
@@ -294,3 +294,15 @@ def test_rewards_that_no_verifier_gives_are_refused(batch: Path, change: dict[st
     rewrite(batch / "rewards.parquet", lambda row: row.update(change))
     with pytest.raises(UserError, match=message):
         read_rewards(batch / "rewards.parquet")
+
+
+@pytest.mark.parametrize(
+    ("traces", "rewards"),
+    [
+        ("traces.parquet", "rewards.parquet"),
+        ("eval/score-greedy.traces.parquet", "eval/score-greedy.rewards.parquet"),
+        ("base.parquet", "base.rewards.parquet"),
+    ],
+)
+def test_rewards_are_looked_for_under_the_name_of_their_traces(traces: str, rewards: str) -> None:
+    assert rewards_beside(Path(traces)) == Path(rewards)

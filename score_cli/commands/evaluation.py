@@ -15,7 +15,8 @@ from score_cli.options import with_settings
 def evaluate(
     settings: EvalConfig,
     model: Annotated[
-        list[Path] | None, typer.Option(help="Policies to evaluate; give it once for each. ckpt if left out.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Policies to evaluate; give it once for each. ckpt if left out."),
     ] = None,
     problems: Annotated[
         Path | None,
@@ -38,13 +39,17 @@ def evaluate(
     traces: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="PATH",
             help="Measure this traces table, named after its file, in place of sampling from a model; give it once for "
-            "each. Of the settings, --pass-at and --votes apply."
+            "each. Of the settings, --pass-at and --votes apply.",
         ),
     ] = None,
     rewards: Annotated[
         list[Path] | None,
-        typer.Option(help="Rewards of --traces, one for each; if left out, the files named alike."),
+        typer.Option(
+            metavar="PATH",
+            help="Rewards of --traces, one for each; if left out, x.rewards.parquet beside x.traces.parquet.",
+        ),
     ] = None,
     samples_jsonl: Annotated[
         Path | None,

@@ -78,7 +78,7 @@ def read_run(folder: Path) -> RunFolder:
     if not (metrics or evaluated or updates):
         raise UserError(
             f"{folder} holds no metrics.parquet, eval/ or iterations/ with traces and rewards: "
-            "name a folder that `score run` or `score eval` wrote into"
+            "name the folder that holds them, such as runs/quickstart, or `.` after a bare `score eval`"
         )
     if metrics:
         check_rewards(metrics_path, evaluated)

@@ -21,7 +21,7 @@ from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace, read_problems
+from score_cli.tables.traces import Reward, Trace, read_problems, rewards_beside
 from score_cli.verification.verify import PROGRAM_TASKS, verify
 
 
@@ -243,7 +243,10 @@ def evaluate_tables(
     for path in [out] if samples_jsonl is None else [out, samples_jsonl]:
         check_output(path, overwrite=overwrite)
     if not rewards:
-        rewards = [path.with_name(path.name.replace("traces", "rewards")) for path in traces]
+        rewards = [rewards_beside(path) for path in traces]
+        for path, own in zip(traces, rewards, strict=True):
+            if not own.exists():
+                raise UserError(f"{path} has no rewards beside it (looked for {own}): pass --rewards")
     if len(rewards) != len(traces):
         raise UserError(f"--rewards is given {len(rewards)} times, --traces {len(traces)}: give one for each, in order")
     tables = [_named(*pair) for pair in zip(traces, rewards, strict=True)]

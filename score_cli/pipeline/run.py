@@ -97,6 +97,8 @@ class Run:
         UserError: the folder holds a run with other settings.
         """
         self.settings = RunSettings.of(recipe)
+        if inputs.limit is not None and inputs.limit < 1:
+            raise UserError(f"limit is {inputs.limit}, expected at least 1")
         if inputs.limit is not None and self.settings.sample.problems_per_iteration is not None:
             fewer = min(inputs.limit, self.settings.sample.problems_per_iteration)
             limited = replace(self.settings.sample, problems_per_iteration=fewer)

@@ -65,6 +65,8 @@ def read_first_attempts(
             if key in wanted:
                 found[key] = _first_attempt(trace, wanted[key], max_tokens, path)
     missing = [key for key in wanted if key not in found]
+    if missing and len(missing) == len(wanted):
+        raise UserError(f"{path} holds first attempts of other problems: sample them from these problems")
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} first attempts needed, such as {_name(missing[0])}: "

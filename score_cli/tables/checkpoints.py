@@ -97,7 +97,10 @@ def check_checkpoint(name: str | Path) -> None:
     if not path.is_dir():
         local = path.exists() or path.is_absolute() or Path(path.parts[0] if path.parts else ".").is_dir()
         if local or str(name).count("/") != 1 or str(name).endswith("/"):
-            raise UserError(f"{name} is not a checkpoint folder: `score base --out {name}` makes one, or name another")
+            raise UserError(
+                f"{name} is not a checkpoint folder: name one (`score base` makes the built-in task's), or a Hugging "
+                "Face id such as Qwen/Qwen2.5-1.5B-Instruct"
+            )
         return
     parts = {
         "config.json": ["config.json"],

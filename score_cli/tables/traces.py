@@ -16,6 +16,14 @@ from score_cli.tables.records import Problem
 from score_cli.tables.schemas import UNSCORED, VERDICTS
 
 
+def rewards_beside(traces: Path) -> Path:
+    """Where the rewards of a traces file are looked for: `x-traces.parquet` has `x-rewards.parquet`, `x.parquet` has
+    `x.rewards.parquet`."""
+    if "traces" in traces.name:
+        return traces.with_name(traces.name.replace("traces", "rewards"))
+    return traces.with_name(f"{traces.stem}.rewards{traces.suffix}")
+
+
 @dataclass(frozen=True)
 class Trace:
     """One row of traces.parquet; T tokens, A attempts.

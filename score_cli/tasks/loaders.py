@@ -106,8 +106,10 @@ def _load(
     dataset: str, source: str, split: str | None, *, shots: int | None, columns: Columns | None, task: str | None
 ) -> list[Loaded]:
     if dataset not in DATASETS:
-        near = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"no data set is named {dataset}: did you mean {near}? Known are {', '.join(DATASETS)}")
+        known = ["division", *DATASETS]  # division is built in, and not loaded
+        near = difflib.get_close_matches(dataset, known, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no data set is named {dataset}: {guess}known are {', '.join(known)}")
     spec = DATASETS[dataset]
     if split is not None and spec.splits and split not in spec.splits:
         raise UserError(f"{dataset} has no split {split}: expected {', '.join(spec.splits)}")
