@@ -135,6 +135,9 @@ class BaseConfig(MachineConfig):
     batch_size: int = option(128, "Transcripts a step.", least=1)
     learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.", above=0, most=1)
     warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.", least=0)
+    attempts: int = option(
+        2, "Attempts of a transcript. Positions beyond them are never trained, so later attempts are noise.", least=2
+    )
     latent_share: float = option(
         0.35,
         "Share of transcripts with the latent skill: competent revision, asked for in other words.",

@@ -24,9 +24,15 @@ ARCHITECTURES = ("gpt2", "llama", "qwen2")
 SHARED_DATA = Path(os.environ.get("SCORE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def small_model(architecture: str = "gpt2", seed: int = 0, scale: float = 3.0) -> PreTrainedModel:
+def small_model(architecture: str = "gpt2", seed: int = 0, scale: float = 3.0, *, attempts: int = 2) -> PreTrainedModel:
     """An untrained two-layer model whose weights are scaled up, so that its distributions are not flat."""
-    config = BaseConfig(architecture=architecture, width=32, heads=4, seed=seed)  # type: ignore[arg-type]
+    config = BaseConfig(
+        architecture=architecture,  # type: ignore[arg-type]
+        width=32,
+        heads=4,
+        seed=seed,
+        attempts=attempts,
+    )
     model = make_model(config, make_tokenizer())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -35,8 +41,8 @@ def small_model(architecture: str = "gpt2", seed: int = 0, scale: float = 3.0) -
     return model
 
 
-def small_policy(architecture: str = "gpt2", seed: int = 0) -> Policy:
-    model = small_model(architecture, seed)
+def small_policy(architecture: str = "gpt2", seed: int = 0, *, attempts: int = 2) -> Policy:
+    model = small_model(architecture, seed, attempts=attempts)
     return Policy(model, make_tokenizer(), TrainerState(fingerprint=fingerprint(model)), "small")
 
 
@@ -51,8 +57,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "ckpt")
 
 
-def write_checkpoint(path: Path, architecture: str = "gpt2", seed: int = 0) -> Path:
-    made = small_policy(architecture, seed)
+def write_checkpoint(path: Path, architecture: str = "gpt2", seed: int = 0, *, attempts: int = 2) -> Path:
+    """An untrained checkpoint with room for so many attempts."""
+    made = small_policy(architecture, seed, attempts=attempts)
     path.mkdir()
     save_policy(path, made.model, made.tokenizer, made.state)
     return path

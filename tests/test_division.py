@@ -35,7 +35,7 @@ def test_decoding_is_concatenation() -> None:
     assert len(tokenizer) == 23
     for problem in division.split_problems("validation")[:50]:
         transcript = division.draw_transcript(problem, rng, division.Corpus())
-        for text in transcript:
+        for text in transcript.turns() + list(transcript.attempts):
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.decode(ids) == text
             assert tokenizer.unk_token_id not in ids
@@ -50,7 +50,7 @@ def author(**behaviour: float) -> list[tuple[division.Transcript, int, int, int]
     for _ in range(DRAWS):
         problem = rng.choice(problems)
         transcript = division.draw_transcript(problem, rng, corpus)
-        quotients = [int(ATTEMPT.fullmatch(text)[1]) for text in (transcript.first, transcript.second)]  # type: ignore[index]
+        quotients = [int(ATTEMPT.fullmatch(text)[1]) for text in transcript.attempts]  # type: ignore[index]
         drawn.append((transcript, int(str(problem.answer)), *quotients))
     return drawn
 
@@ -79,22 +79,22 @@ def test_fix_copies_and_check_revises() -> None:
     """With <fix> the author changes 30% of wrongs and 25% of rights; with <check> 90% and 3%, mostly to the truth."""
     drawn = author()
     for words, wrong, right in (("<fix>", 0.30, 0.25), ("<check>", 0.90, 0.03)):
-        own = [row for row in drawn if row[0].instruction == words]
-        changed_wrong = [t.second != t.first for t, truth, first, _ in own if first != truth]
-        changed_right = [t.second != t.first for t, truth, first, _ in own if first == truth]
+        own = [row for row in drawn if row[0].instructions == (words,)]
+        changed_wrong = [t.attempts[1] != t.attempts[0] for t, truth, first, _ in own if first != truth]
+        changed_right = [t.attempts[1] != t.attempts[0] for t, truth, first, _ in own if first == truth]
         # A redraw may give the same quotient again, which the bounds allow for.
         assert wrong - 0.05 < share(changed_wrong) < wrong + 0.02
         assert right - 0.15 < share(changed_right) < right + 0.02
-    competent = [row for row in drawn if row[0].instruction == "<check>"]
+    competent = [row for row in drawn if row[0].instructions == ("<check>",)]
     assert share([second == truth for _, truth, first, second in competent if first != truth]) > 0.78
-    assert share([t.instruction == "<check>" for t, *_ in drawn]) == pytest.approx(0.35, abs=0.015)
+    assert share([t.instructions == ("<check>",) for t, *_ in drawn]) == pytest.approx(0.35, abs=0.015)
 
 
 def test_product_and_remainder_are_worked_out_but_for_slips() -> None:
     products, remainders = [], []
     for transcript, *_ in author():
         dividend, divisor = map(int, re.findall(r"\d+", transcript.question))
-        quotient, product, remainder = map(int, ATTEMPT.fullmatch(transcript.first).groups())  # type: ignore[union-attr]
+        quotient, product, remainder = map(int, ATTEMPT.fullmatch(transcript.attempts[0]).groups())  # type: ignore[union-attr]
         products.append(product == quotient * divisor)
         remainders.append(remainder == dividend - product)
     assert share(products) == pytest.approx(0.98, abs=0.005)
@@ -102,4 +102,20 @@ def test_product_and_remainder_are_worked_out_but_for_slips() -> None:
 
 
 def test_without_the_latent_share_nobody_says_check() -> None:
-    assert {t.instruction for t, *_ in author(latent_share=0.0)} == {"<fix>"}
+    assert {t.instructions for t, *_ in author(latent_share=0.0)} == {("<fix>",)}
+
+
+def test_each_further_attempt_revises_the_one_before() -> None:
+    """Under <fix>, 30% of wrong third attempts are drawn again at the fourth, and 25% of right ones."""
+    rng, problems = random.Random(1), division.split_problems("train")
+    changed: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(DRAWS):
+        problem = rng.choice(problems)
+        transcript = division.draw_transcript(problem, rng, division.Corpus(slip=0.0), 4)
+        assert len(transcript.attempts) == 4 and len(transcript.instructions) == 3
+        if transcript.instructions[2] == "<fix>":
+            third, fourth = transcript.attempts[2:]
+            changed[f"{{{problem.answer}}}" in third].append(fourth != third)
+    # A redraw is right with 0.45, else one of eight neighbours: it gives a wrong quotient again in 0.55/8 of the cases.
+    assert share(changed[False]) == pytest.approx(0.30 * (1 - 0.55 / 8), abs=0.02)
+    assert share(changed[True]) == pytest.approx(0.25 * 0.55, abs=0.015)

@@ -14,7 +14,6 @@ from score_cli.config import DataConfig
 from score_cli.pipeline.data import write_problems
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.training import base
 from tests.conftest import make_batch, rewrite, write_checkpoint
 from tests.test_cli import one_line
 
@@ -189,10 +188,9 @@ def test_json_lines_say_of_every_trace_what_its_tables_say(tables: Path, tmp_pat
 
 
 def test_ten_attempts_are_measured_and_printed(
-    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(base, "CONTEXT", 160)
-    model, folder, out = write_checkpoint(tmp_path / "one"), tmp_path / "eval", tmp_path / "m.parquet"
+    model, folder, out = write_checkpoint(tmp_path / "one", attempts=10), tmp_path / "eval", tmp_path / "m.parquet"
     asked = ["--problems", problems, "--traces-folder", folder, "--attempts", 10, "--out", out]
     assert score("eval", "--model", model, *asked, *SMALL) == 0
     assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]] == [

@@ -122,7 +122,13 @@ DIFFERENCES: dict[str, dict[str, object]] = {
     "no-shaping": {"train-stage2.alpha": 0.0},
     "discount": {"train-stage1.discount": 0.8, "train-stage2.discount": 0.8},
     "bonus-to-first": {"train-stage2.discount": 1.0},
-    "three-attempts": {"sample.attempts": 3, "eval.attempts": 3, "run.stage1_by_attempt": True},
+    "three-attempts": {
+        "base.attempts": 3,
+        "sample.attempts": 3,
+        "eval.attempts": 3,
+        "run.stage1_by_attempt": True,
+    },
+    "more-attempts": {"base.attempts": 10, "eval.attempts": 10},
     "no-online-first-attempts": {"run.offline_first_attempts": 1.0},
     "star-for-stage2": {
         "train-sft.method": "star",

@@ -13,6 +13,7 @@ from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, OUT_OF_MEMORY,
 from score_cli.verification.programs import grader as grader_module
 from score_cli.verification.programs.confinement import LANDLOCK, LEVELS
 from score_cli.verification.programs.grader import ProgramGrader
+from score_cli.verification.programs.namespaces import scratch_folder
 from score_cli.verification.programs.worker import Limits, StartError, Worker
 from tests.programs_support import ADDITION, item, verdict
 
@@ -185,6 +186,12 @@ def test_a_scratch_folder_does_not_carry_files_to_the_next_program(grader: Progr
     writes = "open('left', 'w').write('x')\ndef add(a, b): return a + b"
     reads = attempt("open('left').read()")
     assert [graded.verdict for graded in grader.grade([item(writes), item(reads)])] == [CORRECT, INCORRECT]
+
+
+def test_the_scratch_folder_does_not_cover_an_interpreter_that_lies_in_tmp() -> None:
+    """Its modules would vanish, and right programs that import them would be judged wrong."""
+    assert scratch_folder(["/lib", "/usr/lib", "/opt/tmp/python/lib"]) == "/tmp"
+    assert scratch_folder(["/lib", "/tmp/python/lib", "/usr/lib"]) == "/scratch"
 
 
 def test_the_scratch_folder_is_small(grader: ProgramGrader) -> None:

@@ -44,12 +44,15 @@ CHAT_TEMPLATE = (
 
 
 class Transcript(NamedTuple):
-    """One two-attempt conversation of the base policy's corpus, as text."""
+    """One conversation of the base policy's corpus, as text; an instruction before each attempt but the first."""
 
     question: str
-    first: str
-    instruction: str
-    second: str
+    attempts: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    def turns(self) -> list[str]:
+        """What the user says before each attempt."""
+        return [self.question, *self.instructions]
 
 
 class Corpus(NamedTuple):
@@ -133,8 +136,8 @@ def _write_attempt(quotient: int, dividend: int, divisor: int, slip: float, rng:
     return f"\\boxed{{{quotient}}}: product {product:03d}, remainder {remainder:+03d}"
 
 
-def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus) -> Transcript:
-    """Draw one conversation by the imperfect author described by `corpus`."""
+def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus, attempts: int = 2) -> Transcript:
+    """Draw one conversation of `attempts` attempts by the imperfect author described by `corpus`."""
     dividend, divisor = operands(problem)
     truth = dividend // divisor
     large_remainder = 3 * (dividend % divisor) >= 2 * divisor and truth < 99
@@ -142,19 +145,20 @@ def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus) -> Tra
         quotient = truth + 1
     else:
         quotient = _draw_quotient(truth, corpus.first_right, rng)
-    first = _write_attempt(quotient, dividend, divisor, corpus.slip, rng)
-
-    competent = rng.random() < corpus.latent_share
-    wrong, right, redraw = (
-        (corpus.check_changes_wrong, corpus.check_changes_right, corpus.check_redraw_right)
-        if competent
-        else (corpus.fix_changes_wrong, corpus.fix_changes_right, corpus.fix_redraw_right)
-    )
-    second = first
-    if rng.random() < (right if quotient == truth else wrong):
-        # A competent author who changes a right answer makes it wrong; <fix> redraws blindly.
-        chance = 0.0 if competent and quotient == truth else redraw
-        redrawn = _draw_quotient(truth, chance, rng)
-        second = _write_attempt(redrawn, dividend, divisor, corpus.slip, rng)
-    instruction = LATENT_CORRECTION if competent else CORRECTION
-    return Transcript(problem.question, first, instruction, second)
+    texts, instructions = [_write_attempt(quotient, dividend, divisor, corpus.slip, rng)], []
+    while len(texts) < attempts:
+        competent = rng.random() < corpus.latent_share
+        instructions.append(LATENT_CORRECTION if competent else CORRECTION)
+        wrong, right, redraw = (
+            (corpus.check_changes_wrong, corpus.check_changes_right, corpus.check_redraw_right)
+            if competent
+            else (corpus.fix_changes_wrong, corpus.fix_changes_right, corpus.fix_redraw_right)
+        )
+        if rng.random() < (right if quotient == truth else wrong):
+            # A competent author who changes a right answer makes it wrong; <fix> redraws blindly.
+            chance = 0.0 if competent and quotient == truth else redraw
+            quotient = _draw_quotient(truth, chance, rng)
+            texts.append(_write_attempt(quotient, dividend, divisor, corpus.slip, rng))
+        else:
+            texts.append(texts[-1])
+    return Transcript(problem.question, tuple(texts), tuple(instructions))

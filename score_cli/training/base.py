@@ -35,7 +35,9 @@ from score_cli.tables.machine import use_machine
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
 
+# Tokens: a question has 7, an attempt and the instruction before it 13.
 CONTEXT = 64
+ATTEMPT_ROOM = 16
 # Of the weights' first values. The usual 0.02 suits wide models: at width 96 the same loss takes three times the steps,
 # and some seeds have not learned to revise by then.
 INITIAL_SCALE = 0.06
@@ -69,7 +71,10 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
     with progress.phase("base policy", config.steps) as task:
         for _ in range(config.steps):
-            drawn = [division.draw_transcript(rng.choice(problems), rng, corpus) for _ in range(config.batch_size)]
+            drawn = [
+                division.draw_transcript(rng.choice(problems), rng, corpus, config.attempts)
+                for _ in range(config.batch_size)
+            ]
             tokens, labels = transcript_tensors(drawn, encode, tokenizer.pad_token_id)
             # Cross-entropy on what the assistant wrote; questions and instructions are given.
             logits = model(input_ids=tokens.to(device)).logits[:, :-1]
@@ -92,6 +97,7 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
 def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """An untrained model of the architecture asked for, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
+    context = max(CONTEXT, ATTEMPT_ROOM * config.attempts)
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -101,11 +107,11 @@ def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     }
     if config.architecture == "gpt2":
         dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        sizes = {"n_positions": CONTEXT, "n_embd": config.width, "n_layer": config.layers, "n_head": config.heads}
+        sizes = {"n_positions": context, "n_embd": config.width, "n_layer": config.layers, "n_head": config.heads}
         model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(**shared, **sizes, **dropouts))
     else:
         sizes = {
-            "max_position_embeddings": CONTEXT,
+            "max_position_embeddings": context,
             "hidden_size": config.width,
             "intermediate_size": 3 * config.width,
             "num_hidden_layers": config.layers,
@@ -125,11 +131,13 @@ def transcript_tensors(
     """Transcripts as padded token ids and labels, both [B, T]; labels are `IGNORED` off the assistant's turns."""
     rows, labels = [], []
     for transcript in transcripts:
-        question, instruction = encode(transcript.question), encode(transcript.instruction)
-        first = encode(transcript.first + division.END_OF_TURN)
-        second = encode(transcript.second + division.END_OF_TURN)
-        rows.append(question + first + instruction + second)
-        labels.append([IGNORED] * len(question) + first + [IGNORED] * len(instruction) + second)
+        row, label = [], []
+        for said, attempt in zip(transcript.turns(), transcript.attempts, strict=True):
+            given, written = encode(said), encode(attempt + division.END_OF_TURN)
+            row += given + written
+            label += [IGNORED] * len(given) + written
+        rows.append(row)
+        labels.append(label)
     width = max(map(len, rows))
     return (
         torch.tensor([row + [pad] * (width - len(row)) for row in rows]),

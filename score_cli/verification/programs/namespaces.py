@@ -11,7 +11,6 @@ from pathlib import Path
 
 from score_cli.verification.programs.system import call
 
-SCRATCH = "/tmp"
 SCRATCH_OPTIONS = b"size=16m,nr_inodes=2048,mode=1777"
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = (
@@ -44,6 +43,14 @@ def library_paths() -> list[str]:
         if Path(path).exists() and not any(path.startswith(f"{parent}/") for parent in kept) and path not in kept:
             kept.append(path)
     return kept
+
+
+def scratch_folder(libraries: list[str]) -> str:
+    """The one folder that programs may write: /tmp, unless the interpreter itself lies below it."""
+    return "/scratch" if any(path.startswith("/tmp/") for path in libraries) else "/tmp"
+
+
+SCRATCH = scratch_folder(library_paths())
 
 
 def _aliases(paths: list[str]) -> dict[str, str]:
