@@ -268,6 +268,9 @@ class Stage2Config(UpdateConfig):
     alpha: float = option(
         10.0, "Bonus: alpha times (this attempt's reward minus the one before), from attempt 2 on.", least=0
     )
+    stagnation_penalty: float = option(
+        0.0, "Taken from an attempt that is wrong after a wrong one, from attempt 2 on; SCoRe has none.", least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

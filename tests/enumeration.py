@@ -216,11 +216,14 @@ def chain_trace(policy: TablePolicy, problem: str, index: int, chain: Chain) -> 
     )
 
 
-def chain_rewards(stage: str, alpha: float, rewards: list[float]) -> list[float]:
-    """Stage I: the last attempt's alone. Stage II: each its own, and a bonus over the one before."""
+def chain_rewards(stage: str, alpha: float, rewards: list[float], penalty: float = 0.0) -> list[float]:
+    """Stage I: the last attempt's alone. Stage II: each its own, a bonus over the one before, a penalty if stuck."""
     if stage == "stage1":
         return [0.0] * (len(rewards) - 1) + [rewards[-1]]
-    return [r if i == 0 else r + alpha * (r - rewards[i - 1]) for i, r in enumerate(rewards)]
+    shaped = [rewards[0]]
+    for before, now in itertools.pairwise(rewards):
+        shaped.append(-penalty if before == now == 0.0 else now + alpha * (now - before))
+    return shaped
 
 
 def chain_gradient(
@@ -231,13 +234,14 @@ def chain_gradient(
     alpha: float,
     kl_coefficients: list[float],
     discount: float,
+    penalty: float = 0.0,
 ) -> Tensor:
     """What an update should have in expectation for problem `p`, sampled KL: see `exact_gradient`."""
     loss = torch.zeros((), dtype=torch.float64)
     for chain in chains(len(kl_coefficients)):
         logs = chain_logprobs(policy, "p", chain)
         ratios = (logs - chain_logprobs(reference, "p", chain)).detach()
-        own = chain_rewards(stage, alpha, [is_right("p", attempt) for attempt in chain])
+        own = chain_rewards(stage, alpha, [is_right("p", attempt) for attempt in chain], penalty)
         values = [r - c * ratio for r, c, ratio in zip(own, kl_coefficients, ratios, strict=True)]
         credits = [sum(discount ** (j - i) * values[j] for j in range(i, len(chain))) for i in range(len(chain))]
         loss = loss - logs.sum().exp().detach() * sum(log * credit for log, credit in zip(logs, credits, strict=True))

@@ -23,6 +23,13 @@ def test_stage2_pays_each_later_attempt_for_progress_over_the_one_before() -> No
     assert credit.stage2_rewards(torch.tensor([[0.0, 1.0, 0.0]]), 10.0).tolist() == [[0, 11, -10]]
 
 
+def test_a_stagnation_penalty_is_for_what_was_wrong_and_stays_wrong() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert credit.stage2_rewards(rewards, 10.0, 3.0).tolist() == [[0, -3, 11], [0, 11, -10], [1, -10, -3], [1, 1, 1]]
+    unscored = credit.stage2_rewards(torch.tensor([[NAN, 0.0], [0.0, NAN]]), 10.0, 3.0)
+    assert unscored[:, 1].isnan().all() and unscored[1, 0] == 0
+
+
 def test_stage1_pays_the_last_attempt_alone() -> None:
     assert credit.stage1_rewards(torch.tensor([[1.0, 0.0, 1.0]])).tolist() == [[0, 0, 1]]
 

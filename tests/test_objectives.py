@@ -8,7 +8,8 @@
 | I, II  | 1        | both          | sampled | the gradient of Eq. 3 / Eq. 4 itself, nothing held constant |
 | I, II  | any      | both          | full    | the same reward part; KL at visited prefixes only (biased)  |
 
-One attempt gives Eq. 2 in either stage; three give the same table with the bonus against the attempt before.
+One attempt gives Eq. 2 in either stage; three give the same table with the bonus against the attempt before. A penalty
+on staying wrong is exact in the same sense.
 
 Run `python -m tests.test_objectives` for the table with the measured gaps.
 """
@@ -245,6 +246,28 @@ def test_three_attempts_have_the_exact_gradient(stage: str, discount: float, bas
     )
     assert exact.abs().max() > 1e-2
     found = expected_chain_gradient(config_of(stage, discount, baseline, "sampled"), 3, 2)
+    assert (found - exact).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("attempts", [2, 3])
+@pytest.mark.parametrize("discount", [0.0, 0.8])
+@pytest.mark.parametrize("baseline", ["leave-one-out", "conditional"])
+def test_a_stagnation_penalty_has_the_exact_gradient(attempts: int, discount: float, baseline: str) -> None:
+    exact, without = (
+        tiny.chain_gradient(
+            LONG_POLICY,
+            LONG_REFERENCE,
+            stage="stage2",
+            alpha=ALPHA,
+            kl_coefficients=[BETA1] * attempts,
+            discount=discount,
+            penalty=penalty,
+        )
+        for penalty in (3.0, 0.0)
+    )
+    assert (exact - without).abs().max() > 1e-2
+    config = config_of("stage2", discount, baseline, "sampled", stagnation_penalty=3.0)
+    found = expected_chain_gradient(config, attempts, 2)
     assert (found - exact).abs().max() < 1e-8
 
 

@@ -120,6 +120,7 @@ DIFFERENCES: dict[str, dict[str, object]] = {
     "naive-multi-turn": {"train-stage2.alpha": 0.0, "run.stage1_iterations": 0, "run.stage2_iterations": 160},
     "no-stage1": {"run.stage1_iterations": 0, "run.stage2_iterations": 160},
     "no-shaping": {"train-stage2.alpha": 0.0},
+    "stagnation-penalty": {"train-stage2.stagnation_penalty": 10.0},
     "discount": {"train-stage1.discount": 0.8, "train-stage2.discount": 0.8},
     "bonus-to-first": {"train-stage2.discount": 1.0},
     "three-attempts": {

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from score_cli.config import BaseConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import SAMPLED
 from score_cli.pipeline.agreement import agree_on_settings
@@ -111,9 +112,10 @@ class _Work:
         if self.config.further is None:
             return {}
         count, context = self._attempts(self.config.seeds[0])
+        seen = self.study.recipes[BASE].settings("base", BaseConfig).attempts
         return {
             MORE: f"{count} attempts of at most {self.config.attempt_tokens} tokens are what the base's context of "
-            f"{context} tokens holds (asked for: {self.config.most_attempts}); training had two"
+            f"{context} tokens holds (asked: {self.config.most_attempts}); training had 2, the base's corpus {seen}"
         }
 
     def _base(self, seed: int) -> Job:

@@ -23,19 +23,25 @@ def stage1_rewards(rewards: Tensor) -> Tensor:
     return shaped
 
 
-def stage2_rewards(rewards: Tensor, alpha: float) -> Tensor:
+def stage2_rewards(rewards: Tensor, alpha: float, stagnation_penalty: float = 0.0) -> Tensor:
     """Each attempt's reward; from the second on with a bonus for progress over the one before.
 
     Args:
         rewards: [M, A].
         alpha: weight of the bonus. At 10 a second attempt gets, by (r1, r2):
             (0,0) 0, (0,1) +11, (1,0) -10, (1,1) +1.
+        stagnation_penalty: taken from an attempt that is wrong after a wrong one: (0,0) gets minus it. The state of
+            the second attempt holds r1, so this pays more for mending what was wrong and leaves alone what is
+            at stake after a right attempt, which `alpha` raises as well.
     Returns:
         [M, A].
-    Source: Kumar et al., Eq. 4 and section 5.2.
+    Source: Kumar et al., Eq. 4 and section 5.2; the penalty is ReflexiCoder's (arXiv 2603.05863), whose improvement
+        reward is this bonus where rewards are 0 or 1.
     """
+    before, after = rewards[:, :-1], rewards[:, 1:]
     shaped = rewards.clone()
-    shaped[:, 1:] += alpha * (rewards[:, 1:] - rewards[:, :-1])
+    shaped[:, 1:] += alpha * (after - before)
+    shaped[:, 1:] -= stagnation_penalty * ((before == 0) & (after == 0))
     return shaped
 
 

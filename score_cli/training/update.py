@@ -73,7 +73,7 @@ def shaped_rewards(config: Stage1Config | Stage2Config, rewards: Tensor) -> Tens
     """The stage's reward of each attempt, [M, A]."""
     if isinstance(config, Stage1Config):
         return credit.stage1_rewards(rewards)
-    return credit.stage2_rewards(rewards, config.alpha)
+    return credit.stage2_rewards(rewards, config.alpha, config.stagnation_penalty)
 
 
 def kl_coefficients(config: Stage1Config | Stage2Config, attempts: int) -> Tensor:
