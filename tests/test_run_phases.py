@@ -177,6 +177,7 @@ def stop_and_go_on(
     Run(made, folder, start).execute()
 
 
+@pytest.mark.pipeline
 def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_three_attempts_are_trained_one_after_the_other(start: RunInputs, tmp_pa
     assert max(kl[2]) < 1e-9 < 1e-5 < min(kl[4])
 
 
+@pytest.mark.pipeline
 def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +275,7 @@ def test_stage_one_is_untouched_by_first_attempts_given_to_stage_two(start: RunI
     assert curve.select("iteration", "attempt").rows() == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
 
 
+@pytest.mark.pipeline
 def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

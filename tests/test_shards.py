@@ -60,6 +60,7 @@ def chunks_until_interrupt(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return budget
 
 
+@pytest.mark.pipeline
 def test_a_job_killed_at_any_moment_ends_with_the_bytes_of_one_that_was_not(folder: Path) -> None:
     """Killed while sampling, while writing a part, while joining, and before cleaning up."""
     done = subprocess.run(
