@@ -1,5 +1,7 @@
 """The trainer scores the tokens that were sampled, where they were sampled."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from score_cli.sampling.engine import Decoding
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.traces import Trace
-from score_cli.training.batching import micro_batches
+from score_cli.training import scoring
+from score_cli.training.batching import Batch, micro_batches
 from score_cli.training.scoring import sampled_columns, score_batch
+from tests.conftest import small_policy
 from tests.test_sampling import rollouts
 
 
@@ -75,5 +79,64 @@ def test_logits_are_computed_at_sampled_positions_alone(policy: Policy) -> None:
     batch = next(micro_batches(traces_of(policy), 10_000))
     columns = sampled_columns(batch)
     assert columns.tolist() == [t for t in range(batch.token_ids.shape[1]) if (batch.attempt_ids[:, t] > 0).any()]
-    scores = score_batch(policy.model, batch, columns, 1.0)
+    scores = score_batch(policy.model, batch, columns, 1.0, whole=True)
+    assert scores.distribution is not None
     assert scores.distribution.shape[1] == len(columns) < batch.token_ids.shape[1]
+
+
+@pytest.mark.parametrize("chunk", [1, 23 * 7, 2**26])
+def test_scores_in_pieces_are_those_of_the_whole_distribution(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Logprobs, entropies and gradients against torch's own categorical distribution, at a temperature."""
+    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", chunk)
+    model = policy.model.double()
+    batch = next(micro_batches(traces_of(small_policy()), 10_000))
+    columns = sampled_columns(batch)
+    pulls = torch.linspace(-1, 1, batch.token_ids[:, columns].numel(), dtype=torch.float64).view(-1, len(columns))
+
+    found = score_batch(model, batch, columns, 0.7)
+    (found.logprobs * pulls).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    logits = model(input_ids=batch.token_ids, attention_mask=batch.attention).logits[:, columns - 1]
+    whole = torch.distributions.Categorical(logits=logits / 0.7)
+    expected = whole.log_prob(batch.token_ids[:, columns])
+    (expected * pulls).sum().backward()
+
+    assert (found.logprobs - expected).abs().max() < 1e-12
+    assert (found.entropy - whole.entropy()).abs().max() < 1e-12
+    exact = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert max(gradient.abs().max() for gradient in exact) > 1e-2
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(gradients, exact, strict=True))
+
+
+@pytest.mark.parametrize(("whole", "bytes_a_logit"), [(False, 2), (True, 4)])
+def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
+    monkeypatch: pytest.MonkeyPatch, whole: bool, bytes_a_logit: int
+) -> None:
+    """What autograd saves between the passes, over 60 rows of 20,000 logits in pieces of 4 rows."""
+    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 4 * 20_000)
+    weights = torch.randn(1, 60, 20_000, requires_grad=True)
+
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(logits=weights.bfloat16())
+
+    tokens = torch.arange(61)[None]
+    batch = Batch([0], tokens, (tokens > 0).long(), torch.ones_like(tokens), torch.zeros(1, 61))
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = score_batch(Model(), batch, sampled_columns(batch), 1.0, whole=whole)  # type: ignore[arg-type]
+    assert sum(saved.values()) // (60 * 20_000) == bytes_a_logit
+    found.logprobs.sum().backward()
+    # The gradient of a log-softmax sums to zero over the vocabulary.
+    assert weights.grad is not None and weights.grad.abs().max() > 0.5
+    assert weights.grad.sum(-1).abs().max() < 1e-2

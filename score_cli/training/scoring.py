@@ -4,21 +4,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from score_cli.tables.machine import compute_precision
 from score_cli.training.batching import Batch
 
+# Logits whose log-softmax is held at a time: 256 MiB in float32.
+CHUNK_ELEMENTS = 2**26
+
 
 class Scores(NamedTuple):
-    """Next-token log-probabilities at the columns where some trace of the batch has a sampled token.
+    """What a policy gives the tokens at the columns where some trace of the batch has a sampled one.
 
     Shapes: B traces, C such columns, V vocabulary.
     """
 
     columns: Tensor  # [C] token positions
-    distribution: Tensor  # [B, C, V] log-probabilities of the token at each column
     logprobs: Tensor  # [B, C] of the tokens that stand there
+    entropy: Tensor  # [B, C] of the distribution they were drawn from, nats, without gradient
+    distribution: Tensor | None  # [B, C, V] log-probabilities of every token, where asked for
 
 
 def sampled_columns(batch: Batch) -> Tensor:
@@ -26,13 +31,17 @@ def sampled_columns(batch: Batch) -> Tensor:
     return (batch.attempt_ids > 0).any(0).nonzero()[:, 0]
 
 
-def score_batch(model: PreTrainedModel, batch: Batch, columns: Tensor, temperature: float) -> Scores:
+def score_batch(
+    model: PreTrainedModel, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False
+) -> Scores:
     """Score the tokens of a batch with one forward pass over the whole conversations.
 
     Logits exist for `columns` alone: the output at position t - 1 predicts the token at t.
 
     Args:
         temperature: divides the logits, as it did when the tokens were sampled.
+        whole: keep the whole distribution, with gradient. Without it, a log-softmax over a large vocabulary is done
+            piece by piece, and again in the backward pass, so that no float32 copy of the logits is ever held.
     """
     with compute_precision(model):
         output = model(
@@ -41,8 +50,35 @@ def score_batch(model: PreTrainedModel, batch: Batch, columns: Tensor, temperatu
             use_cache=False,
             logits_to_keep=columns - 1,
         )
-    # At least float32: a log-softmax of bfloat16 logits would lose the logprobs' third digit.
-    logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
-    distribution = (logits / temperature).log_softmax(-1)
     tokens = batch.token_ids[:, columns]
-    return Scores(columns, distribution, distribution.gather(-1, tokens[..., None])[..., 0])
+    if whole:
+        distribution = _log_softmax(output.logits, temperature)
+        return Scores(columns, _of_tokens(distribution, tokens), _entropy(distribution), distribution)
+    logits = output.logits.flatten(0, 1)
+    rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
+    pieces = [
+        checkpoint(_score_rows, part, own, temperature, use_reentrant=False, preserve_rng_state=False)
+        for part, own in zip(logits.split(rows), tokens.flatten().split(rows), strict=True)
+    ]
+    logprobs, entropies = (torch.cat(column).view(tokens.shape) for column in zip(*pieces, strict=True))
+    return Scores(columns, logprobs, entropies, None)
+
+
+def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """[n] logprob of each row's token and entropy of the row, from [n, V] logits."""
+    distribution = _log_softmax(logits, temperature)
+    return _of_tokens(distribution, tokens), _entropy(distribution)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # At least float32: a log-softmax of bfloat16 logits would lose the logprobs' third digit.
+    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+
+
+def _of_tokens(distribution: Tensor, tokens: Tensor) -> Tensor:
+    return distribution.gather(-1, tokens[..., None])[..., 0]
+
+
+def _entropy(distribution: Tensor) -> Tensor:
+    with torch.no_grad():
+        return -(distribution.exp() * distribution).sum(-1)

@@ -156,7 +156,7 @@ def _micro_loss(
     active = update.active[batch.rows].to(device)
     masks = losses.attempt_masks(batch.attempt_ids[:, columns], active.shape[1]) * active[:, :, None]
     sampler = batch.sampler_logprobs[:, columns]
-    scores = score_batch(model, batch, columns, inputs.temperature)
+    scores = score_batch(model, batch, columns, inputs.temperature, whole=config.kl == "full")
     weights = None
     if inputs.other_engine:
         weights = losses.importance_weights(scores.logprobs, sampler, config.importance_cap)
@@ -164,17 +164,17 @@ def _micro_loss(
     divergence = None
     if config.kl == "full":
         with torch.no_grad():
-            known = score_batch(reference, batch, columns, inputs.temperature)
+            known = score_batch(reference, batch, columns, inputs.temperature, whole=True)
+        assert scores.distribution is not None and known.distribution is not None
         divergence = losses.full_kl(scores.distribution, known.distribution)
         reference_logprobs = known.logprobs
         loss = loss + losses.kl_loss(divergence, masks, coefficients.to(device))
     assert reference_logprobs is not None
     with torch.no_grad():
         own = scores.logprobs
-        entropy = -(scores.distribution.exp() * scores.distribution).sum(-1)
         _record(update.sums, "kl", batch, own - reference_logprobs, masks)
         _record(update.sums, "k3", batch, losses.k3(own, reference_logprobs), masks)
-        _record(update.sums, "entropy", batch, entropy, masks)
+        _record(update.sums, "entropy", batch, scores.entropy, masks)
         _record(update.sums, "gap", batch, own - sampler, masks)
         _record(update.sums, "absolute_gap", batch, (own - sampler).abs(), masks)
         _record(update.sums, "tokens", batch, torch.ones_like(own), masks)
