@@ -63,7 +63,7 @@ def data(
     typer.echo(f"{out}: {count} problems", err=True)
 
 
-@app.command()
+@app.command(short_help="Train the built-in task's base policy.")
 @with_settings(BaseConfig, table="base")
 def base(
     settings: BaseConfig,
@@ -77,7 +77,7 @@ def base(
     build_base(settings, out=out, overwrite=overwrite, progress=make_progress())
 
 
-@app.command()
+@app.command(short_help="Sample traces of several attempts from a policy.")
 @with_settings(SampleConfig, table="sample")
 def sample(
     settings: SampleConfig,
@@ -111,7 +111,7 @@ def sample(
     )
 
 
-@app.command()
+@app.command(short_help="Join the traces of all shards of a sampling job.")
 def merge(
     shards: Annotated[list[Path], typer.Argument(help="Traces of every shard of one sampling job, in any order.")],
     out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
@@ -143,13 +143,13 @@ def verify(
     typer.echo(f"{out}: {counts}", err=True)
 
 
-app.command("train-stage1")(training.train_stage1)
-app.command("train-stage2")(training.train_stage2)
-app.command("train-sft")(training.train_sft)
-app.command("eval")(evaluation.evaluate)
+app.command("train-stage1", short_help="One update of Stage I: the last attempt's reward.")(training.train_stage1)
+app.command("train-stage2", short_help="One update of Stage II: every reward, and a bonus.")(training.train_stage2)
+app.command("train-sft", short_help="One round of a supervised baseline.")(training.train_sft)
+app.command("eval", short_help="Measure policies side by side.")(evaluation.evaluate)
 
 
-@app.command()
+@app.command(short_help="Run a whole recipe in one process, or go on with it.")
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe (TOML), such as pipelines/quickstart.toml.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-OF-THE-RECIPE if left out.")] = None,
@@ -214,7 +214,7 @@ def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> N
     typer.echo(f"\n{folder / 'study.md'} holds these tables, {folder / 'study.parquet'} the figures seed by seed")
 
 
-@app.command()
+@app.command(short_help="Write one self-contained page of a run or a study.")
 @with_settings(ReportConfig, table="report")
 def report(
     settings: ReportConfig,
