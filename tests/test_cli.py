@@ -155,6 +155,7 @@ def test_a_failed_proof_is_exit_code_one(batch: Path, capsys: pytest.CaptureFixt
     assert not (batch / "next").exists()
 
 
+@pytest.mark.pipeline
 def test_a_full_disk_leaves_earlier_files_whole(batch: Path) -> None:
     """A file-size limit stands for the full disk: the kernel refuses the write in the same way."""
     before = (batch / "traces.parquet").read_bytes()
@@ -173,6 +174,7 @@ def test_a_full_disk_leaves_earlier_files_whole(batch: Path) -> None:
     assert sorted(p.name for p in batch.iterdir()) == ["ckpt", "problems.parquet", "rewards.parquet", "traces.parquet"]
 
 
+@pytest.mark.pipeline
 def test_ctrl_c_ends_with_one_line_and_leaves_nothing_half_written(batch: Path) -> None:
     arguments = ["sample", "--samples", "4000", "--out", "long.parquet", "--threads", "1"]
     process = subprocess.Popen(

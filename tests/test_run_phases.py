@@ -30,6 +30,8 @@ from score_cli.training.sft import train_sft
 from score_cli.verification.verify import verify
 from tests.conftest import rewrite
 
+pytestmark = pytest.mark.pipeline
+
 ONE_THREAD = {"threads": 1}
 SAMPLE = {"samples": 4, "problems_per_iteration": 6, "max_tokens": 16, **ONE_THREAD}
 
@@ -177,7 +179,6 @@ def stop_and_go_on(
     Run(made, folder, start).execute()
 
 
-@pytest.mark.pipeline
 def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +220,6 @@ def test_three_attempts_are_trained_one_after_the_other(start: RunInputs, tmp_pa
     assert max(kl[2]) < 1e-9 < 1e-5 < min(kl[4])
 
 
-@pytest.mark.pipeline
 def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +275,6 @@ def test_stage_one_is_untouched_by_first_attempts_given_to_stage_two(start: RunI
     assert curve.select("iteration", "attempt").rows() == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
 
 
-@pytest.mark.pipeline
 def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
