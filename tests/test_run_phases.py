@@ -138,6 +138,17 @@ def test_a_policy_in_the_middle_of_a_chain_is_refused_before_any_work(start: Run
     assert stored_state(tmp_path / "second" / "sft").iteration == 1
 
 
+def test_an_evaluation_that_outgrows_the_context_is_refused_before_any_update(start: RunInputs, tmp_path: Path) -> None:
+    """Five attempts of 16 tokens, closed and asked to go on, are over the 64 that the model can count."""
+    asked = recipe(stage1_iterations=2).extended(Recipe({"eval": {"attempts": 5, "max_tokens": 16}}))
+    with pytest.raises(UserError, match="can reach 95 tokens, the model's context is 64"):
+        Run(asked, tmp_path / "run", start).execute()
+    assert not (tmp_path / "run" / "iterations").exists()
+    with pytest.raises(UserError, match="can reach 95 tokens, the model's context is 64"):
+        Run(asked, tmp_path / "built-in", RunInputs(limit=4)).execute()
+    assert not (tmp_path / "built-in" / "base").exists()
+
+
 def test_one_engine_is_held_at_a_time(start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two vLLM engines do not fit on a GPU: rounds between the stages have their own, so a stage gives its up."""
     held: list[Engine] = []

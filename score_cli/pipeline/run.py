@@ -30,19 +30,20 @@ from score_cli.errors import JobError, UserError
 from score_cli.pipeline.agreement import agree_on_settings
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
-from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, write_metrics
+from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
 from score_cli.pipeline.phases import BASE, Phase, plan_phases
 from score_cli.pipeline.recipe import Recipe
 from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
-from score_cli.sampling.sample import sample
+from score_cli.sampling.sample import check_room, sample
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
 from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
+from score_cli.training.base import untrained_policy
 from score_cli.training.train import Reference, Trainer
 from score_cli.verification.verify import verify
 
@@ -141,7 +142,10 @@ class Run:
         self._prepare_problems()
         check_plan(self.settings.eval, read_problems(self.folder / "test.parquet"))
         base = self.inputs.model or self.folder / "base"
-        if not self.inputs.model and not base.exists():
+        to_build = not self.inputs.model and not base.exists()
+        if to_build or not all((self.folder / phase.name).exists() for phase in self.phases):
+            self._check_room(untrained_policy(self.settings.base) if to_build else load_policy(base))
+        if to_build:
             build_base(self.settings.base, out=base, progress=self.progress)
         policies = {BASE: base}
         start = base
@@ -152,6 +156,12 @@ class Run:
             self._release()
         self._write_curve(self.phases[-1].last if self.phases else 0)
         return self._evaluate(policies)
+
+    def _check_room(self, base: Policy) -> None:
+        """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""
+        check_room(replace(self.settings.sample, iteration=0), policy=base, problems=self.folder / "train.parquet")
+        for settings in samplings(self.settings.eval).values():
+            check_room(settings, policy=base, problems=self.folder / "test.parquet")
 
     def _do_phase(self, phase: Phase, start: Path, reference: Path) -> Path:
         """Run a phase, or what is left of it, and keep its policy under RUN/name."""

@@ -85,6 +85,15 @@ def sample(
             parts.join(out, len(chunks))
 
 
+def check_room(config: SampleConfig, *, policy: Policy, problems: Path) -> None:
+    """See that traces of every problem fit the model's context, long before the last of them is sampled.
+
+    Raises:
+        UserError: as `sample`.
+    """
+    _plan(replace(config, problems_per_iteration=None), policy, problems, None)
+
+
 @dataclass(frozen=True)
 class _Work:
     """What is to be sampled: settings with nothing left open, the problems drawn, their prompts, attempts given."""

@@ -35,9 +35,9 @@ from score_cli.tables.machine import use_machine
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
 
-# Tokens: a question has 7, an attempt and the instruction before it 13.
+# Tokens: a question has 7, an attempt and the instruction before it 13; one that is cut off at 14 is closed besides.
 CONTEXT = 64
-ATTEMPT_ROOM = 16
+ATTEMPT_ROOM = 17
 # Of the weights' first values. The usual 0.02 suits wide models: at width 96 the same loss takes three times the steps,
 # and some seeds have not learned to revise by then.
 INITIAL_SCALE = 0.06
@@ -51,11 +51,9 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
         UserError: `out` exists, or a setting does not fit.
     """
     check_output(out, overwrite=overwrite, folder=True)
-    if config.width % config.heads:
-        raise UserError(f"width is {config.width}, expected a multiple of heads, {config.heads}")
     device = use_machine(config)
-    tokenizer = make_tokenizer()
-    model = make_model(config, tokenizer).to(device)
+    start = untrained_policy(config)
+    tokenizer, model = start.tokenizer, start.model.to(device)
     problems = division.split_problems("train")
     corpus = division.Corpus(latent_share=config.latent_share)
     rng = random.Random(config.seed)
@@ -92,6 +90,19 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
     with replacing_folder(out) as folder:
         save_policy(folder, model, tokenizer, state)
     return Policy(model, tokenizer, state, str(out))
+
+
+def untrained_policy(config: BaseConfig) -> Policy:
+    """The base before its first step, which has its tokenizer and its context already.
+
+    Raises:
+        UserError: the width does not divide into the heads.
+    """
+    if config.width % config.heads:
+        raise UserError(f"width is {config.width}, expected a multiple of heads, {config.heads}")
+    tokenizer = make_tokenizer()
+    model = make_model(config, tokenizer)
+    return Policy(model, tokenizer, TrainerState(fingerprint=fingerprint(model)), "the base")
 
 
 def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
