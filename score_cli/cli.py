@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 """
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -287,6 +288,8 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 
 def main() -> None:
     """Run the command line; every error a user can cause is one line on standard error."""
+    # A scheduler's request to stop is cleaned up after as Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command())
 
 

@@ -175,7 +175,10 @@ def test_a_full_disk_leaves_earlier_files_whole(batch: Path) -> None:
 
 
 @pytest.mark.pipeline
-def test_ctrl_c_ends_with_one_line_and_leaves_nothing_half_written(batch: Path) -> None:
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_with_one_line_and_leaves_nothing_half_written(
+    batch: Path, request_to_stop: signal.Signals
+) -> None:
     arguments = ["sample", "--samples", "4000", "--out", "long.parquet", "--threads", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "score_cli", *arguments], cwd=batch, stderr=subprocess.PIPE, text=True
@@ -183,7 +186,7 @@ def test_ctrl_c_ends_with_one_line_and_leaves_nothing_half_written(batch: Path) 
     deadline = time.monotonic() + 60
     while not list(batch.glob(".long.parquet.*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(request_to_stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1].startswith("score: interrupted")

@@ -26,12 +26,13 @@ from score_cli.config import (
     Stage2Config,
     VerifyConfig,
 )
-from score_cli.errors import JobError, UserError
+from score_cli.errors import UserError
 from score_cli.pipeline.agreement import agree_on_settings
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
 from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
 from score_cli.pipeline.phases import BASE, Phase, plan_phases
+from score_cli.pipeline.proof import choose_probe, prove_policy
 from score_cli.pipeline.recipe import Recipe
 from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
 from score_cli.progress import SILENT, Progress
@@ -39,15 +40,13 @@ from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
 from score_cli.sampling.sample import check_room, sample
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
-from score_cli.tables.machine import use_machine
+from score_cli.tables.machine import release_memory, use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
 from score_cli.training.base import untrained_policy
 from score_cli.training.train import Reference, Trainer
 from score_cli.verification.verify import verify
-
-PROBE_TRACES = 8
 
 
 @dataclass(frozen=True)
@@ -210,6 +209,7 @@ class Run:
     def _train(self, phase: Phase, start: Path, reference: Path, kept: Path | None) -> None:
         """The iterations of a phase of reinforcement learning, from its start or from the checkpoint kept."""
         assert not isinstance(phase.config, SftConfig)
+        release_memory()  # of the stage before
         policy = load_policy(kept or start, device=self.device)
         pinned_to = load_policy(reference, device=self.device)
         trainer = Trainer(
@@ -228,7 +228,7 @@ class Run:
             task.advance(policy.state.iteration - phase.first)
             for iteration in range(policy.state.iteration, phase.last):
                 traces, rewards = self._iterate(trainer, engine, iteration, phase.attempts, given)
-                probe = probe or read_traces(traces)[:PROBE_TRACES]
+                probe = probe or choose_probe(read_traces(traces))
                 # Each stage on its own number of threads, as its command would.
                 use_machine(phase.config)
                 trainer.update(traces, rewards)
@@ -254,6 +254,7 @@ class Run:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+        release_memory()
 
     def _draw_first_attempts(self, base: Policy) -> Path:
         """First attempts of a policy at every training problem, drawn once for the whole run."""
@@ -351,28 +352,6 @@ def _check_first_attempts(settings: RunSettings) -> None:
         raise UserError("run.offline_first_attempts is for a Stage II of two attempts or more: leave it out, or add it")
     if settings.sample.max_tokens is None:
         raise UserError("run.offline_first_attempts needs attempts of one length: set sample.max_tokens")
-
-
-def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
-    """Check that the sampler holds the policy that the trainer has just made.
-
-    Raises:
-        JobError: their logprobs of the probe's tokens differ by more than rounding.
-    """
-    ours = trainer.token_logprobs(probe, temperature)
-    theirs = engine.score([trace.token_ids.tolist() for trace in probe], temperature)
-    gaps = [
-        abs(a - b)
-        for trace, own, other in zip(probe, ours, theirs, strict=True)
-        for a, b, owner in zip(own, other, trace.attempt_ids.tolist(), strict=True)
-        if owner > 0
-    ]
-    gap = sum(gaps) / len(gaps)
-    if not gap <= trainer.proof_tolerance:
-        raise JobError(
-            f"policy proof failed: after the update, sampler and trainer logprobs differ by {gap:.2g} nats a token "
-            f"(limit {trainer.proof_tolerance:g}): the sampler holds another policy"
-        )
 
 
 def _headline(metrics: list[dict[str, Any]]) -> str:

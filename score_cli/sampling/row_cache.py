@@ -54,8 +54,11 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         self._cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate nothing yet: `update` grows from zero capacity."""
-        self.keys = self._empty(key_states, 0)
+        """Allocate nothing yet: `update` grows from zero capacity.
+
+        Under autocast rotary keys come in float32 where values are bfloat16; attention computes in the latter.
+        """
+        self.keys = self._empty(key_states, 0).to(value_states.dtype)
         self.values = self._empty(value_states, 0)
         self.is_initialized = True
 
@@ -67,7 +70,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.keys.shape[2] <= cache.length:
             self._grow(max(2 * self.keys.shape[2], cache.length + 1, 64))
         slots = cache.rows[:, None]
-        self.keys[slots, :, cache.positions] = key_states.transpose(1, 2)
+        self.keys[slots, :, cache.positions] = key_states.transpose(1, 2).to(self.keys.dtype)
         self.values[slots, :, cache.positions] = value_states.transpose(1, 2)
         # Leading rows are a view; any other choice of rows has to be gathered.
         chosen: slice | Tensor = slice(len(cache.rows)) if cache.leading else cache.rows

@@ -21,6 +21,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.engines import context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
+from score_cli.sampling.vllm_worker import tensor_digest
 from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
 
 # What vLLM clamps or refuses beyond, silently below and by an error above.
@@ -111,6 +112,24 @@ class VllmEngine:
             fresh = self._engine.reset_prefix_cache()
         if not fresh:
             raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
+        self._prove_weights(policy)
+
+    def _prove_weights(self, policy: Policy) -> None:
+        """See that the workers' embedding is the policy's, to the bit.
+
+        In bfloat16 one small step moves logprobs less than rounding does, so that the probe of logprobs would pass
+        an engine that had kept the old policy.
+
+        Raises:
+            JobError: it is another.
+        """
+        weight = policy.model.get_input_embeddings().weight
+        rows, width = weight.shape
+        expected = tensor_digest(weight.to(torch.bfloat16 if self._cuda else torch.float32))
+        with _failures("show its weights"):
+            found = self._engine.collective_rpc("embedding_digest", kwargs={"rows": rows, "width": width})
+        if any(digest not in (None, expected) for digest in found):
+            raise JobError("policy proof failed: vLLM did not take the new policy's weights: run the command again")
 
     def close(self) -> None:
         """Stop vLLM's processes and remove what was written for them."""
@@ -176,6 +195,7 @@ class VllmEngine:
                 self._engine = LLMEngine.from_engine_args(
                     EngineArgs(**self._arguments()), usage_context=UsageContext.LLM_CLASS
                 )
+                self._engine.collective_rpc("end_with_process", kwargs={"process": os.getpid()})
         return self._engine
 
     def _arguments(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Where a model runs and in what arithmetic; the sampler and the trainer must agree on both."""
 
 import functools
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,13 @@ def arithmetic_of(device: torch.device) -> str:
     """What may change the last bits of a result, in words: the device, the libraries, the instructions used."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{device.type} {name}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def release_memory() -> None:
+    """Give a GPU what dropped tensors still hold of it, for vLLM, a process of its own, to find it free."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @functools.cache

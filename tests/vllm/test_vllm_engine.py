@@ -1,5 +1,6 @@
 """vLLM samples from the trainer's policy: the same logprobs, distribution, bridges and stops; never stale weights."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from score_cli.config import Stage2Config
 from score_cli.errors import JobError, UserError
-from score_cli.pipeline.run import prove_policy
+from score_cli.pipeline.proof import prove_policy
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
@@ -218,6 +219,24 @@ def test_a_bare_reload_leaves_a_policy_that_is_neither_and_the_proof_stops_it(
     assert largest_gap(engine, mixed, sequences) < 1e-4
     with pytest.raises(JobError, match="the sampler holds another policy"):
         prove_policy(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
+
+
+def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
+    engine: VllmEngine, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of one weight in its last bit, which no probe of logprobs could tell from rounding."""
+    held = engine._policy
+    moved = Policy(copy.deepcopy(held.model), held.tokenizer, held.state, held.name)
+    weight = moved.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
+    engine._prove_weights(held)
+    with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
+        engine._prove_weights(moved)
+    engine.refresh(moved)
+    monkeypatch.setattr(VllmEngine, "_write_policy", lambda self, policy: self._written)
+    with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
+        engine.refresh(after_an_update)
 
 
 def test_the_refresh_chosen_leaves_the_new_policy_and_the_proof_passes(

@@ -1,0 +1,51 @@
+"""A sampler that is killed leaves no process of vLLM's behind, which would keep the GPU's memory from the next one."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
+
+ROOT = Path(__file__).parents[2]
+SAMPLER = """
+import time
+from score_cli.sampling.vllm_engine import VllmEngine
+from tests.vllm.conftest import CONFIG, noisy_policy
+engine = VllmEngine(noisy_policy(0), CONFIG)
+engine.score([[1, 2, 3]], 1.0)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def descendants(process: int) -> Iterator[int]:
+    for listed in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in map(int, listed.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that ended and waits for its parent to ask does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_vllms_processes_end_when_the_sampler_is_killed() -> None:
+    sampler = subprocess.Popen([sys.executable, "-c", SAMPLER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert sampler.stdout is not None and any("ready" in line for line in sampler.stdout)
+    started = list(descendants(sampler.pid))
+    assert started, "vLLM runs in processes of its own"
+    sampler.kill()
+    sampler.wait()
+    deadline = time.monotonic() + 60
+    while any(map(alive, started)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [process for process in started if alive(process)]
