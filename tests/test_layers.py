@@ -69,9 +69,9 @@ def test_pure_modules_know_no_files_clock_or_terminal(name: str) -> None:
     assert "open(" not in text and "manual_seed" not in text
 
 
-def test_vllm_is_imported_in_its_engine_alone() -> None:
+def test_vllm_is_imported_in_its_engine_and_its_workers_alone() -> None:
     users = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if any(m.split(".")[0] == "vllm" for m in imports(p))}
-    assert users <= {"sampling/vllm_engine.py"}
+    assert users == {"sampling/vllm_engine.py", "sampling/vllm_worker.py"}
 
 
 def test_help_needs_neither_torch_nor_transformers_nor_tables() -> None:
