@@ -59,11 +59,11 @@ def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPat
     real = scoring.score_batch
 
     def without_first_attempt(
-        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False
+        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False, entropy: bool = False
     ) -> scoring.Scores:
         blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
         tokens = torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)
-        found = real(model, batch._replace(token_ids=tokens), columns, temperature, whole=True)  # type: ignore[arg-type]
+        found = real(model, batch._replace(token_ids=tokens), columns, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
         assert found.distribution is not None
         own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
         return found._replace(logprobs=own)
@@ -91,10 +91,10 @@ def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
     real = scoring.score_batch
 
     def unshifted(
-        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False
+        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False, entropy: bool = False
     ) -> scoring.Scores:
         late = torch.clamp(columns + 1, max=batch.token_ids.shape[1] - 1)
-        found = real(model, batch, late, temperature, whole=True)  # type: ignore[arg-type]
+        found = real(model, batch, late, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
         assert found.distribution is not None
         own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
         return found._replace(columns=columns, logprobs=own)

@@ -22,8 +22,8 @@ class Scores(NamedTuple):
 
     columns: Tensor  # [C] token positions
     logprobs: Tensor  # [B, C] of the tokens that stand there
-    entropy: Tensor  # [B, C] of the distribution they were drawn from, nats, without gradient
     distribution: Tensor | None  # [B, C, V] log-probabilities of every token, where asked for
+    entropy: Tensor | None  # [B, C] of the distribution, nats, without gradient, where asked for
 
 
 def sampled_columns(batch: Batch) -> Tensor:
@@ -32,7 +32,13 @@ def sampled_columns(batch: Batch) -> Tensor:
 
 
 def score_batch(
-    model: PreTrainedModel, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False
+    model: PreTrainedModel,
+    batch: Batch,
+    columns: Tensor,
+    temperature: float,
+    *,
+    whole: bool = False,
+    entropy: bool = False,
 ) -> Scores:
     """Score the tokens of a batch with one forward pass over the whole conversations.
 
@@ -42,6 +48,7 @@ def score_batch(
         temperature: divides the logits, as it did when the tokens were sampled.
         whole: keep the whole distribution, with gradient. Without it, a log-softmax over a large vocabulary is done
             piece by piece, and again in the backward pass, so that no float32 copy of the logits is ever held.
+        entropy: measure the distribution's entropy too.
     """
     with compute_precision(model):
         output = model(
@@ -53,21 +60,25 @@ def score_batch(
     tokens = batch.token_ids[:, columns]
     if whole:
         distribution = _log_softmax(output.logits, temperature)
-        return Scores(columns, _of_tokens(distribution, tokens), _entropy(distribution), distribution)
+        logprobs = _of_tokens(distribution, tokens)
+        return Scores(columns, logprobs, distribution, _entropy(distribution) if entropy else None)
     logits = output.logits.flatten(0, 1)
-    rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
-    pieces = [
-        checkpoint(_score_rows, part, own, temperature, use_reentrant=False, preserve_rng_state=False)
-        for part, own in zip(logits.split(rows), tokens.flatten().split(rows), strict=True)
+    pieces = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
+    owns = tokens.flatten().split(len(pieces[0]))
+    found = [
+        checkpoint(_score_rows, piece, own, temperature, use_reentrant=False, preserve_rng_state=False)
+        for piece, own in zip(pieces, owns, strict=True)
     ]
-    logprobs, entropies = (torch.cat(column).view(tokens.shape) for column in zip(*pieces, strict=True))
-    return Scores(columns, logprobs, entropies, None)
+    logprobs = torch.cat(found).view(tokens.shape)
+    if not entropy:
+        return Scores(columns, logprobs, None, None)
+    entropies = [_entropy(_log_softmax(piece.detach(), temperature)) for piece in pieces]
+    return Scores(columns, logprobs, None, torch.cat(entropies).view(tokens.shape))
 
 
-def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """[n] logprob of each row's token and entropy of the row, from [n, V] logits."""
-    distribution = _log_softmax(logits, temperature)
-    return _of_tokens(distribution, tokens), _entropy(distribution)
+def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """[n] logprob of each row's token, from [n, V] logits."""
+    return _of_tokens(_log_softmax(logits, temperature), tokens)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -156,7 +156,7 @@ def _micro_loss(
     active = update.active[batch.rows].to(device)
     masks = losses.attempt_masks(batch.attempt_ids[:, columns], active.shape[1]) * active[:, :, None]
     sampler = batch.sampler_logprobs[:, columns]
-    scores = score_batch(model, batch, columns, inputs.temperature, whole=config.kl == "full")
+    scores = score_batch(model, batch, columns, inputs.temperature, whole=config.kl == "full", entropy=True)
     weights = None
     if inputs.other_engine:
         weights = losses.importance_weights(scores.logprobs, sampler, config.importance_cap)
@@ -169,7 +169,7 @@ def _micro_loss(
         divergence = losses.full_kl(scores.distribution, known.distribution)
         reference_logprobs = known.logprobs
         loss = loss + losses.kl_loss(divergence, masks, coefficients.to(device))
-    assert reference_logprobs is not None
+    assert reference_logprobs is not None and scores.entropy is not None
     with torch.no_grad():
         own = scores.logprobs
         _record(update.sums, "kl", batch, own - reference_logprobs, masks)
