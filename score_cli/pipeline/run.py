@@ -40,7 +40,7 @@ from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
 from score_cli.sampling.sample import check_room, sample
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
-from score_cli.tables.machine import release_memory, use_machine
+from score_cli.tables.machine import use_machine
 from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
@@ -159,7 +159,8 @@ class Run:
     def _check_room(self, base: Policy) -> None:
         """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""
         check_room(replace(self.settings.sample, iteration=0), policy=base, problems=self.folder / "train.parquet")
-        for settings in samplings(self.settings.eval).values():
+        # Decodings of as many attempts are as long.
+        for settings in {plan.attempts: plan for plan in samplings(self.settings.eval).values()}.values():
             check_room(settings, policy=base, problems=self.folder / "test.parquet")
 
     def _do_phase(self, phase: Phase, start: Path, reference: Path) -> Path:
@@ -209,7 +210,6 @@ class Run:
     def _train(self, phase: Phase, start: Path, reference: Path, kept: Path | None) -> None:
         """The iterations of a phase of reinforcement learning, from its start or from the checkpoint kept."""
         assert not isinstance(phase.config, SftConfig)
-        release_memory()  # of the stage before
         policy = load_policy(kept or start, device=self.device)
         pinned_to = load_policy(reference, device=self.device)
         trainer = Trainer(
@@ -254,7 +254,6 @@ class Run:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        release_memory()
 
     def _draw_first_attempts(self, base: Policy) -> Path:
         """First attempts of a policy at every training problem, drawn once for the whole run."""

@@ -23,6 +23,7 @@ from score_cli.sampling.engines import context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.vllm_worker import tensor_digest
 from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
+from score_cli.tables.machine import release_memory
 
 # What vLLM clamps or refuses beyond, silently below and by an error above.
 LEAST_TEMPERATURE = 0.01
@@ -45,6 +46,7 @@ class VllmEngine:
         self._policy = policy
         self._config = config
         self._cuda = config.device != "cpu" and torch.cuda.is_available()
+        self._dtype = torch.bfloat16 if self._cuda else torch.float32
         self._context = context_limit(policy, config.max_model_len)
         self._engine: Any = None
         self._written: Path | None = None
@@ -125,7 +127,7 @@ class VllmEngine:
         """
         weight = policy.model.get_input_embeddings().weight
         rows, width = weight.shape
-        expected = tensor_digest(weight.to(torch.bfloat16 if self._cuda else torch.float32))
+        expected = tensor_digest(weight.to(self._dtype))
         with _failures("show its weights"):
             found = self._engine.collective_rpc("embedding_digest", kwargs={"rows": rows, "width": width})
         if any(digest not in (None, expected) for digest in found):
@@ -186,6 +188,7 @@ class VllmEngine:
 
     def _started(self) -> Any:
         if self._engine is None:
+            release_memory()
             with _environment(), _failures("start"):
                 from vllm import EngineArgs
                 from vllm.usage.usage_lib import UsageContext
@@ -204,7 +207,7 @@ class VllmEngine:
             "skip_tokenizer_init": True,
             # Stop tokens come with each request; vLLM would add those of the model's folder.
             "generation_config": "vllm",
-            "dtype": "bfloat16" if self._cuda else "float32",
+            "dtype": str(self._dtype).removeprefix("torch."),
             "max_model_len": self._context,
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,

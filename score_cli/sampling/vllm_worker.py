@@ -9,13 +9,14 @@ import select
 import threading
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from score_cli.tables.checkpoints import weight_bytes
 
 
 def tensor_digest(values: Tensor) -> str:
     """sha256 of a tensor's bytes."""
-    return hashlib.sha256(values.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(weight_bytes(values)).hexdigest()
 
 
 class PolicyRefresh:

@@ -87,8 +87,13 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weight_bytes(weight))
     return digest.hexdigest()
+
+
+def weight_bytes(weight: torch.Tensor) -> memoryview:
+    """A tensor's values as they lie in memory, whatever its type and device."""
+    return weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 
 def check_checkpoint(name: str | Path) -> None:
