@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from score_cli.verification import math_pool
 from score_cli.verification.graders import Item
 from score_cli.verification.math_grader import MathGrader
 from score_cli.verification.math_pool import DIFFERENT, LOST, SAME, TIMED_OUT, MathPool, Pair
+from tests.processes import runs
 
 HANGS = r"\prod_{k=1}^{10000000} k"
 TAKES_ALGEBRA = Pair(r"\sqrt{8}", r"2\sqrt{2}")
@@ -26,13 +26,6 @@ def pool():
     pool = MathPool(workers=2, timeout_seconds=10.0)
     yield pool
     pool.close()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def soon(condition) -> bool:
@@ -130,7 +123,7 @@ def test_closing_leaves_no_process():
     pids = pool.pids()
     pool.close()
     assert len(pids) >= 2
-    assert soon(lambda: not any(map(alive, pids)))
+    assert soon(lambda: not any(map(runs, pids)))
 
 
 def test_no_process_outlives_a_killed_parent():
@@ -144,9 +137,9 @@ def test_no_process_outlives_a_killed_parent():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(pids) == 3 and all(map(alive, pids))
+        assert len(pids) == 3 and all(map(runs, pids))
         parent.kill()
-    assert soon(lambda: not any(map(alive, pids)))
+    assert soon(lambda: not any(map(runs, pids)))
 
 
 def test_grading_works_outside_the_main_thread():

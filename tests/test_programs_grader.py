@@ -14,6 +14,7 @@ from score_cli.errors import UserError
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED, VERDICTS
 from score_cli.verification.programs import grader as grader_module
 from score_cli.verification.programs.grader import ProgramGrader
+from tests.processes import descendants, runs
 from tests.programs_support import item, lines, verdict
 
 GOOD = "def add(a, b): return a + b"
@@ -185,26 +186,14 @@ def test_workers_do_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None
     assert command.stdout is not None
     watcher = int(command.stdout.readline())
     time.sleep(0.3)
-    family = _family(watcher)
+    family = [watcher, *descendants(watcher)]
     command.send_signal(signal.SIGKILL)
     command.wait()
     assert len(family) >= 4, "watcher, keeper, judge and program"
     deadline = time.monotonic() + 3
-    while (left := [process for process in family if _runs(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in family if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
-
-
-def _family(process: int) -> list[int]:
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [process, *(below for child in children for below in _family(int(child)))]
-
-
-def _runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_the_description_says_how_and_not_where(grader: ProgramGrader) -> None:
@@ -214,7 +203,7 @@ def test_the_description_says_how_and_not_where(grader: ProgramGrader) -> None:
     assert described["isolation"] == grader.level
 
 
-def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_sandbox_nothingruns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grader_module, "LEVELS", ())
     with pytest.raises(UserError, match="no sandbox is available") as raised:
         ProgramGrader()

@@ -15,6 +15,7 @@ from score_cli.verification.programs.confinement import LANDLOCK, LEVELS
 from score_cli.verification.programs.grader import ProgramGrader
 from score_cli.verification.programs.namespaces import scratch_folder
 from score_cli.verification.programs.worker import Limits, StartError, Worker
+from tests.processes import runs
 from tests.programs_support import ADDITION, item, verdict
 
 TIMEOUT_SECONDS = 1.5
@@ -284,7 +285,7 @@ def test_no_process_is_left_after_close() -> None:
     found.close()
     assert mine
     deadline = time.monotonic() + 2
-    while (left := [process for process in mine if _runs(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in mine if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
 
@@ -309,10 +310,3 @@ def _descendants(process: int) -> list[int]:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     found = [int(child) for child in children if "keeper" in Path(f"/proc/{child}/cmdline").read_text()]
     return [*found, *(below for child in found for below in _descendants(child))]
-
-
-def _runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.processes import descendants, runs
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
 
@@ -23,29 +24,16 @@ time.sleep(600)
 """
 
 
-def descendants(process: int) -> Iterator[int]:
-    for listed in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, listed.read_text().split()):
-            yield child
-            yield from descendants(child)
-
-
-def alive(process: int) -> bool:
-    """Whether a process runs; one that ended and waits for its parent to ask does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_vllms_processes_end_when_the_sampler_is_killed() -> None:
     sampler = subprocess.Popen([sys.executable, "-c", SAMPLER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert sampler.stdout is not None and any("ready" in line for line in sampler.stdout)
-    started = list(descendants(sampler.pid))
-    assert started, "vLLM runs in processes of its own"
-    sampler.kill()
-    sampler.wait()
+    try:
+        assert sampler.stdout is not None and any("ready" in line for line in sampler.stdout)
+        started = list(descendants(sampler.pid))
+        assert started, "vLLM runs in processes of its own"
+    finally:
+        sampler.kill()
+        sampler.wait()
     deadline = time.monotonic() + 60
-    while any(map(alive, started)) and time.monotonic() < deadline:
+    while any(map(runs, started)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not [process for process in started if alive(process)]
+    assert not [process for process in started if runs(process)]
