@@ -19,22 +19,22 @@ import torch
 from score_cli.config import SampleConfig, Stage2Config, VerifyConfig
 from score_cli.sampling.sample import sample
 from score_cli.tables.checkpoints import load_policy
-from score_cli.tables.traces import read_rewards, read_traces
+from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training import credit
-from score_cli.training.update import UpdateInputs, accumulate_gradient
+from score_cli.training.update import TrainBatch, accumulate_gradient
 from score_cli.verification.verify import verify
 
 
-def draw(run: Path, folder: Path, seed: int, policy: object) -> UpdateInputs:
+def draw(run: Path, folder: Path, seed: int, policy: object) -> TrainBatch:
     settings = SampleConfig(samples=8, problems_per_iteration=32, max_tokens=14, batch_size=256, seed=seed)
     problems, traces, rewards = run / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
     sample(settings, policy=policy, problems=problems, out=traces, overwrite=True)  # type: ignore[arg-type]
     verify(VerifyConfig(), traces=traces, problems=problems, out=rewards, overwrite=True)
     found = read_traces(traces)
     names = [trace.problem_id for trace in found]
-    return UpdateInputs(
+    return TrainBatch(
         traces=found,
-        rewards=torch.tensor([reward.rewards for reward in read_rewards(rewards)]),
+        rewards=torch.tensor([reward.rewards for reward in read_verdicts(rewards)]),
         groups=torch.tensor([names.index(name) for name in names]),
         temperature=1.0,
     )

@@ -70,7 +70,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
     from score_cli.config import BaseConfig
     from score_cli.tables.checkpoints import TrainerState, fingerprint, save_policy
     from score_cli.tasks.division_tokenizer import make_tokenizer
-    from score_cli.training.base import make_model
+    from score_cli.training.base_policy import make_model
 
     shape = BaseConfig(width=options.width, heads=options.width // 32, layers=options.layers)
     config = make_model(shape, make_tokenizer()).config
@@ -201,8 +201,8 @@ def start_vllm(folder: Path, batch: int) -> Sampler:
 
 
 def start_score(folder: Path, batch: int) -> Sampler:
-    from score_cli.sampling.conversation import Bridge
     from score_cli.sampling.engine import Decoding
+    from score_cli.sampling.renderer import Bridge
     from score_cli.sampling.rollout import Rollout
     from score_cli.sampling.seeds import sample_digest
     from score_cli.sampling.transformers_engine import TransformersEngine

@@ -30,11 +30,11 @@ for ((i = 0; i < stage1 + stage2; i++)); do
     [[ $policy == */next ]] && rm -r "$policy"
     policy=$step/next
     if ((i + 1 == stage1)); then mv "$policy" "$run/stage1" && policy=$run/stage1; fi
-    if ((i + 1 == stage1 + stage2 && stage == 2)); then mv "$policy" "$run/score" && policy=$run/score; fi
+    if ((i + 1 == stage1 + stage2 && stage == 2)); then mv "$policy" "$run/stage2" && policy=$run/stage2; fi
 done
 
 models=()
-for name in base stage1 score; do
+for name in base stage1 stage2; do
     [[ -d $run/$name ]] && models+=(--model "$run/$name")
 done
 score eval --config "$recipe" "${seed[@]}" "${models[@]}" --problems "$run/test.parquet" \

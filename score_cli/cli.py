@@ -24,7 +24,7 @@ from score_cli.config import (
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
 from score_cli.options import with_settings
-from score_cli.pipeline.recipe import Recipe
+from score_cli.recipe import Recipe
 
 app = typer.Typer(
     name="score",
@@ -97,10 +97,10 @@ def sample(
     from score_cli.sampling.engines import policy_device
     from score_cli.tables.atomic import check_output
     from score_cli.tables.checkpoints import load_policy
-    from score_cli.tables.machine import use_machine
+    from score_cli.tables.device import setup_device
 
     check_output(out, overwrite=overwrite)
-    policy = load_policy(model, device=policy_device(settings, use_machine(settings)))
+    policy = load_policy(model, device=policy_device(settings, setup_device(settings)))
     stage.sample(
         settings,
         policy=policy,
@@ -175,7 +175,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a whole recipe in one process; goes on where an earlier run of it stopped."""
-    from score_cli.pipeline.recipe import read_recipe
+    from score_cli.recipe import read_recipe
 
     plan = read_recipe(recipe)
     plan.change(changes or [])

@@ -51,7 +51,7 @@ def read_counts(text: str | None, name: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def check_settings(settings: Any) -> None:
+def check_config(settings: Any) -> None:
     """Check every field against its bounds, before any work is done.
 
     Raises:
@@ -76,7 +76,7 @@ def check_settings(settings: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineConfig:
+class DeviceConfig:
     """Where a stage that runs a model does so."""
 
     device: Device = option("auto", "Where the model runs; auto takes CUDA where there is a GPU.")
@@ -84,7 +84,7 @@ class MachineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(MachineConfig):
+class SamplerConfig(DeviceConfig):
     """How much of the machine a stage that samples may take."""
 
     max_model_len: int | None = option(
@@ -123,7 +123,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConfig(MachineConfig):
+class BaseConfig(DeviceConfig):
     """`score base`: the tiny policy of the built-in task, trained from scratch on imperfect transcripts."""
 
     seed: int = option(0, "Seed of the initial weights and of the transcripts.", least=0, most=2**63 - 1)
@@ -209,7 +209,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateConfig(MachineConfig):
+class UpdateConfig(DeviceConfig):
     """What the two training stages share: one optimiser step on one batch of traces."""
 
     learning_rate: float = option(5e-6, "Adam's step size.", above=0, most=1)
@@ -233,13 +233,13 @@ class UpdateConfig(MachineConfig):
     )
     adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
     adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
-    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
-    importance_cap: float = option(
+    max_grad_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
+    importance_sampling_cap: float = option(
         2.0,
         "Where traces come from another engine: cap of the trainer-to-sampler probability ratio of a token.",
         above=0,
     )
-    proof_tolerance: float | None = option(
+    logprob_tolerance: float | None = option(
         None,
         "Largest mean gap, in nats a token, between trainer and sampler logprobs, above which the update is refused; "
         "if left out, 0.001 in float32 and 0.05 in bfloat16.",
@@ -248,7 +248,7 @@ class UpdateConfig(MachineConfig):
     micro_batch_tokens: int = option(
         4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )
-    attempt_gradients: bool = option(
+    log_grad_norm_by_attempt: bool = option(
         False, "Log the gradient norm of each attempt's loss by itself; costs a backward pass and a copy an attempt."
     )
     temperature: float = option(1.0, "Temperature of traces without a footer; others say their own.", least=0)
@@ -274,7 +274,7 @@ class Stage2Config(UpdateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(MachineConfig):
+class SftConfig(DeviceConfig):
     """`score train-sft`: one round of a supervised baseline, from a policy's own traces."""
 
     method: SftMethod = option(
@@ -289,7 +289,7 @@ class SftConfig(MachineConfig):
     weight_decay: float = option(0.0, "AdamW's weight decay; at 0 it is Adam.", least=0, most=1)
     adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
     adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
-    max_gradient_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
+    max_grad_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
     micro_batch_tokens: int = option(
         4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from score_cli.pipeline.recipe import Recipe, read_recipe
+from score_cli.recipe import Recipe, read_recipe
 
 Command = Callable[..., None]
 

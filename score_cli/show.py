@@ -11,11 +11,11 @@ from score_cli.errors import UserError
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, LENGTH, UNSCORED
 from score_cli.tables.traces import (
-    Reward,
     Trace,
+    Verdict,
     check_pairs,
-    iterate_rewards,
     iterate_traces,
+    iterate_verdicts,
     read_problems,
     rewards_beside,
 )
@@ -85,23 +85,23 @@ def _parse_chain(only: str) -> str:
     return letters
 
 
-def _letters(reward: Reward) -> str:
+def _letters(reward: Verdict) -> str:
     return "".join("c" if v == CORRECT else "u" if v == UNSCORED else "i" for v in reward.verdicts)
 
 
-def _rows(traces: Path, rewards: Path | None) -> Iterator[tuple[Trace, Reward | None]]:
+def _rows(traces: Path, rewards: Path | None) -> Iterator[tuple[Trace, Verdict | None]]:
     if rewards is None:
         for part in iterate_traces(traces):
             yield from ((trace, None) for trace in part)
         return
-    judged = iterate_rewards(rewards)
+    judged = iterate_verdicts(rewards)
     for part in iterate_traces(traces):
         graded = next(judged, [])
         check_pairs(part, graded, traces, rewards)
         yield from zip(part, graded, strict=True)
 
 
-def _print_trace(console: Console, trace: Trace, reward: Reward | None, problem: Problem | None) -> None:
+def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem: Problem | None) -> None:
     console.rule(Text(f"{trace.problem_id} #{trace.sample_index}"), align="left", style="dim")
     if problem is not None:
         answer = "" if problem.answer is None else f"   [answer {problem.answer}]"

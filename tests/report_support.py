@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, REWARDS, TRACES, write_table
+from score_cli.tables.parquet import METRICS, PROBLEMS, REWARDS, TRACES, TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 
 HOSTILE = (
@@ -100,12 +100,15 @@ def write_updates(folder: Path, count: int, *, rows: Sequence[Row] = ROWS) -> No
         (place / "x.traces.parquet").rename(place / "traces.parquet")
         (place / "x.rewards.parquet").rename(place / "rewards.parquet")
         write_table(
-            place / "metrics.parquet", CURVE, curve_of(number, "stage1"), Footer(table="curve", stage="train-stage1")
+            place / "metrics.parquet",
+            TRAIN_METRICS,
+            curve_of(number, "stage1"),
+            Footer(table="train_metrics", stage="train-stage1"),
         )
 
 
 def curve_of(number: int, stage: str) -> list[dict[str, Any]]:
-    values = [("accuracy", 1, 0.5), ("accuracy", 2, 0.5 + number / 10), ("gradient_norm", None, 2.0 + number)]
+    values = [("accuracy", 1, 0.5), ("accuracy", 2, 0.5 + number / 10), ("grad_norm", None, 2.0 + number)]
     return [
         {"stage": stage, "iteration": number, "name": name, "attempt": attempt, "value": value}
         for name, attempt, value in values

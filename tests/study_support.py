@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from score_cli.tables.parquet import CURVE, STUDY, TUNING, write_table
+from score_cli.tables.parquet import STUDY, TRAIN_METRICS, TUNING, write_table
 from score_cli.tables.provenance import Footer
 from tests.report_support import write_run
 
@@ -87,7 +87,7 @@ def write_study(folder: Path, *, conditions: Iterable[str] = CONDITIONS) -> Path
         tried | {"number": 1, "settings": "train-sft.epochs=3", "value": 0.625, "chosen": True},
     ]
     write_table(folder / "tuning.parquet", TUNING, tuning, Footer(table=TUNING.name, stage="study"))
-    (folder / "settings.json").write_text(json.dumps({"study": {"seeds": [0, 1]}}))
+    (folder / "config.json").write_text(json.dumps({"study": {"seeds": [0, 1]}}))
     return folder
 
 
@@ -98,7 +98,12 @@ def write_runs(folder: Path) -> Path:
             run = folder / f"seed-{seed}" / row
             write_run(run, policies=("base",) if row == "base" else ("stage1", "trained"))
             if row in CURVES:
-                write_table(run / "curve.parquet", CURVE, curve(CURVES[row][seed]), Footer(table="curve", stage="run"))
+                write_table(
+                    run / "train_metrics.parquet",
+                    TRAIN_METRICS,
+                    curve(CURVES[row][seed]),
+                    Footer(table="train_metrics", stage="run"),
+                )
     return folder
 
 

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from score_cli.errors import UserError
-from score_cli.sampling.conversation import ConversationTokens
+from score_cli.sampling.renderer import TaskRenderer
 from score_cli.sampling.rollout import Rollout
 from score_cli.tasks.prompts import Prompts
 from tests.conftest import SHARED_DATA
@@ -147,19 +147,19 @@ def real_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def conversation(
     tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...], prompts: Prompts = PROMPTS
-) -> ConversationTokens:
+) -> TaskRenderer:
     ids = [tokenizer.convert_tokens_to_ids(stop) for stop in stops]
     model = SimpleNamespace(config=SimpleNamespace(eos_token_id=ids), generation_config=None)
-    return ConversationTokens(tokenizer, model, prompts)  # type: ignore[arg-type]
+    return TaskRenderer(tokenizer, model, prompts)  # type: ignore[arg-type]
 
 
 @functools.cache
-def of_case(case: Case) -> ConversationTokens:
+def of_case(case: Case) -> TaskRenderer:
     return conversation(byte_tokenizer(case), case.stops)
 
 
 @functools.cache
-def of_real(name: str) -> ConversationTokens:
+def of_real(name: str) -> TaskRenderer:
     return conversation(real_tokenizer(name), ("<|endoftext|>",))
 
 
@@ -389,6 +389,6 @@ def test_a_control_token_that_cannot_be_written_as_text_is_refused() -> None:
     from tests.conftest import small_policy
 
     policy = small_policy()
-    tokens = ConversationTokens(policy.tokenizer, policy.model, PROMPTS)
+    tokens = TaskRenderer(policy.tokenizer, policy.model, PROMPTS)
     with pytest.raises(UserError, match="spells a control token, which this tokenizer cannot write as plain text"):
         tokens.prompt("Divide 4 by 2. <eos>")

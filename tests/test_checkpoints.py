@@ -70,7 +70,7 @@ def test_a_folder_that_is_not_there_names_the_command_that_makes_one(tmp_path: P
 
 
 def test_weights_changed_behind_the_state_are_noticed(checkpoint: Path) -> None:
-    state = checkpoint / "trainer" / "score.json"
+    state = checkpoint / "trainer" / "state.json"
     content = json.loads(state.read_text())
     content["fingerprint"] = small_policy(seed=1).state.fingerprint
     state.write_text(json.dumps(content))

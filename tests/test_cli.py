@@ -13,7 +13,7 @@ import pytest
 
 from score_cli import config
 from score_cli.cli import run_command
-from score_cli.pipeline.recipe import TABLES, read_recipe
+from score_cli.recipe import TABLES, read_recipe
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
@@ -53,7 +53,7 @@ def test_the_paper_defaults_stand() -> None:
 BAD_SETTINGS = [
     ("train-stage1", "learning_rate", "-1", "expected more than 0"),
     ("train-stage1", "learning_rate", "nan", "expected"),
-    ("train-stage2", "max_gradient_norm", "-1", "expected more than 0"),
+    ("train-stage2", "max_grad_norm", "-1", "expected more than 0"),
     ("train-stage2", "discount", "7", "expected at most 1"),
     ("train-stage2", "beta1", "nan", "expected"),
     ("train-stage2", "adam_beta1", "1.5", "expected at most"),
@@ -149,7 +149,7 @@ def test_an_existing_output_is_refused_and_kept(batch: Path, capsys: pytest.Capt
 
 def test_a_failed_proof_is_exit_code_one(batch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--traces", batch / "traces.parquet", "--rewards", batch / "rewards.parquet", "--out", batch / "next"]
-    code = run("train-stage1", "--model", batch / "ckpt", "--proof-tolerance", "1e-12", *arguments)
+    code = run("train-stage1", "--model", batch / "ckpt", "--logprob-tolerance", "1e-12", *arguments)
     assert code == 1
     assert "policy proof failed" in one_line(capsys)
     assert not (batch / "next").exists()

@@ -18,13 +18,13 @@ from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import Trace, read_traces
-from score_cli.training.update import UpdateInputs, accumulate_gradient
+from score_cli.training.update import TrainBatch, accumulate_gradient
 from score_cli.verification.verify import verify
 from tests.conftest import rewrite, write_checkpoint
 
 BASE = SampleConfig(samples=4, max_tokens=6, threads=1, seed=5)
 CONFIG = SampleConfig(samples=4, max_tokens=6, threads=1, seed=9)
-STAGE2 = Stage2Config(alpha=10.0, beta1=0.0, baseline="leave-one-out", attempt_gradients=True, threads=1)
+STAGE2 = Stage2Config(alpha=10.0, beta1=0.0, baseline="leave-one-out", log_grad_norm_by_attempt=True, threads=1)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_the_gradient_is_that_of_online_tokens_alone_with_online_baselines(folde
     """Brute force: returns minus the mean of siblings whose attempt this policy sampled, times plain logprobs."""
     traces, rewards, groups = mixed_batch(folder)
     model = load_policy(folder / "next").model
-    inputs = UpdateInputs(traces=traces, rewards=rewards, groups=groups, temperature=1.0)
+    inputs = TrainBatch(traces=traces, rewards=rewards, groups=groups, temperature=1.0)
     update = accumulate_gradient(model, model, inputs, STAGE2)
     found = [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -253,8 +253,8 @@ def test_a_given_first_attempt_conditions_the_second(folder: Path) -> None:
     norms = []
     for batch in (traces, changed):
         model.zero_grad()
-        inputs = UpdateInputs(traces=batch, rewards=rewards, groups=groups, temperature=1.0)
-        norms.append(accumulate_gradient(model, model, inputs, STAGE2).attempt_gradient_norms)
+        inputs = TrainBatch(traces=batch, rewards=rewards, groups=groups, temperature=1.0)
+        norms.append(accumulate_gradient(model, model, inputs, STAGE2).grad_norms_by_attempt)
     assert norms[0][0] == norms[1][0] == 0
     assert abs(norms[0][1] - norms[1][1]) > 1e-3 * norms[0][1] > 0
 

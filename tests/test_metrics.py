@@ -11,17 +11,17 @@ from score_cli.evaluation.evaluate import metric_rows, score_traces
 from score_cli.evaluation.metrics import clustered_mean, paired_difference, two_sided_p
 from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
 
 def pair(
     problem: str, first: str, second: str, verdicts: tuple[str, str], answers: tuple[str, str]
-) -> tuple[Trace, Reward]:
+) -> tuple[Trace, Verdict]:
     empty = np.array([])
     rewards = [None if v == "unscored" else float(v == "correct") for v in verdicts]
     return (
         Trace(problem, 0, [first, second], ["stop", "stop"], empty, empty, empty, 0),
-        Reward(problem, 0, list(answers), list(verdicts), rewards),
+        Verdict(problem, 0, list(answers), list(verdicts), rewards),
     )
 
 
@@ -177,7 +177,7 @@ def test_p_is_uniform_where_policies_do_not_differ() -> None:
 def test_comparisons_name_both_policies_and_every_measure() -> None:
     traces, rewards = [t for t, _ in ROWS], [r for _, r in ROWS]
     base = score_traces(traces, rewards)
-    better = score_traces(traces, [Reward(r.problem_id, 0, r.answers, ["correct"] * 2, [1.0, 1.0]) for r in rewards])
+    better = score_traces(traces, [Verdict(r.problem_id, 0, r.answers, ["correct"] * 2, [1.0, 1.0]) for r in rewards])
     rows = comparison_rows({"base": base, "stage1": base, "score": better}, decoding="greedy")
     found = {(row["policy"], row["name"]): row for row in rows}
     assert {row["policy"] for row in rows} == {"stage1 - base", "score - base", "score - stage1"}
@@ -189,7 +189,7 @@ def test_comparisons_name_both_policies_and_every_measure() -> None:
     assert found["stage1 - base", "delta@t2"]["value"] == 0.0 and found["stage1 - base", "delta@t2"]["stderr"] == 0.0
 
 
-def chain(problem: str, index: int, verdicts: str, texts: list[str] | None = None) -> tuple[Trace, Reward]:
+def chain(problem: str, index: int, verdicts: str, texts: list[str] | None = None) -> tuple[Trace, Verdict]:
     """A trace of as many attempts as letters: c correct, i incorrect, u unscored; its answers are the letters."""
     empty = np.array([])
     words = {"c": "correct", "i": "incorrect", "u": "unscored"}
@@ -197,11 +197,11 @@ def chain(problem: str, index: int, verdicts: str, texts: list[str] | None = Non
     attempts = texts or list(verdicts)
     return (
         Trace(problem, index, attempts, ["stop"] * len(verdicts), empty, empty, empty, 0),
-        Reward(problem, index, list(verdicts), [words[letter] for letter in verdicts], values),
+        Verdict(problem, index, list(verdicts), [words[letter] for letter in verdicts], values),
     )
 
 
-def rows_of(pairs: list[tuple[Trace, Reward]], **settings: Any) -> dict[str, dict[str, Any]]:
+def rows_of(pairs: list[tuple[Trace, Verdict]], **settings: Any) -> dict[str, dict[str, Any]]:
     rows = metric_rows([t for t, _ in pairs], [r for _, r in pairs], policy="base", decoding="sampled", **settings)
     return {row["name"]: row for row in rows}
 

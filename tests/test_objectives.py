@@ -25,7 +25,7 @@ from torch import Tensor
 
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.traces import Trace
-from score_cli.training.update import UpdateInputs, accumulate_gradient
+from score_cli.training.update import TrainBatch, accumulate_gradient
 from tests import enumeration as tiny
 
 ALPHA, BETA1, BETA2 = 10.0, 0.125, 0.25
@@ -61,7 +61,7 @@ def estimate(config: Stage1Config | Stage2Config, drawn: list[tuple[str, int]]) 
         traces.append(replace(trace_of(problem, number), sample_index=index))
         rewards.append([tiny.is_right(problem, first), tiny.is_right(problem, second)])
         groups.append(numbers.setdefault(problem, len(numbers)))
-    inputs = UpdateInputs(
+    inputs = TrainBatch(
         traces=traces,
         rewards=torch.tensor(rewards, dtype=torch.float64),
         groups=torch.tensor(groups),
@@ -180,7 +180,7 @@ def test_splitting_a_batch_keeps_the_gradient(budget: int, kl: str) -> None:
 def test_gradients_by_attempt_add_up_to_the_gradient() -> None:
     drawn = [("p", 0), ("q", 4), ("p", 7), ("q", 8)]
     together = estimate(config_of("stage2", 0.0, "leave-one-out", "full"), drawn)
-    apart = estimate(config_of("stage2", 0.0, "leave-one-out", "full", attempt_gradients=True), drawn)
+    apart = estimate(config_of("stage2", 0.0, "leave-one-out", "full", log_grad_norm_by_attempt=True), drawn)
     assert (together - apart).abs().max() < 1e-12
 
 
@@ -211,7 +211,7 @@ def expected_chain_gradient(config: Stage1Config | Stage2Config, attempts: int, 
         ways = math.factorial(samples)
         for number in set(members):
             ways //= math.factorial(members.count(number))
-        inputs = UpdateInputs(
+        inputs = TrainBatch(
             traces=[replace(chain_of(attempts, m), sample_index=index) for index, m in enumerate(members)],
             rewards=torch.tensor([[tiny.is_right("p", y) for y in every[m]] for m in members], dtype=torch.float64),
             groups=torch.zeros(samples, dtype=torch.long),

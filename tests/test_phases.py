@@ -9,7 +9,7 @@ import pytest
 from score_cli.config import RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.pipeline.phases import Phase, plan_phases
-from score_cli.pipeline.recipe import Recipe, read_recipe
+from score_cli.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = ROOT / "pipelines" / "ablations"
@@ -75,14 +75,14 @@ def told(phase: Phase) -> tuple[str, str, int, int, int, str]:
 def test_the_two_stages_follow_each_other_against_the_base() -> None:
     assert plan(stage1_iterations=3, stage2_iterations=4) == [
         ("stage1", "stage1", 0, 3, 2, "base"),
-        ("score", "stage2", 3, 7, 2, "base"),
+        ("stage2", "stage2", 3, 7, 2, "base"),
     ]
-    assert plan(stage2_iterations=4, attempts=1) == [("score", "stage2", 0, 4, 1, "base")]
+    assert plan(stage2_iterations=4, attempts=1) == [("stage2", "stage2", 0, 4, 1, "base")]
     assert plan() == []
 
 
 @pytest.mark.parametrize(
-    ("after", "order"), [("base", ["sft", "stage1", "score"]), ("stage1", ["stage1", "sft", "score"])]
+    ("after", "order"), [("base", ["sft", "stage1", "stage2"]), ("stage1", ["stage1", "sft", "stage2"])]
 )
 def test_supervised_rounds_stand_where_they_are_put(after: str, order: list[str]) -> None:
     found = plan(stage1_iterations=3, stage2_iterations=4, sft_rounds=2, sft_after=after)
@@ -106,7 +106,7 @@ def test_three_attempts_are_trained_in_two_parts_of_stage_one_and_stage_two() ->
     assert plan(stage1_iterations=3, stage2_iterations=4, stage1_by_attempt=True, attempts=3) == [
         ("stage1-t2", "stage1", 0, 3, 2, "base"),
         ("stage1-t3", "stage1", 3, 6, 3, "stage1-t2"),
-        ("score", "stage2", 6, 10, 3, "base"),
+        ("stage2", "stage2", 6, 10, 3, "base"),
     ]
     assert plan(stage1_iterations=3, stage1_by_attempt=True) == [("stage1", "stage1", 0, 3, 2, "base")]
 

@@ -92,7 +92,7 @@ def test_plain_commands_give_the_bytes_of_the_run(tiny: Path) -> None:
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     run, commands = digests(tiny / "run"), digests(tiny / "commands")
-    shared = {name for name in run if name.split("/")[-1] not in ("curve.parquet", "metrics.parquet")}
+    shared = {name for name in run if name.split("/")[-1] not in ("train_metrics.parquet", "metrics.parquet")}
     assert len([name for name in shared if name.startswith("iterations")]) == 12
     assert {name: run[name] for name in shared} == {name: commands.get(name) for name in shared}
     assert run["metrics.parquet"] == commands["metrics.parquet"]
@@ -117,7 +117,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny: Path) -> None:
 def test_a_finished_run_prints_its_table_again_and_other_settings_are_refused(tiny: Path) -> None:
     shown = score("run", tiny / "recipe.toml", "--out", tiny / "run").stdout
     assert [line.split()[:2] for line in shown.splitlines()[2:]] == [
-        [name, decoding] for name in ("base", "stage1", "score") for decoding in ("sampled", "greedy")
+        [name, decoding] for name in ("base", "stage1", "stage2") for decoding in ("sampled", "greedy")
     ]
     command = [sys.executable, "-m", "score_cli", "run", tiny / "recipe.toml", "--out", tiny / "run", "--seed", "5"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -126,7 +126,7 @@ def test_a_finished_run_prints_its_table_again_and_other_settings_are_refused(ti
 
 
 def test_the_curve_has_every_update(tiny: Path) -> None:
-    curve = pl.read_parquet(tiny / "run" / "curve.parquet")
+    curve = pl.read_parquet(tiny / "run" / "train_metrics.parquet")
     assert curve.group_by("stage").agg(pl.col("iteration").unique().sort()).sort("stage").rows() == [
         ("stage1", [0, 1, 2]),
         ("stage2", [3, 4, 5]),
@@ -177,7 +177,7 @@ sft_problems = 150
 def test_supervised_rounds_lower_the_loss_and_make_the_policy_change_its_answers(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(SUPERVISED)
     score("run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
-    curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
+    curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet")
     losses = {name: curve.filter(pl.col("name") == name)["value"].to_list() for name in ("loss_before", "loss_after")}
     assert all(after < 0.95 * before for before, after in zip(*losses.values(), strict=True)), losses
     metrics = pl.read_parquet(tmp_path / "run" / "metrics.parquet").filter(pl.col("decoding") == "sampled")

@@ -80,10 +80,10 @@ def test_a_recipe_runs_from_problems_to_metrics(
     )
     metrics = pl.read_parquet(tmp_path / "run" / "metrics.parquet")
     metrics = metrics.filter(~pl.col("policy").str.contains(" - ", literal=True))
-    assert set(metrics["policy"]) == {"base", "stage1", "score"}
+    assert set(metrics["policy"]) == {"base", "stage1", "stage2"}
     assert metrics.filter(pl.col("name") == "acc@t2")["count"].to_list() == [8, 4] * 3
-    curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
-    gaps = curve.filter(pl.col("name") == "absolute_gap")["value"]
+    curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet")
+    gaps = curve.filter(pl.col("name") == "logprob_diff_abs")["value"]
     assert len(gaps) == 4 and max(gaps) < 1e-4
     traces = pl.read_parquet(tmp_path / "run" / "iterations" / "0000" / "traces.parquet")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")

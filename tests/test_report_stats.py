@@ -17,7 +17,7 @@ from score_cli.evaluation.report_plots import (
 )
 from score_cli.evaluation.report_stats import choose_rows, mean_logprob, moving_average, pair_facts, pairs_shown, spread
 from score_cli.evaluation.report_text import curve_lines
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
 
 def trace(problem: str, logprobs: list[float], *, offline: int = 0) -> Trace:
@@ -29,10 +29,10 @@ def trace(problem: str, logprobs: list[float], *, offline: int = 0) -> Trace:
     )
 
 
-def reward(problem: str, letters: str, *, sample: int = 0, changed: bool = True) -> Reward:
+def reward(problem: str, letters: str, *, sample: int = 0, changed: bool = True) -> Verdict:
     verdicts = [{"c": "correct", "i": "incorrect", "u": "unscored"}[letter] for letter in letters]
     values = [None if letter == "u" else float(letter == "c") for letter in letters]
-    return Reward(problem, sample, ["1", "2" if changed else "1"], verdicts, values)
+    return Verdict(problem, sample, ["1", "2" if changed else "1"], verdicts, values)
 
 
 def test_mean_logprob_is_over_the_attempt_s_own_tokens() -> None:

@@ -17,8 +17,8 @@ from score_cli.config import SampleConfig, SftConfig
 from score_cli.errors import UserError
 from score_cli.pipeline import run as run_module
 from score_cli.pipeline import sft_rounds
-from score_cli.pipeline.recipe import Recipe
 from score_cli.pipeline.run import Run, RunInputs
+from score_cli.recipe import Recipe
 from score_cli.sampling import engines
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import make_engine
@@ -84,8 +84,8 @@ def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_th
     folder = tmp_path / "run"
     rows = Run(recipe(**ROUNDS), folder, start).execute()
     policies = dict.fromkeys(row["policy"] for row in rows if " - " not in row["policy"])
-    assert list(policies) == ["base", "stage1", "sft", "score"]
-    states = {name: load_policy(folder / name).state for name in ("stage1", "sft", "score")}
+    assert list(policies) == ["base", "stage1", "sft", "stage2"]
+    states = {name: load_policy(folder / name).state for name in ("stage1", "sft", "stage2")}
     assert [states[name].iteration for name in states] == [2, 5, 7]
     base = load_policy(tmp_path / "ckpt").state.fingerprint
     assert {state.reference for state in states.values()} == {base}
@@ -97,9 +97,9 @@ def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_th
     counts = [len(pl.read_parquet(path)) for path in sorted(folder.glob("iterations/*/traces.parquet"))]
     assert counts == [24, 24, 32, 32, 32, 24, 24]
     assert [path.parent.name for path in sorted(folder.glob("iterations/*/sft.parquet"))] == ["0002", "0003", "0004"]
-    curve = pl.read_parquet(folder / "curve.parquet")
+    curve = pl.read_parquet(folder / "train_metrics.parquet")
     assert curve.filter(pl.col("name") == "loss_after")["iteration"].to_list() == [2, 3, 4]
-    moments = load_optimizer(folder / "score")
+    moments = load_optimizer(folder / "stage2")
     assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
 
 
@@ -199,7 +199,7 @@ def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
         (sft_rounds, "train_sft", 2),
         (sft_rounds, "keep_round_metrics", 1),
         (sft_rounds, "keep_round_metrics", 3),
-        (run_module, "prove_policy", 4),
+        (run_module, "check_logprobs_match", 4),
     ]
     for module, function, call in moments:
         folder = tmp_path / f"{function}{call}"
@@ -216,17 +216,17 @@ def test_three_attempts_are_trained_one_after_the_other(start: RunInputs, tmp_pa
     rows = Run(recipe(3, **THREE), folder, start).execute()
     assert {"acc@t3", "delta@t3"} <= {row["name"] for row in rows}
     base = stored_state(tmp_path / "ckpt").fingerprint
-    part_a, part_b, score = (stored_state(folder / name) for name in ("stage1-t2", "stage1-t3", "score"))
+    part_a, part_b, score = (stored_state(folder / name) for name in ("stage1-t2", "stage1-t3", "stage2"))
     assert (part_a.reference, part_b.reference, score.reference) == (base, part_a.fingerprint, base)
     widths = [
         set(pl.read_parquet(path)["attempts"].list.len()) for path in sorted(folder.glob("iterations/*/traces.parquet"))
     ]
     assert widths == [{2}, {2}, {3}, {3}, {3}, {3}]
-    for name in ("stage1-t2", "stage1-t3", "score"):
+    for name in ("stage1-t2", "stage1-t3", "stage2"):
         moments = load_optimizer(folder / name)
         assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
     # The first update of (b) stands where its reference does; that of Stage II is already away from the base.
-    curve = pl.read_parquet(folder / "curve.parquet").filter(pl.col("name") == "full_kl")
+    curve = pl.read_parquet(folder / "train_metrics.parquet").filter(pl.col("name") == "full_kl")
     kl = {iteration: part["value"].to_list() for (iteration,), part in curve.group_by("iteration")}
     assert max(kl[2]) < 1e-9 < 1e-5 < min(kl[4])
 
@@ -237,7 +237,7 @@ def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
     Run(recipe(3, **THREE), tmp_path / "whole", start).execute()
     for call in (3, 4):
         folder = tmp_path / str(call)
-        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, run_module, "prove_policy", call)
+        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, run_module, "check_logprobs_match", call)
         assert digests(folder) == digests(tmp_path / "whole"), call
 
 
@@ -246,13 +246,13 @@ def test_one_attempt_is_trained_and_two_are_evaluated(start: RunInputs, tmp_path
     made = recipe(1, stage2_iterations=2)
     made.change(["eval.attempts=2"])
     rows = Run(made, tmp_path / "run", start).execute()
-    assert {"acc@t1", "acc@t2", "delta@t2"} <= {row["name"] for row in rows if row["policy"] == "score"}
+    assert {"acc@t1", "acc@t2", "delta@t2"} <= {row["name"] for row in rows if row["policy"] == "stage2"}
     traces = pl.read_parquet(tmp_path / "run" / "iterations" / "0001" / "traces.parquet")
     assert set(traces["attempts"].list.len()) == {1}
     assert set(traces["attempt_ids"].explode()) == {0, 1}
-    curve = pl.read_parquet(tmp_path / "run" / "curve.parquet")
+    curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet")
     assert set(curve.filter(pl.col("name") == "accuracy")["attempt"]) == {1}
-    assert stored_state(tmp_path / "run" / "score").iteration == 2
+    assert stored_state(tmp_path / "run" / "stage2").iteration == 2
 
 
 def test_stage_two_goes_on_from_the_bases_first_attempts_and_never_trains_on_them(
@@ -279,9 +279,9 @@ def test_stage_one_is_untouched_by_first_attempts_given_to_stage_two(start: RunI
         Run(made, tmp_path / name, start).execute()
     own, given = digests(tmp_path / "own"), digests(tmp_path / "given")
     same = {name for name in own if own[name] == given[name]}
-    assert "stage1/model.safetensors" in same and "score/model.safetensors" not in same
+    assert "stage1/model.safetensors" in same and "stage2/model.safetensors" not in same
     assert {f"iterations/000{n}/traces.parquet" for n in (0, 1)} <= same
-    curve = pl.read_parquet(tmp_path / "given" / "curve.parquet").filter(pl.col("name") == "entropy")
+    curve = pl.read_parquet(tmp_path / "given" / "train_metrics.parquet").filter(pl.col("name") == "entropy")
     # What is measured of the tokens trained on: both attempts' in Stage I, the second's alone in Stage II.
     assert curve.select("iteration", "attempt").rows() == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
 

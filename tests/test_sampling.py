@@ -11,7 +11,7 @@ from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
-from score_cli.sampling.sample import Dialogues, sample
+from score_cli.sampling.sample import Renderer, sample
 from score_cli.sampling.seeds import attempt_uniforms, draw_problems, sample_digest
 from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens, truncate
 from score_cli.tables.checkpoints import Policy
@@ -24,7 +24,7 @@ CONFIG = SampleConfig(samples=4, max_tokens=9, iteration=0, seed=3, threads=1)
 
 
 def rollouts(policy: Policy, config: SampleConfig = CONFIG, count: int = 5) -> list[Rollout]:
-    dialogues = Dialogues(policy, {"division"})
+    dialogues = Renderer(policy, {"division"})
     return [
         dialogues.rollout(problem, dialogues.prompt(problem), index, config)
         for problem in division.split_problems("train")[:count]

@@ -18,7 +18,7 @@ from score_cli.tables.parquet import EXAMPLES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.training.sft import accumulate_gradient, fine_tune, learned_trace, train_sft
 from score_cli.training.sft_examples import Example
-from score_cli.training.train import train
+from score_cli.training.trainer import train
 from tests.conftest import make_batch, rewrite, small_model, write_checkpoint
 from tests.test_train import reward_some
 
@@ -99,7 +99,7 @@ def test_loss_and_gradient_are_torchs_cross_entropy(loss_on: str, owners: set[in
 
 def test_one_batch_and_one_epoch_is_one_adam_step_by_hand() -> None:
     """With fresh moments and no weight decay each weight moves by lr * g / (|g| + eps)."""
-    config = replace(CONFIG, max_gradient_norm=1e9)
+    config = replace(CONFIG, max_grad_norm=1e9)
     model, start = small_model(), small_model()
     loss_by_torch(start, EXAMPLES_BY_HAND, {2}).backward()  # type: ignore[no-untyped-call]
     measured = fine_tune(model, EXAMPLES_BY_HAND, config)

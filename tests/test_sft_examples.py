@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 from score_cli.training.sft_examples import Example, build_examples
 
 # Tokens by hand: a prompt is 1 1, the bridge 5 (6 5 where the turn had to be closed), an end 9.
@@ -36,8 +36,8 @@ VALUES = {"c": 1.0, "i": 0.0, "t": 0.0, "u": None}
 VERDICTS = {"c": "correct", "i": "incorrect", "t": "truncated", "u": "unscored"}
 
 
-def reward(of: Trace, verdicts: str) -> Reward:
-    return Reward(
+def reward(of: Trace, verdicts: str) -> Verdict:
+    return Verdict(
         of.problem_id, of.sample_index, [None, None], [VERDICTS[v] for v in verdicts], [VALUES[v] for v in verdicts]
     )
 

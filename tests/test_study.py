@@ -12,7 +12,7 @@ import pytest
 
 from score_cli.cli import run_command
 from score_cli.errors import UserError
-from score_cli.pipeline.recipe import read_recipe
+from score_cli.recipe import read_recipe
 from score_cli.study.claims import correction_rate, judge_claims
 from score_cli.study.jobs import Job, holding_folder, run_jobs
 from score_cli.study.page import print_study, study_markdown
@@ -136,7 +136,7 @@ def test_the_studys_own_tables_hold_for_rows_that_do_not_say_otherwise(tmp_path:
     whole = (tmp_path / "row.toml").read_text()
     assert "stage1_iterations = 0" in whole and "save_every = 3" in whole and "alpha = 5.0" in whole
     assert whole.count("threads = 1") == 6 and read_recipe(tmp_path / "row.toml").as_toml() == whole
-    assert (study.policy_of("base"), study.policy_of("no-stage1")) == ("base", "score")
+    assert (study.policy_of("base"), study.policy_of("no-stage1")) == ("base", "stage2")
 
 
 def test_the_study_of_the_paper_tries_as_many_settings_for_score_as_for_each_baseline() -> None:
@@ -176,7 +176,7 @@ def test_a_study_that_cannot_be_is_refused_in_one_line(
 
 def test_a_folder_of_another_study_or_of_a_study_at_work_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "settings.json").write_text('{"study": {"seeds": [1]}}')
+    (tmp_path / "run" / "config.json").write_text('{"study": {"seeds": [1]}}')
     path = study_at(tmp_path, 'rows = ["base"]\nseeds = [0]')
     assert run_command(["run", str(path), "--out", str(tmp_path / "run")]) == 2
     with (

@@ -21,7 +21,7 @@ from score_cli.tables.parquet import (
     write_table,
 )
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import check_pairs, read_problems, read_rewards, read_traces, rewards_beside
+from score_cli.tables.traces import check_pairs, read_problems, read_traces, read_verdicts, rewards_beside
 from tests.conftest import rewrite
 
 ROW = {"policy": "base", "decoding": "greedy", "name": "acc@t1", "value": 0.5, "stderr": None, "count": 3}
@@ -141,7 +141,7 @@ def test_wrong_types_are_named(batch: Path) -> None:
     changed = table.set_column(1, "sample_index", pa.array(["0"] * table.num_rows))
     pq.write_table(changed, batch / "rewards.parquet")
     with pytest.raises(UserError, match="column sample_index holds text, expected integer"):
-        read_rewards(batch / "rewards.parquet")
+        read_verdicts(batch / "rewards.parquet")
 
 
 def test_nulls_are_refused_where_a_value_is_required(batch: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_attempt_number_without_its_attempt_is_refused(batch: Path) -> None:
 
 
 def test_rewards_of_other_rows_are_refused(batch: Path) -> None:
-    traces, rewards = read_traces(batch / "traces.parquet"), read_rewards(batch / "rewards.parquet")
+    traces, rewards = read_traces(batch / "traces.parquet"), read_verdicts(batch / "rewards.parquet")
     with pytest.raises(UserError, match="has 47 rows, .* 48: run `score verify` again"):
         check_pairs(traces, rewards[1:], Path("t"), Path("r"))
     with pytest.raises(UserError, match="row 0 of r is"):
@@ -213,7 +213,7 @@ def test_rewards_of_other_rows_are_refused(batch: Path) -> None:
 def test_a_footer_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     newer = Footer(**{**FOOTER.__dict__, "schema": 99})
     write_table(tmp_path / "m", METRICS, [ROW], newer)
-    with pytest.raises(UserError, match="schema version 99, this program reads 1"):
+    with pytest.raises(UserError, match="schema version 99, this program reads 2"):
         read_footer(tmp_path / "m", METRICS)
 
 
@@ -293,7 +293,7 @@ def test_a_folder_with_other_files_is_never_replaced_by_a_checkpoint(
 def test_rewards_that_no_verifier_gives_are_refused(batch: Path, change: dict[str, object], message: str) -> None:
     rewrite(batch / "rewards.parquet", lambda row: row.update(change))
     with pytest.raises(UserError, match=message):
-        read_rewards(batch / "rewards.parquet")
+        read_verdicts(batch / "rewards.parquet")
 
 
 @pytest.mark.parametrize(

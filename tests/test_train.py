@@ -12,9 +12,9 @@ from score_cli.config import SampleConfig, Stage1Config, Stage2Config, VerifyCon
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.sample import sample
 from score_cli.tables.checkpoints import load_optimizer, load_policy
-from score_cli.tables.traces import Trace, read_rewards, read_traces
-from score_cli.training.train import Reference, Trainer, train
-from score_cli.training.update import UpdateInputs, accumulate_gradient
+from score_cli.tables.traces import Trace, read_traces, read_verdicts
+from score_cli.training.trainer import Reference, Trainer, train
+from score_cli.training.update import TrainBatch, accumulate_gradient
 from score_cli.verification.verify import verify
 from tests.conftest import make_batch, rewrite, write_checkpoint
 
@@ -54,19 +54,19 @@ def gradient_of(folder: Path, config: Stage1Config | Stage2Config) -> list[torch
     """The clipped gradient of the folder's batch, from the parts that the trainer puts together."""
     policy, traces = load_policy(folder / "ckpt"), read_traces(folder / "traces.parquet")
     names = [trace.problem_id for trace in traces]
-    inputs = UpdateInputs(
+    inputs = TrainBatch(
         traces=traces,
         rewards=torch.tensor(
             [
                 [math.nan if r is None else r for r in reward.rewards]
-                for reward in read_rewards(folder / "rewards.parquet")
+                for reward in read_verdicts(folder / "rewards.parquet")
             ]
         ),
         groups=torch.tensor([names.index(name) for name in names]),
         temperature=1.0,
     )
     accumulate_gradient(policy.model, load_policy(folder / "ckpt").model, inputs, config)
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_gradient_norm)
+    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
     return [parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None]
 
 
@@ -164,17 +164,17 @@ def test_an_offline_first_attempt_is_not_trained_on(rewarded: Path) -> None:
     offline = [replace(trace, offline_attempts=1) for trace in traces]
     policy = load_policy(rewarded / "ckpt")
     names = [trace.problem_id for trace in traces]
-    rewards = torch.tensor([reward.rewards for reward in read_rewards(rewarded / "rewards.parquet")])
+    rewards = torch.tensor([reward.rewards for reward in read_verdicts(rewarded / "rewards.parquet")])
 
     def loss_parts(chosen: list[Trace]) -> tuple[float, float]:
-        inputs = UpdateInputs(
+        inputs = TrainBatch(
             traces=chosen,
             rewards=rewards,
             groups=torch.tensor([names.index(name) for name in names]),
             temperature=1.0,
         )
-        config = replace(STAGE2, attempt_gradients=True)
-        first, second = accumulate_gradient(policy.model, policy.model, inputs, config).attempt_gradient_norms
+        config = replace(STAGE2, log_grad_norm_by_attempt=True)
+        first, second = accumulate_gradient(policy.model, policy.model, inputs, config).grad_norms_by_attempt
         return first, second
 
     online_first, online_second = loss_parts(traces)
@@ -191,10 +191,10 @@ def test_the_first_attempts_kl_pulls_on_the_first_attempt(rewarded: Path) -> Non
     first.rename(folder / "ckpt")
     make_batch(folder, folder / "ckpt", rewarded / "problems.parquet")
     rewrite(folder / "rewards.parquet", lambda row: row.update(rewards=[0.0, 0.0], verdicts=["incorrect"] * 2))
-    config = Stage1Config(beta1=0.0, beta2=10.0, kl="full", attempt_gradients=True, threads=1)
+    config = Stage1Config(beta1=0.0, beta2=10.0, kl="full", log_grad_norm_by_attempt=True, threads=1)
     done = step(folder, "next", config, reference=rewarded / "ckpt")
     rows = pl.read_parquet(done / "trainer" / "metrics.parquet")
-    norms = dict(rows.filter(pl.col("name") == "gradient_norm").drop_nulls("attempt").select("attempt", "value").rows())
+    norms = dict(rows.filter(pl.col("name") == "grad_norm").drop_nulls("attempt").select("attempt", "value").rows())
     assert norms[1] > 1.0
     assert norms[2] == 0.0
 
@@ -202,7 +202,7 @@ def test_the_first_attempts_kl_pulls_on_the_first_attempt(rewarded: Path) -> Non
 def test_logged_accuracy_is_the_share_of_correct_attempts_not_the_mean_reward(rewarded: Path) -> None:
     metrics = pl.read_parquet(step(rewarded, "next") / "trainer" / "metrics.parquet")
     logged = {(name, attempt): value for name, attempt, value in metrics.select("name", "attempt", "value").rows()}
-    rewards = [reward.rewards for reward in read_rewards(rewarded / "rewards.parquet")]
+    rewards = [reward.rewards for reward in read_verdicts(rewarded / "rewards.parquet")]
     first = sum(r[0] for r in rewards) / len(rewards)  # type: ignore[misc]
     second = sum(r[1] for r in rewards) / len(rewards)  # type: ignore[misc]
     assert logged["accuracy", 1] == pytest.approx(first)
@@ -212,11 +212,11 @@ def test_logged_accuracy_is_the_share_of_correct_attempts_not_the_mean_reward(re
 
 
 def test_every_metric_of_the_design_is_logged(rewarded: Path) -> None:
-    config = replace(STAGE2, attempt_gradients=True)
+    config = replace(STAGE2, log_grad_norm_by_attempt=True)
     metrics = pl.read_parquet(step(rewarded, "next", config) / "trainer" / "metrics.parquet")
-    per_attempt = "reward accuracy kl k3 full_kl entropy length truncated advantage_sd no_signal gradient_norm gap"
-    per_attempt += " absolute_gap"
-    overall = "gradient_norm delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
+    per_attempt = "reward accuracy kl k3 full_kl entropy length truncated advantage_sd frac_zero_advantage grad_norm"
+    per_attempt += " logprob_diff logprob_diff_abs"
+    overall = "grad_norm delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
     found = set(metrics.select("name", "attempt").rows())
     for name in per_attempt.split():
         assert {(name, 1), (name, 2)} <= found, name
@@ -225,7 +225,7 @@ def test_every_metric_of_the_design_is_logged(rewarded: Path) -> None:
 
 def test_sampler_and_trainer_agree_on_their_own_traces(rewarded: Path) -> None:
     metrics = pl.read_parquet(step(rewarded, "next") / "trainer" / "metrics.parquet")
-    gaps = metrics.filter(pl.col("name") == "absolute_gap")["value"]
+    gaps = metrics.filter(pl.col("name") == "logprob_diff_abs")["value"]
     assert len(gaps) == 2 and gaps.max() < 1e-5  # type: ignore[operator]
 
 
@@ -334,7 +334,7 @@ def test_training_uses_the_temperature_of_the_traces(tmp_path: Path, checkpoint:
     make_batch(tmp_path, checkpoint, problems, temperature=0.7)
     reward_some(tmp_path)
     metrics = pl.read_parquet(step(tmp_path, "next") / "trainer" / "metrics.parquet")
-    gaps = metrics.filter(pl.col("name") == "absolute_gap")["value"].to_list()
+    gaps = metrics.filter(pl.col("name") == "logprob_diff_abs")["value"].to_list()
     assert max(gaps) < 1e-5 and not math.isnan(sum(gaps))
 
 
@@ -387,7 +387,7 @@ def test_sampled_kl_of_another_engines_traces_is_the_trainers_own(rewarded: Path
     )
     config = Stage2Config(beta1=1.0, kl="sampled", threads=1)
     metrics = pl.read_parquet(step(rewarded, "next", config, allow_foreign=True) / "trainer" / "metrics.parquet")
-    assert metrics.filter(pl.col("name") == "gradient_norm")["value"].to_list() == [pytest.approx(0.0, abs=1e-4)]
+    assert metrics.filter(pl.col("name") == "grad_norm")["value"].to_list() == [pytest.approx(0.0, abs=1e-4)]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from torch import Tensor
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables import measures
-from score_cli.tables.traces import Reward, Trace
-from score_cli.training import credit, losses, scoring, update
-from score_cli.training.batching import Batch
-from score_cli.training.train import Trainer
-from tests import test_checkpoints, test_metrics, test_objectives, test_sampling, test_scoring, test_train
+from score_cli.tables.traces import Trace, Verdict
+from score_cli.training import credit, logprobs, losses, update
+from score_cli.training.batching import MicroBatch
+from score_cli.training.trainer import Trainer
+from tests import test_checkpoints, test_logprobs, test_metrics, test_objectives, test_sampling, test_train
 from tests.conftest import small_policy
 
 CASE = ("stage2", 0.0, "leave-one-out", "sampled")
@@ -56,11 +56,17 @@ def test_first_attempts_kl_as_a_constant_on_the_second_attempts_logprobs(monkeyp
 
 
 def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = scoring.score_batch
+    real = logprobs.batch_logprobs
 
     def without_first_attempt(
-        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False, entropy: bool = False
-    ) -> scoring.Scores:
+        model: object,
+        batch: MicroBatch,
+        columns: Tensor,
+        temperature: float,
+        *,
+        whole: bool = False,
+        entropy: bool = False,
+    ) -> logprobs.Logprobs:
         blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
         tokens = torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)
         found = real(model, batch._replace(token_ids=tokens), columns, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
@@ -68,9 +74,9 @@ def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPat
         own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
         return found._replace(logprobs=own)
 
-    monkeypatch.setattr(test_scoring, "score_batch", without_first_attempt)
-    caught(lambda: test_scoring.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
-    monkeypatch.setattr(update, "score_batch", without_first_attempt)
+    monkeypatch.setattr(test_logprobs, "batch_logprobs", without_first_attempt)
+    caught(lambda: test_logprobs.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
+    monkeypatch.setattr(update, "batch_logprobs", without_first_attempt)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 
@@ -88,20 +94,26 @@ def test_tokens_after_the_first_end_of_sequence(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = scoring.score_batch
+    real = logprobs.batch_logprobs
 
     def unshifted(
-        model: object, batch: Batch, columns: Tensor, temperature: float, *, whole: bool = False, entropy: bool = False
-    ) -> scoring.Scores:
+        model: object,
+        batch: MicroBatch,
+        columns: Tensor,
+        temperature: float,
+        *,
+        whole: bool = False,
+        entropy: bool = False,
+    ) -> logprobs.Logprobs:
         late = torch.clamp(columns + 1, max=batch.token_ids.shape[1] - 1)
         found = real(model, batch, late, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
         assert found.distribution is not None
         own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
         return found._replace(columns=columns, logprobs=own)
 
-    monkeypatch.setattr(test_scoring, "score_batch", unshifted)
-    caught(lambda: test_scoring.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
-    monkeypatch.setattr(update, "score_batch", unshifted)
+    monkeypatch.setattr(test_logprobs, "batch_logprobs", unshifted)
+    caught(lambda: test_logprobs.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
+    monkeypatch.setattr(update, "batch_logprobs", unshifted)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 
@@ -144,7 +156,7 @@ def test_fresh_adam_moments_at_every_iteration(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_accuracy_that_is_really_mean_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mean_reward(trace: Trace, reward: Reward, attempt: int) -> float | None:
+    def mean_reward(trace: Trace, reward: Verdict, attempt: int) -> float | None:
         value = reward.rewards[attempt - 1]
         return 0.0 if value is None else value
 
@@ -167,7 +179,7 @@ def test_mean_over_tokens_instead_of_the_sum(monkeypatch: pytest.MonkeyPatch) ->
 def test_stale_sampler_after_an_update(batch: Path) -> None:
     """An engine that still holds the policy before the update must stop the run."""
     from score_cli.errors import JobError
-    from score_cli.pipeline.proof import prove_policy
+    from score_cli.pipeline.proof import check_logprobs_match
     from score_cli.tables.checkpoints import load_policy
     from score_cli.tables.traces import read_traces
 
@@ -176,11 +188,11 @@ def test_stale_sampler_after_an_update(batch: Path) -> None:
     trainer = Trainer(test_train.STAGE2, policy, None, None)
     probe = read_traces(batch / "traces.parquet")[:8]
     engine = TransformersEngine(stale.model, batch_size=8)
-    prove_policy(trainer, engine, probe, 1.0)
+    check_logprobs_match(trainer, engine, probe, 1.0)
     trainer.update(batch / "traces.parquet", batch / "rewards.parquet")
     with pytest.raises(JobError, match="the sampler holds another policy"):
-        prove_policy(trainer, engine, probe, 1.0)
-    prove_policy(trainer, TransformersEngine(policy.model, batch_size=8), probe, 1.0)
+        check_logprobs_match(trainer, engine, probe, 1.0)
+    check_logprobs_match(trainer, TransformersEngine(policy.model, batch_size=8), probe, 1.0)
 
 
 def test_a_sampler_that_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.pipeline.data import write_problems
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import read_rewards, read_traces
+from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.tasks.boxed import last_boxed
 from score_cli.verification.answers import NumberGrader, same_number
 from score_cli.verification.graders import Item
@@ -93,7 +93,7 @@ def test_rewards_stand_row_by_row_and_a_cut_attempt_scores_zero_whatever_it_says
     answer_with(
         batch, [[r"\boxed{7}", r"\boxed{7}"], [r"\boxed{8}", r"\boxed{7}"]], [["stop", "length"], ["stop", "stop"]]
     )
-    rewards = read_rewards(run_verify(batch))
+    rewards = read_verdicts(run_verify(batch))
     traces = read_traces(batch / "traces.parquet")
     assert [(r.problem_id, r.sample_index) for r in rewards] == [(t.problem_id, t.sample_index) for t in traces]
     assert rewards[0].verdicts == ["correct", "truncated"] and rewards[0].rewards == [1.0, 0.0]
@@ -105,7 +105,7 @@ def test_a_broken_gold_is_unscored_with_a_null_reward(batch: Path) -> None:
     rewrite(batch / "problems.parquet", lambda row: row.update(answer=None))
     rewrite(batch / "traces.parquet", lambda row: None, keep_footer=False)
     answer_with(batch, [[r"\boxed{7}", ""]], [["stop", "stop"]])
-    reward = read_rewards(run_verify(batch, VerifyConfig(unscored_limit=1.0)))[0]
+    reward = read_verdicts(run_verify(batch, VerifyConfig(unscored_limit=1.0)))[0]
     assert reward.verdicts == ["unscored", "unscored"] and reward.rewards == [None, None]
     with pytest.raises(JobError, match="100.0% of the attempts could not be graded, the limit is 5.0%"):
         run_verify(batch, name="again.parquet")
@@ -151,7 +151,7 @@ def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
     math_files(tmp_path)
     digests = {file_sha256(run_verify(tmp_path, VerifyConfig(workers=n), f"{n}.parquet")) for n in (1, 3)}
     assert len(digests) == 1
-    verdicts = [reward.verdicts[0] for reward in read_rewards(tmp_path / "1.parquet")]
+    verdicts = [reward.verdicts[0] for reward in read_verdicts(tmp_path / "1.parquet")]
     # Row i says said[i % 5] to golds[i % 4]: 0.5 to 1/2 at 0, sqrt 8 at 1, (x+1)^2 at 2, (3,5) to (3,4) at 3.
     assert verdicts[:4] == ["correct", "correct", "correct", "incorrect"]
     assert verdicts[4] == "incorrect" and verdicts[20] == "correct"

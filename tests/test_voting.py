@@ -6,10 +6,10 @@ import pytest
 
 from score_cli.errors import UserError
 from score_cli.evaluation.voting import vote_rows
-from score_cli.tables.traces import Reward
+from score_cli.tables.traces import Verdict
 
 
-def reward(problem: str, index: int, first: str | None, second: str | None, gold: str = "7") -> Reward:
+def reward(problem: str, index: int, first: str | None, second: str | None, gold: str = "7") -> Verdict:
     """An answer of `?` is unscored."""
     answers = [None if a == "?" else a for a in (first, second)]
     verdicts = [
@@ -17,7 +17,7 @@ def reward(problem: str, index: int, first: str | None, second: str | None, gold
         for a in (first, second)
     ]
     values = [None if v == "unscored" else float(v == "correct") for v in verdicts]
-    return Reward(problem, index, answers, verdicts, values)
+    return Verdict(problem, index, answers, verdicts, values)
 
 
 # Problem p: first attempts 7 8 8 9, second attempts 7 7 8 7. Problem q: first 7 7 7 1, second 1 7 7 7.
@@ -27,7 +27,7 @@ REWARDS = [
 ]
 
 
-def measured(rewards: list[Reward], corrected: list[int]) -> dict[str, dict[str, float]]:
+def measured(rewards: list[Verdict], corrected: list[int]) -> dict[str, dict[str, float]]:
     rows = vote_rows(rewards, policy="score", decoding="sampled", corrected=corrected)
     assert {(row["policy"], row["decoding"]) for row in rows} == {("score", "sampled")}
     return {row["name"]: row for row in rows}

@@ -54,7 +54,7 @@ def _train(
     new_phase: bool,
 ) -> None:
     from score_cli.tables.atomic import check_output
-    from score_cli.training.train import train
+    from score_cli.training.trainer import train
 
     check_output(out, overwrite=overwrite, folder=True)
     summary = train(

@@ -19,7 +19,7 @@ from score_cli.evaluation.metrics import Estimate, clustered_mean
 from score_cli.evaluation.subsets import pass_at_k
 from score_cli.tables.measures import measures_of
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace, check_pairs, read_problems, read_rewards, read_traces
+from score_cli.tables.traces import Trace, Verdict, check_pairs, read_problems, read_traces, read_verdicts
 
 GREEDY = "greedy"
 SAMPLED = "sampled"
@@ -51,20 +51,20 @@ def evaluate(
     return metric_rows(found, judged, policy=policy, decoding=decoding, problems=known, pass_at=pass_at)
 
 
-def read_pair(traces: Path, rewards: Path) -> tuple[list[Trace], list[Reward]]:
+def read_pair(traces: Path, rewards: Path) -> tuple[list[Trace], list[Verdict]]:
     """Traces and their rewards, row by row.
 
     Raises:
         UserError: the files do not belong together.
     """
-    found, judged = read_traces(traces), read_rewards(rewards)
+    found, judged = read_traces(traces), read_verdicts(rewards)
     check_pairs(found, judged, traces, rewards)
     return found, judged
 
 
 def metric_rows(
     traces: Sequence[Trace],
-    rewards: Sequence[Reward],
+    rewards: Sequence[Verdict],
     *,
     policy: str,
     decoding: str,
@@ -91,7 +91,7 @@ def metric_rows(
     return [{"policy": policy, "decoding": decoding, "name": name} | asdict(found) for name, found in estimates.items()]
 
 
-def score_traces(traces: Sequence[Trace], rewards: Sequence[Reward]) -> dict[str, Scored]:
+def score_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[str, Scored]:
     """Every measure's name with its values, trace by trace; traces that it cannot be taken of are left out."""
     scored: dict[str, Scored] = {}
     for name, measure, attempt in measures_of(max(len(trace.attempts) for trace in traces)):

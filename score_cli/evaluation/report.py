@@ -12,7 +12,7 @@ from score_cli.evaluation.report_run import RunFolder, Source, read_run
 from score_cli.evaluation.report_stats import LONG_CURVE, PairFacts
 from score_cli.evaluation.report_traces import SourceFacts, read_sources
 from score_cli.progress import SILENT, Progress
-from score_cli.tables.provenance import short
+from score_cli.tables.provenance import short_digest
 
 
 def write_report(
@@ -147,6 +147,6 @@ def _about(folder: RunFolder, facts: Sequence[SourceFacts]) -> list[list[str]]:
         updates = {row["iteration"] for row in folder.curve if row["stage"] == stage}
         lines.append(["training", f"{stage}: {len(updates)} updates"])
     for fact in facts:
-        value = f"{fact.source.title}: {fact.traces} traces of policy {short(fact.fingerprint)}"
+        value = f"{fact.source.title}: {fact.traces} traces of policy {short_digest(fact.fingerprint)}"
         lines.append(["evaluation", value])
     return lines

@@ -13,10 +13,10 @@ from typing import Any
 from score_cli.errors import UserError
 from score_cli.evaluation.compare import MINUS
 from score_cli.evaluation.voting import VOTES
-from score_cli.tables.parquet import CURVE, METRICS, TRACES, read_footer, read_table
+from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace, check_pairs, read_problems, read_rewards, read_traces
+from score_cli.tables.traces import Trace, Verdict, check_pairs, read_problems, read_traces, read_verdicts
 
 TRACES_SUFFIX = ".traces.parquet"
 REWARDS_SUFFIX = ".rewards.parquet"
@@ -35,13 +35,13 @@ class Source:
     traces: Path
     rewards: Path
 
-    def read(self) -> tuple[list[tuple[Trace, Reward]], str | None]:
+    def read(self) -> tuple[list[tuple[Trace, Verdict]], str | None]:
         """The rows, and the fingerprint of the policy they were sampled from, where the footer says it.
 
         Raises:
             UserError: the two files do not belong together.
         """
-        traces, rewards = read_traces(self.traces), read_rewards(self.rewards)
+        traces, rewards = read_traces(self.traces), read_verdicts(self.rewards)
         check_pairs(traces, rewards, self.traces, self.rewards)
         footer = read_footer(self.traces, TRACES)
         return list(zip(traces, rewards, strict=True)), footer.policy if footer else None
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> RunFolder:
         check_rewards(metrics_path, evaluated)
     parts = {name: read_problems(path) for name in PROBLEM_FILES if (path := folder / f"{name}.parquet").exists()}
     return RunFolder(
-        settings=read_settings(folder / "settings.json"),
+        settings=read_settings(folder / "config.json"),
         metrics=metrics,
         comparisons=[row for row in rows if MINUS in row["policy"]],
         curve=curve,
@@ -114,9 +114,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The whole curve, or, before the run has ended, what its updates logged so far."""
-    whole = folder / "curve.parquet"
+    whole = folder / "train_metrics.parquet"
     paths = [whole] if whole.exists() else sorted((folder / "iterations").glob("[0-9]*/metrics.parquet"), key=_number)
-    return [row for path in paths for row in read_table(path, CURVE).to_pylist()]
+    return [row for path in paths for row in read_table(path, TRAIN_METRICS).to_pylist()]
 
 
 def evaluated_sources(folder: Path, policies: list[str]) -> Iterator[Source]:

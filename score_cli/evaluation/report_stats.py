@@ -14,7 +14,7 @@ from typing import Any
 from score_cli.evaluation.metrics import Estimate, clustered_mean
 from score_cli.tables.measures import accuracy, changed_answer, edit_ratio
 from score_cli.tables.schemas import CORRECT, UNSCORED
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
 # From verdict to verdict: the order in which flows are listed and drawn.
 FLOWS = ("c-c", "c-i", "i-c", "i-i")
@@ -25,7 +25,7 @@ MOST_CHARACTERS = 4000
 # A curve of this many updates or more is drawn with its moving average, over a twentieth of it.
 LONG_CURVE = 40
 
-Rows = Sequence[tuple[Trace, Reward]]
+Rows = Sequence[tuple[Trace, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def letter(verdict: str) -> str:
     return "c" if verdict == CORRECT else "u" if verdict == UNSCORED else "i"
 
 
-def chain(reward: Reward) -> str:
+def chain(reward: Verdict) -> str:
     """The verdicts of a trace as letters: `i-c`."""
     return "-".join(map(letter, reward.verdicts))
 
@@ -75,7 +75,7 @@ def pair_facts(rows: Rows, attempt: int) -> PairFacts:
     )
 
 
-def verdict_counts(rewards: Iterable[Reward]) -> list[tuple[str, int]]:
+def verdict_counts(rewards: Iterable[Verdict]) -> list[tuple[str, int]]:
     """How many traces have each chain of verdicts, most first: `incorrect → correct`, 12."""
     counts = Counter(" → ".join(reward.verdicts) for reward in rewards)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -87,7 +87,7 @@ def mean_logprob(trace: Trace, attempt: int) -> float | None:
     return None if attempt <= trace.offline_attempts or not len(own) else float(own.mean(dtype="float64"))
 
 
-def choose_rows(rewards: Sequence[Reward], most: int) -> list[int]:
+def choose_rows(rewards: Sequence[Verdict], most: int) -> list[int]:
     """Which traces to show: every chain of verdicts in turn gives one, until `most` are chosen.
 
     So the rare chains, which tell most, are there. Within a chain the order is a hash of problem and
@@ -110,7 +110,7 @@ def spread(count: int, most: int) -> list[int]:
     return [round(step * (count - 1) / (most - 1)) for step in range(most)]
 
 
-def shown_trace(trace: Trace, reward: Reward) -> dict[str, Any]:
+def shown_trace(trace: Trace, reward: Verdict) -> dict[str, Any]:
     """One trace as the page's browser takes it."""
     attempts = []
     for index, text in enumerate(trace.attempts):
@@ -145,11 +145,11 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _rank(reward: Reward) -> str:
+def _rank(reward: Verdict) -> str:
     return hashlib.sha256(f"{reward.problem_id}\0{reward.sample_index}".encode()).hexdigest()
 
 
-def _estimate(rows: Rows, value: Callable[[Trace, Reward], float]) -> Estimate:
+def _estimate(rows: Rows, value: Callable[[Trace, Verdict], float]) -> Estimate:
     return clustered_mean([value(*row) for row in rows], [trace.problem_id for trace, _ in rows])
 
 
@@ -158,7 +158,7 @@ def _flow(rows: Rows, attempt: int) -> dict[str, Estimate]:
     if not scored:
         return {}
 
-    def happened(name: str) -> Callable[[Trace, Reward], float]:
+    def happened(name: str) -> Callable[[Trace, Verdict], float]:
         return lambda _, reward: float("-".join(map(letter, reward.verdicts[attempt - 2 : attempt])) == name)
 
     return {name: _estimate(scored, happened(name)) for name in FLOWS}
@@ -183,7 +183,7 @@ def _logprob_bins(rows: Rows, attempt: int) -> list[LogprobBin]:
     values = sorted(value for value, _ in known)
     wanted = min(MOST_BINS, len(values) // LEAST_TRACES_A_BIN)
     edges = sorted({values[index * len(values) // wanted] for index in range(1, wanted)}) if wanted else []
-    members: defaultdict[int, list[tuple[float, tuple[Trace, Reward]]]] = defaultdict(list)
+    members: defaultdict[int, list[tuple[float, tuple[Trace, Verdict]]]] = defaultdict(list)
     for value, row in known:
         members[bisect.bisect_right(edges, value)].append((value, row))
     bins = []

@@ -18,15 +18,15 @@ CURVES: dict[str, tuple[str, str, bool]] = {
     "kl": ("KL from the reference, sampled", "nats an attempt", False),
     "full_kl": ("KL from the reference, full vocabulary", "nats an attempt", False),
     "k3": ("KL from the reference, k3", "nats an attempt", False),
-    "gradient_norm": ("Gradient norm", "before clipping", False),
+    "grad_norm": ("Gradient norm", "before clipping", False),
     "entropy": ("Entropy", "nats a token", False),
     "length": ("Length", "tokens an attempt", False),
     "truncated": ("Cut at the token limit", "attempts (%)", True),
     "advantage_sd": ("Spread of the advantages", "standard deviation", False),
-    "no_signal": ("Problems without a signal", "problems (%)", True),
+    "frac_zero_advantage": ("Problems without a signal", "problems (%)", True),
     "unscored": ("Unscored by the verifier", "attempts (%)", True),
-    "absolute_gap": ("Trainer to sampler, absolute", "nats a token", False),
-    "gap": ("Trainer to sampler, signed", "nats a token", False),
+    "logprob_diff_abs": ("Trainer to sampler, absolute", "nats a token", False),
+    "logprob_diff": ("Trainer to sampler, signed", "nats a token", False),
 }
 _WORDS = {"delta": "delta", "i_to_c": "wrong to right", "c_to_i": "right to wrong"}
 
@@ -48,7 +48,7 @@ def curve_lines(curve: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, bool
         ),
     ):
         panel = CURVES.get(name, (name, "", False))
-        label = "all attempts" if name == "gradient_norm" and row["attempt"] is None else _WORDS.get(name, "all")
+        label = "all attempts" if name == "grad_norm" and row["attempt"] is None else _WORDS.get(name, "all")
         if row["attempt"] is not None:
             label = f"attempt {row['attempt']}"
         elif pair not in ("", "t2"):

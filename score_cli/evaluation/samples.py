@@ -24,12 +24,12 @@ from typing import Any
 
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
 
 def sample_records(
     traces: Sequence[Trace],
-    rewards: Sequence[Reward],
+    rewards: Sequence[Verdict],
     *,
     policy: str,
     decoding: str,

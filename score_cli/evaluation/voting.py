@@ -19,7 +19,7 @@ from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import Row
 from score_cli.evaluation.metrics import clustered_mean
 from score_cli.evaluation.subsets import Ballot, majority_accuracy
-from score_cli.tables.traces import Reward
+from score_cli.tables.traces import Verdict
 
 # Traces drawn for a vote alone are kept under this name in place of a decoding's.
 VOTES = "votes"
@@ -28,7 +28,7 @@ SEQUENTIAL = "sequential"
 GAIN = "gain"
 
 
-def vote_rows(rewards: Sequence[Reward], *, policy: str, decoding: str, corrected: Sequence[int]) -> list[Row]:
+def vote_rows(rewards: Sequence[Verdict], *, policy: str, decoding: str, corrected: Sequence[int]) -> list[Row]:
     """Rows of the metrics table for each budget.
 
     Args:
@@ -54,7 +54,7 @@ def vote_rows(rewards: Sequence[Reward], *, policy: str, decoding: str, correcte
     return rows
 
 
-def _ballots(rewards: Sequence[Reward], attempt: int) -> dict[str, list[Ballot]]:
+def _ballots(rewards: Sequence[Verdict], attempt: int) -> dict[str, list[Ballot]]:
     """Each problem's scored answers at an attempt; a problem without any has an empty list."""
     ballots: dict[str, list[Ballot]] = {}
     for reward in rewards:

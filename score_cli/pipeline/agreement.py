@@ -8,7 +8,7 @@ from score_cli.errors import UserError
 from score_cli.tables.atomic import replacing_file
 
 
-def agree_on_settings(path: Path, settings: dict[str, dict[str, Any]]) -> None:
+def pin_config(path: Path, settings: dict[str, dict[str, Any]]) -> None:
     """Write down what a folder's work is started with, or see that it was started with the same.
 
     Args:

@@ -12,7 +12,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.sample import sample
 from score_cli.tables.checkpoints import Policy
 from score_cli.tasks.division import CORRECTION, LATENT_CORRECTION
-from score_cli.training.base import train_base
+from score_cli.training.base_policy import train_base
 from score_cli.verification.verify import verify
 
 # Bases whose latent revision loses more than this were seen to collapse to copying.

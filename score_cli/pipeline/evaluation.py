@@ -17,11 +17,11 @@ from score_cli.sampling.engines import holding, policy_device
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
-from score_cli.tables.machine import use_machine
+from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
-from score_cli.tables.provenance import Footer, file_sha256, short
+from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import Reward, Trace, read_problems, rewards_beside
+from score_cli.tables.traces import Trace, Verdict, read_problems, rewards_beside
 from score_cli.verification.verify import PROGRAM_TASKS, verify
 
 
@@ -169,7 +169,7 @@ def evaluate_checkpoints(
         for decoding in samplings(config):
             for file in files_of(folder, name, decoding):
                 check_output(file, overwrite=overwrite)
-    device = use_machine(config)
+    device = setup_device(config)
     rows = []
     for path, name in zip(checkpoints, names, strict=True):
         policy = load_policy(path, device=policy_device(config, device))
@@ -279,7 +279,7 @@ def _named(traces: Path, rewards: Path) -> Evaluated:
     footer, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
     if judged is not None and judged.inputs.get("traces") not in (None, digest := file_sha256(traces)):
         raise UserError(
-            f"{rewards} grades traces {short(judged.inputs['traces'])}, {traces} is {short(digest)}: "
+            f"{rewards} grades traces {short_digest(judged.inputs['traces'])}, {traces} is {short_digest(digest)}: "
             "run `score verify` again on these traces"
         )
     decoding = GREEDY if footer is not None and footer.config.get("temperature") == 0 else SAMPLED
@@ -348,5 +348,5 @@ def _comparisons(tables: Sequence[Evaluated]) -> list[Row]:
 
 def _records(tables: Sequence[Evaluated], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
     for table in tables:
-        pair: tuple[list[Trace], list[Reward]] = read_pair(table.traces, table.rewards)
+        pair: tuple[list[Trace], list[Verdict]] = read_pair(table.traces, table.rewards)
         yield from sample_records(*pair, policy=table.policy, decoding=table.decoding, problems=problems)

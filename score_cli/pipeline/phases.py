@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 
-BASE, STAGE1, SFT, SCORE = "base", "stage1", "sft", "score"
+BASE, STAGE1, SFT, STAGE2 = "base", "stage1", "sft", "stage2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def plan_phases(
         UserError: supervised rounds are to follow a stage that the run does not have, or Stage I is to be split
             by attempt where there is one.
     """
-    updates = {BASE: 1, STAGE1: run.stage1_iterations, "stage2": run.stage2_iterations}
+    updates = {BASE: 1, STAGE1: run.stage1_iterations, STAGE2: run.stage2_iterations}
     if run.sft_rounds and not updates[run.sft_after]:
         raise UserError(
             f"run.sft_after is {run.sft_after}, which has no iterations: give it some, or let the rounds follow base"
@@ -69,6 +69,6 @@ def plan_phases(
         name = STAGE1 if len(parts) == 1 else f"{STAGE1}-t{last_attempt}"
         add(name, stage1, run.stage1_iterations, last_attempt)
     add_rounds(STAGE1)
-    add(SCORE, stage2, run.stage2_iterations, attempts)
-    add_rounds("stage2")
+    add(STAGE2, stage2, run.stage2_iterations, attempts)
+    add_rounds(STAGE2)
     return planned

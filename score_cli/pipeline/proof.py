@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from score_cli.errors import JobError
 from score_cli.sampling.engine import Engine
 from score_cli.tables.traces import Trace
-from score_cli.training.train import Trainer
+from score_cli.training.trainer import Trainer
 
 PROBE_TRACES = 8
 
@@ -18,7 +18,7 @@ def choose_probe(traces: Sequence[Trace]) -> list[Trace]:
     return list(firsts.values())[:PROBE_TRACES]
 
 
-def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
+def check_logprobs_match(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
     """Check that the sampler holds the policy that the trainer has just made.
 
     Raises:
@@ -33,8 +33,8 @@ def prove_policy(trainer: Trainer, engine: Engine, probe: list[Trace], temperatu
         if owner > 0
     ]
     gap = sum(gaps) / len(gaps)
-    if not gap <= trainer.proof_tolerance:
+    if not gap <= trainer.logprob_tolerance:
         raise JobError(
             f"policy proof failed: after the update, sampler and trainer logprobs differ by {gap:.2g} nats a token "
-            f"(limit {trainer.proof_tolerance:g}): the sampler holds another policy"
+            f"(limit {trainer.logprob_tolerance:g}): the sampler holds another policy"
         )

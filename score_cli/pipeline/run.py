@@ -1,13 +1,13 @@
 """`score run`: the whole recipe in one process, with the model kept warm, writing the files the commands write.
 
-RUN/settings.json               what the run was started with; a resumed run must agree
+RUN/config.json               what the run was started with; a resumed run must agree
 RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ score/   the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
 RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
 RUN/latest/0010/                the newest checkpoint between those, to go on from
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
-RUN/curve.parquet               every logged metric of every update
+RUN/train_metrics.parquet               every logged metric of every update
 """
 
 import shutil
@@ -27,25 +27,25 @@ from score_cli.config import (
     VerifyConfig,
 )
 from score_cli.errors import UserError
-from score_cli.pipeline.agreement import agree_on_settings
+from score_cli.pipeline.agreement import pin_config
 from score_cli.pipeline.base import build_base
 from score_cli.pipeline.data import SPLITS, write_problems
 from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
 from score_cli.pipeline.phases import BASE, Phase, plan_phases
-from score_cli.pipeline.proof import choose_probe, prove_policy
-from score_cli.pipeline.recipe import Recipe
+from score_cli.pipeline.proof import check_logprobs_match, choose_probe
 from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
 from score_cli.progress import SILENT, Progress
+from score_cli.recipe import Recipe
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
 from score_cli.sampling.sample import check_room, sample
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
-from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import CURVE, METRICS, PROBLEMS, count_rows, read_table, write_table
+from score_cli.tables.device import setup_device
+from score_cli.tables.parquet import METRICS, PROBLEMS, TRAIN_METRICS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
-from score_cli.training.base import untrained_policy
-from score_cli.training.train import Reference, Trainer
+from score_cli.training.base_policy import untrained_policy
+from score_cli.training.trainer import Reference, Trainer
 from score_cli.verification.verify import verify
 
 
@@ -126,7 +126,7 @@ class Run:
         self.folder = folder
         self.progress = progress
         self._engine: Engine | None = None
-        self.device = use_machine(self.settings.sample)
+        self.device = setup_device(self.settings.sample)
         self._start = None if inputs.model is None else _start_of_chain(inputs.model, self.device)
         given = {
             "model": self._start,
@@ -134,7 +134,7 @@ class Run:
             "eval_problems": _digest(inputs.eval_problems),
             "limit": inputs.limit,
         }
-        agree_on_settings(folder / "settings.json", asdict(self.settings) | {"inputs": given})
+        pin_config(folder / "config.json", asdict(self.settings) | {"inputs": given})
 
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet."""
@@ -230,10 +230,10 @@ class Run:
                 traces, rewards = self._iterate(trainer, engine, iteration, phase.attempts, given)
                 probe = probe or choose_probe(read_traces(traces))
                 # Each stage on its own number of threads, as its command would.
-                use_machine(phase.config)
+                setup_device(phase.config)
                 trainer.update(traces, rewards)
                 engine.refresh(trainer.policy)
-                prove_policy(trainer, engine, probe, self.settings.sample.temperature)
+                check_logprobs_match(trainer, engine, probe, self.settings.sample.temperature)
                 self._write_metrics(trainer, iteration)
                 finished = iteration + 1
                 if finished == phase.last:
@@ -259,7 +259,7 @@ class Run:
         """First attempts of a policy at every training problem, drawn once for the whole run."""
         out, settings = self.folder / "first_attempts.parquet", self.settings.sample
         if not out.exists():
-            use_machine(settings)
+            setup_device(settings)
             sample(
                 replace(settings, attempts=1, problems_per_iteration=None, iteration=0),
                 policy=base,
@@ -276,7 +276,7 @@ class Run:
         """Traces and rewards of one iteration; `given` holds first attempts that some traces go on from."""
         folder, share = self.folder / "iterations" / f"{iteration:04d}", self.settings.run.offline_first_attempts
         problems, traces, rewards = self.folder / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
-        use_machine(self.settings.sample)
+        setup_device(self.settings.sample)
         # A file left by a killed run is made again: it would be the same, but nothing proves it.
         sample(
             replace(self.settings.sample, attempts=attempts, offline_share=share if given else None),
@@ -291,8 +291,10 @@ class Run:
         return traces, rewards
 
     def _write_metrics(self, trainer: Trainer, iteration: int) -> None:
-        footer = Footer(table=CURVE.name, stage=trainer.stage, policy=trainer.policy.state.parent)
-        write_table(self.folder / "iterations" / f"{iteration:04d}" / METRICS_FILE, CURVE, trainer.metrics, footer)
+        footer = Footer(table=TRAIN_METRICS.name, stage=trainer.stage, policy=trainer.policy.state.parent)
+        write_table(
+            self.folder / "iterations" / f"{iteration:04d}" / METRICS_FILE, TRAIN_METRICS, trainer.metrics, footer
+        )
 
     def _keep(self, trainer: Trainer, finished: int) -> None:
         latest = self.folder / "latest"
@@ -305,15 +307,20 @@ class Run:
         rows: list[dict[str, Any]] = []
         for iteration in range(iterations):
             path = self.folder / "iterations" / f"{iteration:04d}" / METRICS_FILE
-            rows += read_table(path, CURVE).to_pylist()
+            rows += read_table(path, TRAIN_METRICS).to_pylist()
         if rows:
-            write_table(self.folder / "curve.parquet", CURVE, rows, Footer(table=CURVE.name, stage="run"))
+            write_table(
+                self.folder / "train_metrics.parquet",
+                TRAIN_METRICS,
+                rows,
+                Footer(table=TRAIN_METRICS.name, stage="run"),
+            )
 
     def _evaluate(self, policies: dict[str, Path]) -> list[dict[str, Any]]:
         out, problems = self.folder / "metrics.parquet", self.folder / "test.parquet"
         if out.exists():
             return list(read_table(out, METRICS).to_pylist())
-        use_machine(self.settings.eval)
+        setup_device(self.settings.eval)
         rows: list[dict[str, Any]] = []
         for name, path in policies.items():
             rows += evaluate_policy(

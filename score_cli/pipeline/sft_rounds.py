@@ -14,7 +14,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.sample import sample
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, load_policy, stored_state
-from score_cli.tables.machine import use_machine
+from score_cli.tables.device import setup_device
 from score_cli.training.sft import train_sft
 from score_cli.verification.verify import verify
 
@@ -46,7 +46,7 @@ def run_sft_rounds(
     while finished < phase.last:
         round_folder = folder / "iterations" / f"{finished:04d}"
         traces, rewards = round_folder / "traces.parquet", round_folder / "rewards.parquet"
-        policy = load_policy(origin, device=use_machine(sampling))
+        policy = load_policy(origin, device=setup_device(sampling))
         chosen = replace(sampling, attempts=phase.attempts)
         # A file left by a killed run is made again: it would be the same, but nothing proves it.
         sample(chosen, policy=policy, problems=problems, out=traces, overwrite=True, progress=progress)

@@ -5,8 +5,8 @@ from typing import Any
 
 from score_cli.config import Overrides, SampleConfig
 from score_cli.errors import UserError
-from score_cli.sampling.conversation import ConversationTokens
 from score_cli.sampling.engines import context_limit
+from score_cli.sampling.renderer import TaskRenderer
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.seeds import sample_digest
 from score_cli.tables.checkpoints import Policy
@@ -16,7 +16,7 @@ from score_cli.tasks.prompts import override, prompts_of
 MOST_TOKENS = 1024
 
 
-class Dialogues:
+class Renderer:
     """The conversations of every task in a problems file, as tokens of one policy."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Dialogues:
         if correction is not None:
             self._prompts = {task: own._replace(correction=correction) for task, own in self._prompts.items()}
         self._tokens = {
-            task: ConversationTokens(policy.tokenizer, policy.model, prompts) for task, prompts in self._prompts.items()
+            task: TaskRenderer(policy.tokenizer, policy.model, prompts) for task, prompts in self._prompts.items()
         }
 
     def prompt(self, problem: Problem) -> list[int]:

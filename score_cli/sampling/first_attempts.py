@@ -40,18 +40,18 @@ class FirstAttempt(NamedTuple):
 
 
 def read_first_attempts(
-    path: Path, wanted: Mapping[Key, Expected], *, asking: str, max_tokens: int
+    path: Path, wanted: Mapping[Key, Expected], *, renderer: str, max_tokens: int
 ) -> dict[Key, FirstAttempt]:
     """The first attempts of the wanted traces.
 
     Args:
-        asking: digest of this policy's tokenizer, template and stop tokens (`tables.checkpoints.asking_digest`).
+        renderer: digest of this policy's tokenizer, template and stop tokens (`tables.checkpoints.renderer_digest`).
         max_tokens: most tokens of an attempt.
     Raises:
         UserError: a wanted trace is missing, or was asked with other tokens, or its attempt is too long.
     """
     footer = read_footer(path, TRACES)
-    if footer is not None and footer.inputs.get("asking", asking) != asking:
+    if footer is not None and footer.inputs.get("renderer", renderer) != renderer:
         raise UserError(
             f"{path} was sampled with another tokenizer, chat template or stop token than this policy has: "
             "give first attempts of the same family of policies"

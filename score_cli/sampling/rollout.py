@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from score_cli.errors import UserError
-from score_cli.sampling.conversation import Bridge
+from score_cli.sampling.renderer import Bridge
 from score_cli.tables.schemas import LENGTH, STOP
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import SampleConfig, check_settings
+from score_cli.config import SampleConfig, check_config
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.dialogues import MOST_TOKENS, Dialogues
+from score_cli.sampling.dialogues import MOST_TOKENS, Renderer
 from score_cli.sampling.engine import Decoding, Engine
 from score_cli.sampling.engines import holding
 from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
@@ -22,8 +22,8 @@ from score_cli.sampling.seeds import draw_problems, offline_samples
 from score_cli.sampling.shards import Shard
 from score_cli.sampling.transformers_engine import in_chunks
 from score_cli.tables.atomic import check_output
-from score_cli.tables.checkpoints import Policy, asking_digest
-from score_cli.tables.machine import arithmetic_of
+from score_cli.tables.checkpoints import Policy, renderer_digest
+from score_cli.tables.device import numerics
 from score_cli.tables.parquet import TRACES
 from score_cli.tables.parts import open_parts
 from score_cli.tables.provenance import Footer, file_sha256
@@ -54,7 +54,7 @@ def sample(
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
-    check_settings(config)
+    check_config(config)
     work = _plan(config, policy, problems, first_attempts)
     if config.max_tokens is None and work.config.max_tokens != MOST_TOKENS:
         progress.line(
@@ -62,7 +62,7 @@ def sample(
             f"{work.dialogues.context}; longer ones are cut off and score 0"
         )
     chunks = work.chunks()
-    inputs = {"problems": file_sha256(problems), "asking": asking_digest(policy)}
+    inputs = {"problems": file_sha256(problems), "renderer": renderer_digest(policy)}
     if first_attempts is not None:
         inputs["first_attempts"] = file_sha256(first_attempts)
     with holding(policy, work.config, engine) as held:
@@ -74,7 +74,7 @@ def sample(
             inputs=inputs,
             policy=policy.state.fingerprint,
         )
-        with open_parts(out, TRACES, footer, machine=arithmetic_of(policy.model.device)) as parts:
+        with open_parts(out, TRACES, footer, machine=numerics(policy.model.device)) as parts:
             missing = [number for number in range(len(chunks)) if not parts.has(number)]
             if len(missing) < len(chunks):
                 progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
@@ -101,7 +101,7 @@ class _Work:
     config: SampleConfig
     problems: Sequence[Problem]
     prompts: Sequence[list[int]]
-    dialogues: Dialogues
+    dialogues: Renderer
     given: Mapping[Key, FirstAttempt] = field(default_factory=dict)
 
     def chunks(self) -> list[range]:
@@ -137,7 +137,7 @@ def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path
         config = replace(config, shard=str(Shard.parse(config.shard)))
     problems = _drawn(config, path)
     tasks = {problem.task for problem in problems}
-    dialogues = Dialogues(policy, tasks, config.correction, config.prompts, config.max_model_len)
+    dialogues = Renderer(policy, tasks, config.correction, config.prompts, config.max_model_len)
     prompts = [dialogues.prompt(problem) for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         if not prompt:
@@ -154,10 +154,10 @@ def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path
     work = _Work(config, problems, prompts, dialogues)
     if first_attempts is None:
         return work
-    return replace(work, given=_given(first_attempts, work, asking_digest(policy)))
+    return replace(work, given=_given(first_attempts, work, renderer_digest(policy)))
 
 
-def _given(path: Path, work: _Work, asking: str) -> dict[Key, FirstAttempt]:
+def _given(path: Path, work: _Work, renderer: str) -> dict[Key, FirstAttempt]:
     """The first attempts that this job's samples go on from."""
     config = work.config
     assert config.iteration is not None and config.offline_share is not None and config.max_tokens is not None
@@ -169,7 +169,7 @@ def _given(path: Path, work: _Work, asking: str) -> dict[Key, FirstAttempt]:
         name = problem.problem_id
         for index in offline_samples(config.seed, config.iteration, name, config.samples, config.offline_share):
             wanted[name, index] = expected
-    return read_first_attempts(path, wanted, asking=asking, max_tokens=config.max_tokens)
+    return read_first_attempts(path, wanted, renderer=renderer, max_tokens=config.max_tokens)
 
 
 def _drawn(config: SampleConfig, path: Path) -> list[Problem]:

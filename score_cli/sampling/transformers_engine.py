@@ -21,7 +21,7 @@ from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.row_cache import RowCache
 from score_cli.sampling.seeds import attempt_uniforms
 from score_cli.tables.checkpoints import Policy
-from score_cli.tables.machine import compute_precision
+from score_cli.tables.device import compute_precision
 
 
 @dataclass

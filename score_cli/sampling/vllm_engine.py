@@ -23,7 +23,7 @@ from score_cli.sampling.engines import context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.vllm_worker import tensor_digest
 from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
-from score_cli.tables.machine import release_memory
+from score_cli.tables.device import release_memory
 
 # What vLLM clamps or refuses beyond, silently below and by an error above.
 LEAST_TEMPERATURE = 0.01
@@ -114,9 +114,9 @@ class VllmEngine:
             fresh = self._engine.reset_prefix_cache()
         if not fresh:
             raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
-        self._prove_weights(policy)
+        self._check_embedding(policy)
 
-    def _prove_weights(self, policy: Policy) -> None:
+    def _check_embedding(self, policy: Policy) -> None:
         """See that the workers' embedding is the policy's, to the bit.
 
         In bfloat16 one small step moves logprobs less than rounding does, so that the probe of logprobs would pass

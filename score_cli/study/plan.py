@@ -10,7 +10,7 @@ from typing import Any
 from score_cli.config import BaseConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config, read_counts
 from score_cli.errors import UserError
 from score_cli.pipeline.phases import BASE, plan_phases
-from score_cli.pipeline.recipe import STUDY, Recipe, check_table, nearest, read_recipe
+from score_cli.recipe import STUDY, Recipe, check_table, did_you_mean, read_recipe
 
 # Stages that run a model: in a study each of them takes one thread, for the processes run side by side.
 THREADED = ("base", "sample", "train-stage1", "train-stage2", "train-sft", "eval")
@@ -102,7 +102,7 @@ def read_study(path: Path, recipe: Recipe) -> Study:
     known = sorted(file.stem for file in folder.glob("*.toml"))
     for row in [*config.rows, *config.grid, *config.tuned_like]:
         if row not in known:
-            raise UserError(f"{path}: {folder} has no recipe of a row {row}{nearest(row, known)}")
+            raise UserError(f"{path}: {folder} has no recipe of a row {row}{did_you_mean(row, known)}")
     named = itertools.chain(config.first_attempts_of_base, config.grid, config.tuned_like, *config.tuned_like.values())
     for row in [*named, config.further or BASE]:
         if row not in config.rows:
@@ -144,7 +144,7 @@ def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
     names = [field.name for field in fields(StudyConfig)]
     for key in table:
         if key not in names:
-            raise UserError(f"{path}: [study] has no key {key}{nearest(key, names)}")
+            raise UserError(f"{path}: [study] has no key {key}{did_you_mean(key, names)}")
     values: dict[str, Any] = {"grid": {}, "tuned_like": {}, "rows": [], "seeds": []} | dict(table)
     texts = [name for name in ("recipes", "votes", "further") if not isinstance(values.get(name, ""), str)]
     counts = [name for name in ("workers", "most_attempts", "attempt_tokens") if not _is_count(values.get(name, 1))]

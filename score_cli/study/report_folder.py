@@ -62,14 +62,14 @@ def read_study(path: Path) -> StudyFolder:
     """Read the measurements and settings.
 
     Raises:
-        UserError: a table or settings.json is damaged or something else.
+        UserError: a table or config.json is damaged or something else.
     """
     rows = read_table(path / STUDY_FILE, STUDY).to_pylist()
     results, tuning = Results(rows), path / "tuning.parquet"
     runs = [f"{SEED_PREFIX}{seed}/{row}" for row in results.rows for seed in results.seeds]
     return StudyFolder(
         path=path,
-        settings=read_settings(path / "settings.json"),
+        settings=read_settings(path / "config.json"),
         results=results,
         claims=judge_claims(Figures(rows)),
         tuning=read_table(tuning, TUNING).to_pylist() if tuning.exists() else [],

@@ -1,6 +1,6 @@
 """`score run` of a recipe with a `[study]` table: every row of the paper's tables, over seeds.
 
-RUN/settings.json                 what the study was started with; a resumed one must agree
+RUN/config.json                 what the study was started with; a resumed one must agree
 RUN/recipes/ROW.toml              a row's whole recipe, with the settings chosen for it
 RUN/seed-S/base/                  the run folder of row `base`; all other rows start from its policy
 RUN/seed-S/ROW/                   the run folder of a row
@@ -19,10 +19,10 @@ from typing import Any
 from score_cli.config import BaseConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import SAMPLED
-from score_cli.pipeline.agreement import agree_on_settings
+from score_cli.pipeline.agreement import pin_config
 from score_cli.pipeline.phases import BASE
-from score_cli.pipeline.recipe import Recipe
 from score_cli.progress import SILENT, Progress
+from score_cli.recipe import Recipe
 from score_cli.study.jobs import Job, holding_folder, run_jobs
 from score_cli.study.page import PrintedStudy, print_study, study_markdown
 from score_cli.study.plan import Changes, Study, attempts_that_fit, choose, describe, expand_grid, read_study
@@ -52,7 +52,7 @@ def run_study(
     with holding_folder(folder) as held:
         described = study.described()
         described["study"]["limit"] = limit
-        agree_on_settings(folder / "settings.json", described)
+        pin_config(folder / "config.json", described)
         work = _Work(study, folder, limit)
         run_jobs(work.jobs(), workers=study.config.workers, inherited=[held], progress=progress)
         rows = collect(work.sources(), list(study.config.seeds))

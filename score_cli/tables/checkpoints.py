@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face model folder, plus `trainer/` with what the next update needs.
 
     ckpt/config.json, model.safetensors, tokenizer.json, ...   loads in transformers and vLLM as it is
-    ckpt/trainer/score.json                                     stage, iteration, fingerprints
+    ckpt/trainer/state.json                                     stage, iteration, fingerprints
     ckpt/trainer/optimizer.safetensors                          Adam moments (float32) and step
     ckpt/trainer/metrics.parquet                                what the update logged
 
@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from score_cli.errors import UserError
-from score_cli.tables.provenance import short
+from score_cli.tables.provenance import short_digest
 
 TRAINER = "trainer"
-STATE_FILE = "score.json"
+STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.parquet"
 
@@ -41,7 +41,7 @@ _UNSPECIFIC_KEYS = {"transformers_version", "_name_or_path", "architectures", "d
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """What `trainer/score.json` holds.
+    """What `trainer/state.json` holds.
 
     `iteration` counts the updates since the base policy, a round of supervised training as one;
     `reference` is the fingerprint of the policy that the KL terms of this chain are measured from.
@@ -55,7 +55,7 @@ class TrainerState:
 
 
 def stored_state(path: Path) -> TrainerState:
-    """What a checkpoint's `score.json` says, without looking at the weights.
+    """What a checkpoint's `state.json` says, without looking at the weights.
 
     Raises:
         UserError: it cannot be read.
@@ -117,7 +117,7 @@ def check_checkpoint(name: str | Path) -> None:
         raise UserError(f"{path} is no checkpoint: it lacks {', '.join(missing)}: name a folder that has them")
 
 
-def asking_digest(policy: Policy) -> str:
+def renderer_digest(policy: Policy) -> str:
     """sha256 of what turns problems into tokens and ends attempts: tokenizer, chat template, stop tokens."""
     generation = getattr(policy.model, "generation_config", None)
     parts = [
@@ -186,7 +186,7 @@ def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
     """Where a checkpoint stands in its chain; a model without `trainer/` is a base policy.
 
     Raises:
-        UserError: the weights are not those that `score.json` was written for.
+        UserError: the weights are not those that `state.json` was written for.
     """
     found = fingerprint(model)
     file = path / TRAINER / STATE_FILE
@@ -195,8 +195,9 @@ def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
     state = stored_state(path)
     if state.fingerprint != found:
         raise UserError(
-            f"{path} holds policy {short(found)}, but its {STATE_FILE} was written for {short(state.fingerprint)}: "
-            f"the weights were changed; delete {file.parent} to start a new chain from them"
+            f"{path} holds policy {short_digest(found)}, but its {STATE_FILE} was written for "
+            f"{short_digest(state.fingerprint)}: the weights were changed; "
+            f"delete {file.parent} to start a new chain from them"
         )
     return state
 

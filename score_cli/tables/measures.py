@@ -7,43 +7,43 @@ from collections.abc import Callable
 
 from rapidfuzz.distance import Levenshtein
 
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
-Measure = Callable[[Trace, Reward, int], float | None]
+Measure = Callable[[Trace, Verdict, int], float | None]
 
 
-def accuracy(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def accuracy(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Whether the attempt (counted from 1) was judged correct."""
     verdict = reward.verdicts[attempt - 1]
     return None if reward.rewards[attempt - 1] is None else float(verdict == "correct")
 
 
-def delta(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def delta(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Accuracy of the attempt minus that of the one before."""
     now, before = accuracy(trace, reward, attempt), accuracy(trace, reward, attempt - 1)
     return None if now is None or before is None else now - before
 
 
-def incorrect_to_correct(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def incorrect_to_correct(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Whether the attempt put right what the one before had wrong."""
     change = delta(trace, reward, attempt)
     return None if change is None else float(change > 0)
 
 
-def correct_to_incorrect(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def correct_to_incorrect(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Whether the attempt broke what the one before had right."""
     change = delta(trace, reward, attempt)
     return None if change is None else float(change < 0)
 
 
-def edit_ratio(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def edit_ratio(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Edit distance in characters between the attempt and the one before, over their summed length."""
     before, now = trace.attempts[attempt - 2], trace.attempts[attempt - 1]
     total = len(before) + len(now)
     return Levenshtein.distance(before, now) / total if total else 0.0
 
 
-def changed_answer(trace: Trace, reward: Reward, attempt: int) -> float | None:
+def changed_answer(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Whether the extracted answer differs from the one before; an absent answer is an answer too."""
     return float(reward.answers[attempt - 1] != reward.answers[attempt - 2])
 

@@ -31,7 +31,7 @@ TRACES = Table("traces", schemas.TRACES, "score sample")
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
 METRICS = Table("metrics", schemas.METRICS, "score eval")
-CURVE = Table("curve", schemas.CURVE, "score run")
+TRAIN_METRICS = Table("train_metrics", schemas.TRAIN_METRICS, "score run")
 STUDY = Table("study", schemas.STUDY, "score run")
 TUNING = Table("tuning", schemas.TUNING, "score run")
 

@@ -51,7 +51,7 @@ class Footer:
         return found
 
 
-def short(digest: str | None) -> str:
+def short_digest(digest: str | None) -> str:
     """The part of a digest shown to people."""
     return digest[:12] if digest else "unknown"
 

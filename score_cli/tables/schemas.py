@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from score_cli.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CORRECT = "correct"
 INCORRECT = "incorrect"
@@ -116,7 +116,7 @@ TUNING = pa.schema(
 )
 
 # One row per metric of one update; `attempt` is null where the metric is over all attempts.
-CURVE = pa.schema(
+TRAIN_METRICS = pa.schema(
     [
         _required("stage", pa.string()),
         _required("iteration", pa.int32()),

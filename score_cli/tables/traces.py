@@ -46,7 +46,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Reward:
+class Verdict:
     """One row of rewards.parquet; a reward of None is unscored."""
 
     problem_id: str
@@ -86,7 +86,7 @@ def read_traces(path: Path) -> list[Trace]:
     return [trace for part in iterate_traces(path) for trace in part]
 
 
-def iterate_rewards(path: Path, *, rows: int = 1024) -> Iterator[list[Reward]]:
+def iterate_verdicts(path: Path, *, rows: int = 1024) -> Iterator[list[Verdict]]:
     """Yield rewards in pieces of at most `rows`.
 
     Raises:
@@ -98,12 +98,12 @@ def iterate_rewards(path: Path, *, rows: int = 1024) -> Iterator[list[Reward]]:
         start += batch.num_rows
 
 
-def read_rewards(path: Path) -> list[Reward]:
-    """All rewards; errors as `iterate_rewards`."""
-    return [reward for part in iterate_rewards(path) for reward in part]
+def read_verdicts(path: Path) -> list[Verdict]:
+    """All rewards; errors as `iterate_verdicts`."""
+    return [reward for part in iterate_verdicts(path) for reward in part]
 
 
-def check_pairs(traces: list[Trace], rewards: list[Reward], traces_path: Path, rewards_path: Path) -> None:
+def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, rewards_path: Path) -> None:
     """Check that rewards stand row by row for the traces.
 
     Raises:
@@ -131,8 +131,8 @@ def _rows(batch: pa.Table) -> Iterator[dict[str, Any]]:
         yield row | {name: column[index].values.to_numpy() for name, column in arrays.items()}
 
 
-def _reward(row: dict[str, Any], number: int, path: Path) -> Reward:
-    reward = Reward(**row)
+def _reward(row: dict[str, Any], number: int, path: Path) -> Verdict:
+    reward = Verdict(**row)
     again = "run `score verify` again"
     if not len(reward.answers) == len(reward.verdicts) == len(reward.rewards):
         raise UserError(f"{path}, row {number}: answers, verdicts and rewards differ in length: {again}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from score_cli.tables.traces import Trace
 
 
-class Batch(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some traces, padded on the right; B traces, T tokens of the longest.
 
     Causal attention never looks right, so padding there cannot reach a real token.
@@ -23,7 +23,9 @@ class Batch(NamedTuple):
     sampler_logprobs: Tensor  # [B, T] float32, 0 on context and padding
 
 
-def micro_batches(traces: Sequence[Trace], token_budget: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def micro_batches(
+    traces: Sequence[Trace], token_budget: int, device: torch.device | str = "cpu"
+) -> Iterator[MicroBatch]:
     """Cut traces, in order of length, into batches of at most `token_budget` padded tokens each.
 
     A trace longer than the budget makes a batch of its own. Together the batches hold every trace once.
@@ -38,7 +40,7 @@ def micro_batches(traces: Sequence[Trace], token_budget: int, device: torch.devi
         start = stop
 
 
-def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -> Batch:
+def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -> MicroBatch:
     width = max(len(traces[row].token_ids) for row in rows)
     tokens = np.zeros((len(rows), width), dtype=np.int64)
     owners = np.zeros((len(rows), width), dtype=np.int64)
@@ -52,4 +54,4 @@ def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -
         attention[index, :length] = 1
         logprobs[index, :length] = trace.logprobs
     tensors = [torch.from_numpy(array).to(device) for array in (tokens, owners, attention, logprobs)]
-    return Batch(rows, *tensors)
+    return MicroBatch(rows, *tensors)

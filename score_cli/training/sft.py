@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import LossOn, SftConfig, check_settings
+from score_cli.config import LossOn, SftConfig, check_config
 from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output, replacing_folder
@@ -31,16 +31,16 @@ from score_cli.tables.checkpoints import (
     load_policy,
     save_policy,
 )
-from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import CURVE, EXAMPLES, write_table
-from score_cli.tables.provenance import Footer, file_sha256, short
+from score_cli.tables.device import setup_device
+from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
+from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.schemas import STOP
-from score_cli.tables.traces import Reward, Trace, check_pairs, read_rewards, read_traces
-from score_cli.training.batching import Batch, micro_batches
-from score_cli.training.logged import answer_rows
-from score_cli.training.scoring import sampled_columns, score_batch
+from score_cli.tables.traces import Trace, Verdict, check_pairs, read_traces, read_verdicts
+from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.logprobs import batch_logprobs, sampled_columns
 from score_cli.training.sft_examples import Example, build_examples
-from score_cli.training.train import check_tokens, read_origin
+from score_cli.training.train_metrics import answer_rows
+from score_cli.training.trainer import check_tokens, read_origin
 
 STAGE = "sft"
 
@@ -67,10 +67,10 @@ def train_sft(
         UserError: an input does not fit; nothing is written.
         JobError: no trace makes an example, or the loss is not finite.
     """
-    check_settings(config)
+    check_config(config)
     check_output(examples, overwrite=overwrite)
     check_output(out, overwrite=overwrite, folder=True)
-    policy = load_policy(model, device=use_machine(config))
+    policy = load_policy(model, device=setup_device(config))
     found, judged = _read_inputs(traces, rewards, policy, allow_foreign)
     made = build_examples(found, judged, config.method, seed=config.seed)
     if not made:
@@ -88,13 +88,16 @@ def train_sft(
         for name, attempt, value in values
     ]
     footer = Footer(
-        table=CURVE.name, stage=STAGE, policy=policy.state.fingerprint, inputs={"examples": file_sha256(examples)}
+        table=TRAIN_METRICS.name,
+        stage=STAGE,
+        policy=policy.state.fingerprint,
+        inputs={"examples": file_sha256(examples)},
     )
     with replacing_folder(out) as folder:
         save_policy(folder, trained.model, trained.tokenizer, trained.state)
-        write_table(folder / TRAINER / METRICS_FILE, CURVE, rows, footer)
+        write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, rows, footer)
     return (
-        f"policy {short(trained.state.fingerprint)}, round {trained.state.iteration} ({config.method}); "
+        f"policy {short_digest(trained.state.fingerprint)}, round {trained.state.iteration} ({config.method}); "
         f"{len(made)} examples of {len(found)} traces, {measured['steps']:.0f} steps, "
         f"loss {measured['loss_before']:.4f} to {measured['loss_after']:.4f} nats a token"
     )
@@ -131,7 +134,7 @@ def fine_tune(
         for batch in _batches(rows, config, iteration):
             model.zero_grad()
             loss = accumulate_gradient(model, batch, config)
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm).item())
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item())
             if not math.isfinite(norms[-1]):
                 raise JobError("the gradient of the examples is not finite: lower --learning-rate")
             optimizer.step()
@@ -142,7 +145,7 @@ def fine_tune(
         "steps": float(steps),
         "loss_before": before,
         "loss_after": mean_loss(model, rows, config),
-        "gradient_norm": math.fsum(norms) / len(norms),
+        "grad_norm": math.fsum(norms) / len(norms),
     }
 
 
@@ -182,10 +185,10 @@ def mean_loss(model: PreTrainedModel, rows: Sequence[Trace], config: SftConfig) 
         return math.fsum(_summed_loss(model, part).item() for part in parts) / _count_tokens(rows)
 
 
-def _summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _summed_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Minus the logprobs of a batch's learned tokens, summed, nats."""
     columns = sampled_columns(batch)
-    logprobs = score_batch(model, batch, columns, temperature=1.0).logprobs
+    logprobs = batch_logprobs(model, batch, columns, temperature=1.0).logprobs
     return -(logprobs * (batch.attempt_ids[:, columns] > 0)).sum()
 
 
@@ -203,7 +206,7 @@ def _batches(rows: Sequence[Trace], config: SftConfig, iteration: int) -> Iterat
             yield [rows[row] for row in order[start : start + config.batch_size]]
 
 
-def _read_inputs(traces: Path, rewards: Path, policy: Policy, allow_foreign: bool) -> tuple[list[Trace], list[Reward]]:
+def _read_inputs(traces: Path, rewards: Path, policy: Policy, allow_foreign: bool) -> tuple[list[Trace], list[Verdict]]:
     """Traces of two attempts, of this policy or one that it was made from, and their rewards."""
     origin = read_origin(traces, rewards, policy, allow_foreign=allow_foreign)
     state = policy.state
@@ -211,10 +214,11 @@ def _read_inputs(traces: Path, rewards: Path, policy: Policy, allow_foreign: boo
         ancestors = {state.fingerprint, state.parent, state.reference} - {None}
         if origin.policy not in ancestors:
             raise UserError(
-                f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}, "
-                "which was not made from it: resample, or pass --allow-foreign to learn from another policy"
+                f"{traces} was sampled from policy {short_digest(origin.policy)}, but --model is "
+                f"{short_digest(state.fingerprint)}, which was not made from it: "
+                "resample, or pass --allow-foreign to learn from another policy"
             )
-    found, judged = read_traces(traces), read_rewards(rewards)
+    found, judged = read_traces(traces), read_verdicts(rewards)
     check_pairs(found, judged, traces, rewards)
     check_tokens(found, policy.model, traces)
     for number, trace in enumerate(found):

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from score_cli.config import SftMethod
 from score_cli.tables.schemas import STOP
-from score_cli.tables.traces import Reward, Trace
+from score_cli.tables.traces import Trace, Verdict
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Response(NamedTuple):
 
 
 def build_examples(
-    traces: Sequence[Trace], rewards: Sequence[Reward], method: SftMethod, *, seed: int
+    traces: Sequence[Trace], rewards: Sequence[Verdict], method: SftMethod, *, seed: int
 ) -> list[Example]:
     """The examples that a method makes of traces of two attempts, in the traces' order.
 
@@ -87,7 +87,7 @@ def build_examples(
     return examples
 
 
-def _right_responses(traces: Sequence[Trace], rewards: Sequence[Reward]) -> defaultdict[str, list[_Response]]:
+def _right_responses(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> defaultdict[str, list[_Response]]:
     """The right responses to each problem, out of all first and second attempts that came to their end."""
     found: defaultdict[str, list[_Response]] = defaultdict(list)
     for row, (trace, reward) in enumerate(zip(traces, rewards, strict=True)):
@@ -104,7 +104,7 @@ def _draw(seed: int, trace: Trace, count: int) -> int:
 
 
 def _example(
-    traces: Sequence[Trace], rewards: Sequence[Reward], row: int, target: _Response, method: SftMethod
+    traces: Sequence[Trace], rewards: Sequence[Verdict], row: int, target: _Response, method: SftMethod
 ) -> Example:
     trace, other = traces[row], traces[target.row]
     start = int(np.argmax(trace.attempt_ids == 2))

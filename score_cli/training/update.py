@@ -13,42 +13,42 @@ from transformers import PreTrainedModel
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.traces import Trace
 from score_cli.training import credit, losses
-from score_cli.training.batching import Batch, micro_batches
-from score_cli.training.scoring import sampled_columns, score_batch
+from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.logprobs import batch_logprobs, sampled_columns
 
 
 @dataclass
-class TokenSums:
+class AttemptSums:
     """Sums over the tokens of each attempt that take part, [M, A]; means come later."""
 
     kl: Tensor
     k3: Tensor
     full_kl: Tensor
     entropy: Tensor
-    gap: Tensor
-    absolute_gap: Tensor
+    logprob_diff: Tensor
+    logprob_diff_abs: Tensor
     tokens: Tensor
 
     @staticmethod
-    def zeros(traces: int, attempts: int) -> "TokenSums":
+    def zeros(traces: int, attempts: int) -> "AttemptSums":
         """Nothing counted yet."""
-        return TokenSums(*(torch.zeros(traces, attempts) for _ in range(7)))
+        return AttemptSums(*(torch.zeros(traces, attempts) for _ in range(7)))
 
 
 @dataclass
-class Update:
+class StepStats:
     """What one update computed, for logging: advantages, returns and token sums, all [M, A]."""
 
     shaped: Tensor
     advantages: Tensor
     active: Tensor
-    sums: TokenSums
+    sums: AttemptSums
     has_full_kl: bool
-    attempt_gradient_norms: list[float] = field(default_factory=list)
+    grad_norms_by_attempt: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateInputs:
+class TrainBatch:
     """A batch as the update needs it.
 
     `rewards` [M, A] holds NaN where unscored; `groups` [M] numbers the problems;
@@ -84,8 +84,8 @@ def kl_coefficients(config: Stage1Config | Stage2Config, attempts: int) -> Tenso
 
 
 def accumulate_gradient(
-    model: PreTrainedModel, reference: PreTrainedModel, inputs: UpdateInputs, config: Stage1Config | Stage2Config
-) -> Update:
+    model: PreTrainedModel, reference: PreTrainedModel, inputs: TrainBatch, config: Stage1Config | Stage2Config
+) -> StepStats:
     """Add the gradient of the stage's loss to `model`'s parameters.
 
     The loss is the mean over traces of minus the sum over tokens of advantage times logprob, plus,
@@ -97,7 +97,7 @@ def accumulate_gradient(
     active = inputs.active
     attempts = active.shape[1]
     coefficients = kl_coefficients(config, attempts)
-    sums = TokenSums.zeros(*active.shape)
+    sums = AttemptSums.zeros(*active.shape)
     batches = list(micro_batches(inputs.traces, config.micro_batch_tokens, model.device))
     shaped = shaped_rewards(config, inputs.rewards)
     reference_logprobs: list[Tensor] = []
@@ -117,7 +117,7 @@ def accumulate_gradient(
         penalised = shaped - coefficients * log_ratios
     # What this policy did not sample, or nobody scored, is nobody's sibling either.
     values = credit.returns(penalised, config.discount).masked_fill(active == 0, torch.nan)
-    update = Update(
+    update = StepStats(
         shaped=shaped,
         advantages=credit.advantages(values, inputs.groups, inputs.rewards, config.baseline),
         active=active,
@@ -125,28 +125,28 @@ def accumulate_gradient(
         has_full_kl=config.kl == "full",
     )
     count = max(1.0, active.amax(1).sum().item())
-    gradients = _Gradients(model, attempts if config.attempt_gradients else 1)
+    gradients = _Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
     for index, batch in enumerate(batches):
         known_reference = reference_logprobs[index] if reference_logprobs else None
         by_attempt = _micro_loss(model, reference, batch, inputs, config, update, coefficients, known_reference) / count
         gradients.add(by_attempt)
-    update.attempt_gradient_norms = gradients.finish()
+    update.grad_norms_by_attempt = gradients.finish()
     return update
 
 
-def _token_logprobs(model: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
+def _token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
     """[B, C] logprobs of the batch's tokens, without gradient."""
     with torch.no_grad():
-        return score_batch(model, batch, sampled_columns(batch), temperature).logprobs
+        return batch_logprobs(model, batch, sampled_columns(batch), temperature).logprobs
 
 
 def _micro_loss(
     model: PreTrainedModel,
     reference: PreTrainedModel,
-    batch: Batch,
-    inputs: UpdateInputs,
+    batch: MicroBatch,
+    inputs: TrainBatch,
     config: Stage1Config | Stage2Config,
-    update: Update,
+    update: StepStats,
     coefficients: Tensor,
     reference_logprobs: Tensor | None,
 ) -> Tensor:
@@ -156,15 +156,15 @@ def _micro_loss(
     active = update.active[batch.rows].to(device)
     masks = losses.attempt_masks(batch.attempt_ids[:, columns], active.shape[1]) * active[:, :, None]
     sampler = batch.sampler_logprobs[:, columns]
-    scores = score_batch(model, batch, columns, inputs.temperature, whole=config.kl == "full", entropy=True)
+    scores = batch_logprobs(model, batch, columns, inputs.temperature, whole=config.kl == "full", entropy=True)
     weights = None
     if inputs.other_engine:
-        weights = losses.importance_weights(scores.logprobs, sampler, config.importance_cap)
+        weights = losses.importance_weights(scores.logprobs, sampler, config.importance_sampling_cap)
     loss = losses.policy_gradient_loss(scores.logprobs, update.advantages[batch.rows].to(device), masks, weights)
     divergence = None
     if config.kl == "full":
         with torch.no_grad():
-            known = score_batch(reference, batch, columns, inputs.temperature, whole=True)
+            known = batch_logprobs(reference, batch, columns, inputs.temperature, whole=True)
         assert scores.distribution is not None and known.distribution is not None
         divergence = losses.full_kl(scores.distribution, known.distribution)
         reference_logprobs = known.logprobs
@@ -175,15 +175,15 @@ def _micro_loss(
         _record(update.sums, "kl", batch, own - reference_logprobs, masks)
         _record(update.sums, "k3", batch, losses.k3(own, reference_logprobs), masks)
         _record(update.sums, "entropy", batch, scores.entropy, masks)
-        _record(update.sums, "gap", batch, own - sampler, masks)
-        _record(update.sums, "absolute_gap", batch, (own - sampler).abs(), masks)
+        _record(update.sums, "logprob_diff", batch, own - sampler, masks)
+        _record(update.sums, "logprob_diff_abs", batch, (own - sampler).abs(), masks)
         _record(update.sums, "tokens", batch, torch.ones_like(own), masks)
         if divergence is not None:
             _record(update.sums, "full_kl", batch, divergence.detach(), masks)
     return loss
 
 
-def _record(sums: TokenSums, name: str, batch: Batch, values: Tensor, masks: Tensor) -> None:
+def _record(sums: AttemptSums, name: str, batch: MicroBatch, values: Tensor, masks: Tensor) -> None:
     held: Tensor = getattr(sums, name)
     held[batch.rows] = losses.sum_by_attempt(values, masks).to(held)
 

@@ -12,7 +12,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
-from score_cli.tables.provenance import Footer, file_sha256, short
+from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
 from score_cli.tables.traces import Trace, iterate_traces, read_problems
@@ -160,8 +160,8 @@ def _footer(traces: Path, problems: Path, graders: dict[str, Grader]) -> Footer:
     problems_digest = file_sha256(problems)
     if origin is not None and origin.inputs.get("problems", problems_digest) != problems_digest:
         raise UserError(
-            f"{traces} was sampled from problems {short(origin.inputs['problems'])}, {problems} is "
-            f"{short(problems_digest)}: verify against the file the traces were sampled from"
+            f"{traces} was sampled from problems {short_digest(origin.inputs['problems'])}, {problems} is "
+            f"{short_digest(problems_digest)}: verify against the file the traces were sampled from"
         )
     return Footer(
         table=REWARDS.name,

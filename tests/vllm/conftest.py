@@ -8,12 +8,12 @@ import torch
 
 from score_cli.config import BaseConfig, SampleConfig
 from score_cli.sampling.rollout import Rollout
-from score_cli.sampling.sample import Dialogues
+from score_cli.sampling.sample import Renderer
 from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
-from score_cli.training.base import make_model
+from score_cli.training.base_policy import make_model
 
 CONFIG = SampleConfig(samples=4, max_tokens=9, iteration=0, seed=3, engine="vllm", device="cpu")
 
@@ -53,7 +53,7 @@ def engine(warm: VllmEngine, policy: Policy) -> VllmEngine:
 @pytest.fixture
 def rollouts(policy: Policy) -> MakeRollouts:
     """Makes rollouts of the first problems, not yet begun."""
-    dialogues = Dialogues(policy, {"division"})
+    dialogues = Renderer(policy, {"division"})
 
     def make(config: SampleConfig = CONFIG, count: int = 12) -> list[Rollout]:
         return [

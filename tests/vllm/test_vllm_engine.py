@@ -11,7 +11,7 @@ from torch import Tensor
 
 from score_cli.config import Stage2Config
 from score_cli.errors import JobError, UserError
-from score_cli.pipeline.proof import prove_policy
+from score_cli.pipeline.proof import check_logprobs_match
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
@@ -19,7 +19,7 @@ from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.schemas import LENGTH, STOP
 from score_cli.tables.traces import Trace
-from score_cli.training.train import Trainer
+from score_cli.training.trainer import Trainer
 from tests.vllm.conftest import CONFIG, MakeRollouts, noisy_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -218,7 +218,7 @@ def test_a_bare_reload_leaves_a_policy_that_is_neither_and_the_proof_stops_it(
     mixed.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())
     assert largest_gap(engine, mixed, sequences) < 1e-4
     with pytest.raises(JobError, match="the sampler holds another policy"):
-        prove_policy(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
+        check_logprobs_match(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
 
 
 def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
@@ -230,9 +230,9 @@ def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
     weight = moved.model.get_input_embeddings().weight
     with torch.no_grad():
         weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
-    engine._prove_weights(held)
+    engine._check_embedding(held)
     with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
-        engine._prove_weights(moved)
+        engine._check_embedding(moved)
     engine.refresh(moved)
     monkeypatch.setattr(VllmEngine, "_write_policy", lambda self, policy: self._written)
     with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
@@ -246,7 +246,7 @@ def test_the_refresh_chosen_leaves_the_new_policy_and_the_proof_passes(
     sequences = [rollout.token_ids for rollout in made]
     engine.refresh(after_an_update)
     assert largest_gap(engine, after_an_update.model, sequences) < 1e-4
-    prove_policy(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
+    check_logprobs_match(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
     # What it samples now, it samples from the new policy, prompts that the old one has cached included.
     for rollout in grown(engine, rollouts()):
         expected = plain_logprobs(after_an_update.model, rollout.token_ids)

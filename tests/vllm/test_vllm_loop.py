@@ -10,7 +10,7 @@ from score_cli.cli import run_command
 from score_cli.config import BaseConfig
 from score_cli.tables.checkpoints import load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
-from score_cli.training.base import train_base
+from score_cli.training.base_policy import train_base
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
 
@@ -61,7 +61,7 @@ def test_a_run_trains_on_what_vllm_sampled_from_each_policy(run_folder: Path) ->
     assert policies[0] == load_policy(run_folder.parent / "base").state.fingerprint
     assert policies[2] == stored_state(run_folder / "stage1").fingerprint
     assert len(set(policies)) == 3
-    curve = pl.read_parquet(run_folder / "curve.parquet").filter(pl.col("name") == "absolute_gap")
+    curve = pl.read_parquet(run_folder / "train_metrics.parquet").filter(pl.col("name") == "logprob_diff_abs")
     assert len(curve) == 6 and curve["value"].max() < 1e-4 and curve["value"].min() > 0
 
 

@@ -6,8 +6,8 @@ import sys
 # A process of its own, since first calls are what this is about.
 FIRST_CALLS = """
 import torch
-from score_cli.config import MachineConfig
-from score_cli.tables import machine
+from score_cli.config import DeviceConfig
+from score_cli.tables import device
 
 threads = {}
 def watched(function):
@@ -15,8 +15,8 @@ def watched(function):
         threads.setdefault(function.__name__, torch.get_num_threads())
         return function(values)
     return call
-machine.VECTOR_FUNCTIONS = [watched(function) for function in machine.VECTOR_FUNCTIONS]
-machine.use_machine(MachineConfig(threads=2))
+device.VECTOR_FUNCTIONS = [watched(function) for function in device.VECTOR_FUNCTIONS]
+device.setup_device(DeviceConfig(threads=2))
 print(torch.get_num_threads(), threads["tanh"], threads["exp"], threads["log"], set(threads.values()))
 """
 

@@ -10,9 +10,9 @@ from score_cli.sampling.engine import Decoding
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.traces import Trace
-from score_cli.training import scoring
-from score_cli.training.batching import Batch, micro_batches
-from score_cli.training.scoring import sampled_columns, score_batch
+from score_cli.training import logprobs as logprobs_module
+from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.logprobs import batch_logprobs, sampled_columns
 from tests.conftest import small_policy
 from tests.test_sampling import rollouts
 
@@ -43,7 +43,7 @@ def test_padding_and_batching_do_not_change_logprobs(policy: Policy, budget: int
     for batch in micro_batches(traces, budget):
         columns = sampled_columns(batch)
         with torch.no_grad():
-            scores = score_batch(policy.model, batch, columns, 1.0)
+            scores = batch_logprobs(policy.model, batch, columns, 1.0)
         for index, row in enumerate(batch.rows):
             tokens = torch.tensor(traces[row].token_ids.tolist())
             with torch.no_grad():
@@ -61,7 +61,7 @@ def test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(policy: Policy) -
     for batch in micro_batches(traces, 200):
         columns = sampled_columns(batch)
         with torch.no_grad():
-            scores = score_batch(policy.model, batch, columns, 1.0)
+            scores = batch_logprobs(policy.model, batch, columns, 1.0)
         taken = batch.attempt_ids[:, columns] > 0
         gap = (scores.logprobs - batch.sampler_logprobs[:, columns]).abs()[taken]
         assert gap.max() < 1e-5
@@ -79,7 +79,7 @@ def test_logits_are_computed_at_sampled_positions_alone(policy: Policy) -> None:
     batch = next(micro_batches(traces_of(policy), 10_000))
     columns = sampled_columns(batch)
     assert columns.tolist() == [t for t in range(batch.token_ids.shape[1]) if (batch.attempt_ids[:, t] > 0).any()]
-    scores = score_batch(policy.model, batch, columns, 1.0, whole=True)
+    scores = batch_logprobs(policy.model, batch, columns, 1.0, whole=True)
     assert scores.distribution is not None
     assert scores.distribution.shape[1] == len(columns) < batch.token_ids.shape[1]
 
@@ -89,13 +89,13 @@ def test_scores_in_pieces_are_those_of_the_whole_distribution(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """Logprobs, entropies and gradients against torch's own categorical distribution, at a temperature."""
-    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", chunk)
     model = policy.model.double()
     batch = next(micro_batches(traces_of(small_policy()), 10_000))
     columns = sampled_columns(batch)
     pulls = torch.linspace(-1, 1, batch.token_ids[:, columns].numel(), dtype=torch.float64).view(-1, len(columns))
 
-    found = score_batch(model, batch, columns, 0.7, entropy=True)
+    found = batch_logprobs(model, batch, columns, 0.7, entropy=True)
     (found.logprobs * pulls).sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
@@ -116,7 +116,7 @@ def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
     monkeypatch: pytest.MonkeyPatch, whole: bool, bytes_a_logit: int
 ) -> None:
     """What autograd saves between the passes, over 60 rows of 20,000 logits in pieces of 4 rows."""
-    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 4 * 20_000)
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 4 * 20_000)
     weights = torch.randn(1, 60, 20_000, requires_grad=True)
 
     class Model:
@@ -126,7 +126,7 @@ def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
             return SimpleNamespace(logits=weights.bfloat16())
 
     tokens = torch.arange(61)[None]
-    batch = Batch([0], tokens, (tokens > 0).long(), torch.ones_like(tokens), torch.zeros(1, 61))
+    batch = MicroBatch([0], tokens, (tokens > 0).long(), torch.ones_like(tokens), torch.zeros(1, 61))
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        found = score_batch(Model(), batch, sampled_columns(batch), 1.0, whole=whole)  # type: ignore[arg-type]
+        found = batch_logprobs(Model(), batch, sampled_columns(batch), 1.0, whole=whole)  # type: ignore[arg-type]
     assert sum(saved.values()) // (60 * 20_000) == bytes_a_logit
     found.logprobs.sum().backward()
     # The gradient of a log-softmax sums to zero over the vocabulary.

@@ -66,7 +66,7 @@ class Recipe:
             values["prompts"] = self._prompts
         values.update({name: value for name, value in overrides.items() if value is not None})
         settings = kind(**values)
-        config.check_settings(settings)
+        config.check_config(settings)
         return settings
 
     def extended(self, child: "Recipe") -> "Recipe":
@@ -177,7 +177,7 @@ def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
         raise UserError(
-            f"{path}: no table is called [{table}]{nearest(table, [EXTENDS, SEED, PROMPTS, STUDY, *TABLES])}"
+            f"{path}: no table is called [{table}]{did_you_mean(table, [EXTENDS, SEED, PROMPTS, STUDY, *TABLES])}"
         )
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
@@ -185,14 +185,14 @@ def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     checked = {}
     for key, value in values.items():
         if key not in kinds or key == PROMPTS:
-            raise UserError(f"{path}: [{table}] has no key {key}{nearest(key, list(kinds))}")
+            raise UserError(f"{path}: [{table}] has no key {key}{did_you_mean(key, list(kinds))}")
         _check_value(path, f"[{table}] {key}", value, kinds[key])
         is_float = isinstance(value, int) and kinds[key] in (float, float | None)
         checked[key] = float(value) if is_float else value
     return checked
 
 
-def nearest(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
     """The end of a message about an unknown word: the known one that is nearest to it, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f": did you mean {close[0]}?" if close else f", expected one of {', '.join(known)}"

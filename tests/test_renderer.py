@@ -3,20 +3,20 @@
 import pytest
 
 from score_cli.errors import UserError
-from score_cli.sampling.conversation import ConversationTokens
+from score_cli.sampling.renderer import TaskRenderer
 from score_cli.tasks.prompts import Prompts
 from tests.conftest import small_policy
 
 PROMPTS = Prompts(first="{question}", correction="<fix>")
 
 
-def conversation(template: str | None, prompts: Prompts = PROMPTS) -> ConversationTokens:
+def conversation(template: str | None, prompts: Prompts = PROMPTS) -> TaskRenderer:
     policy = small_policy()
     policy.tokenizer.chat_template = template
-    return ConversationTokens(policy.tokenizer, policy.model, prompts)
+    return TaskRenderer(policy.tokenizer, policy.model, prompts)
 
 
-def spelled(conversation: ConversationTokens, tokens: list[int]) -> str:
+def spelled(conversation: TaskRenderer, tokens: list[int]) -> str:
     return str(small_policy().tokenizer.decode(tokens))
 
 

@@ -38,7 +38,7 @@ class Bridge(NamedTuple):
         return self.rest if finish_reason == STOP else self.end_of_turn + self.rest
 
 
-class ConversationTokens:
+class TaskRenderer:
     """Turns problems of one task into prompt tokens, and knows the task's bridge and stop tokens.
 
     The first user turn never holds control tokens, whatever it spells; the system prompt and the

@@ -31,7 +31,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output, replacing_folder
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, save_policy
-from score_cli.tables.machine import use_machine
+from score_cli.tables.device import setup_device
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
 
@@ -51,7 +51,7 @@ def train_base(config: BaseConfig, *, out: Path, overwrite: bool = False, progre
         UserError: `out` exists, or a setting does not fit.
     """
     check_output(out, overwrite=overwrite, folder=True)
-    device = use_machine(config)
+    device = setup_device(config)
     start = untrained_policy(config)
     tokenizer, model = start.tokenizer, start.model.to(device)
     problems = division.split_problems("train")

@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from score_cli.tables.machine import compute_precision
-from score_cli.training.batching import Batch
+from score_cli.tables.device import compute_precision
+from score_cli.training.batching import MicroBatch
 
 # Logits whose log-softmax is held at a time: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
 
 
-class Scores(NamedTuple):
+class Logprobs(NamedTuple):
     """What a policy gives the tokens at the columns where some trace of the batch has a sampled one.
 
     Shapes: B traces, C such columns, V vocabulary.
@@ -26,20 +26,20 @@ class Scores(NamedTuple):
     entropy: Tensor | None  # [B, C] of the distribution, nats, without gradient, where asked for
 
 
-def sampled_columns(batch: Batch) -> Tensor:
+def sampled_columns(batch: MicroBatch) -> Tensor:
     """[C] positions at which any trace of the batch has a sampled token."""
     return (batch.attempt_ids > 0).any(0).nonzero()[:, 0]
 
 
-def score_batch(
+def batch_logprobs(
     model: PreTrainedModel,
-    batch: Batch,
+    batch: MicroBatch,
     columns: Tensor,
     temperature: float,
     *,
     whole: bool = False,
     entropy: bool = False,
-) -> Scores:
+) -> Logprobs:
     """Score the tokens of a batch with one forward pass over the whole conversations.
 
     Logits exist for `columns` alone: the output at position t - 1 predicts the token at t.
@@ -61,7 +61,7 @@ def score_batch(
     if whole:
         distribution = _log_softmax(output.logits, temperature)
         logprobs = _of_tokens(distribution, tokens)
-        return Scores(columns, logprobs, distribution, _entropy(distribution) if entropy else None)
+        return Logprobs(columns, logprobs, distribution, _entropy(distribution) if entropy else None)
     logits = output.logits.flatten(0, 1)
     pieces = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
     owns = tokens.flatten().split(len(pieces[0]))
@@ -71,9 +71,9 @@ def score_batch(
     ]
     logprobs = torch.cat(found).view(tokens.shape)
     if not entropy:
-        return Scores(columns, logprobs, None, None)
+        return Logprobs(columns, logprobs, None, None)
     entropies = [_entropy(_log_softmax(piece.detach(), temperature)) for piece in pieces]
-    return Scores(columns, logprobs, None, torch.cat(entropies).view(tokens.shape))
+    return Logprobs(columns, logprobs, None, torch.cat(entropies).view(tokens.shape))
 
 
 def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:

@@ -2,14 +2,14 @@
 
 Per attempt (`attempt` 1..A): `reward` (shaped, before KL), `accuracy`, `kl` (sampled log-ratio, nats an
 attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated`,
-`advantage_sd`, `no_signal` (share of problems whose advantages are all 0), `gap` and `absolute_gap`
-(trainer minus sampler logprob, nats a token), `gradient_norm` (where asked for). Over all attempts
-(`attempt` null): `gradient_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
-`changed@t2` and so on as in the metrics table.
+`advantage_sd`, `frac_zero_advantage` (share of problems whose advantages are all 0), `logprob_diff` and
+`logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
+attempts (`attempt` null): `grad_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`,
+`edit_ratio@t2`, `changed@t2` and so on as in the metrics table.
 
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
 `examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
-`gradient_norm` (mean over its steps).
+`grad_norm` (mean over its steps).
 """
 
 import math
@@ -21,27 +21,27 @@ from torch import Tensor
 
 from score_cli.tables.measures import measures_of
 from score_cli.tables.schemas import LENGTH
-from score_cli.tables.traces import Reward, Trace
-from score_cli.training.update import Update
+from score_cli.tables.traces import Trace, Verdict
+from score_cli.training.update import StepStats
 
 Row = tuple[str, int | None, float]
 
 
-def curve_rows(
+def train_metric_rows(
     stage: str,
     iteration: int,
     *,
-    update: Update,
+    update: StepStats,
     groups: Tensor,
     traces: Sequence[Trace],
-    rewards: Sequence[Reward],
-    gradient_norm: float,
+    rewards: Sequence[Verdict],
+    grad_norm: float,
 ) -> list[dict[str, Any]]:
     """Rows of the curve table for one update; what could not be measured has no row."""
     found = [
         *_per_attempt(update, groups, traces),
         *answer_rows(traces, rewards),
-        ("gradient_norm", None, gradient_norm),
+        ("grad_norm", None, grad_norm),
     ]
     return [
         {"stage": stage, "iteration": iteration, "name": name, "attempt": attempt, "value": value}
@@ -50,7 +50,7 @@ def curve_rows(
     ]
 
 
-def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Iterator[Row]:
+def _per_attempt(update: StepStats, groups: Tensor, traces: Sequence[Trace]) -> Iterator[Row]:
     sums = update.sums
     for column in range(update.active.shape[1]):
         attempt = column + 1
@@ -60,20 +60,20 @@ def _per_attempt(update: Update, groups: Tensor, traces: Sequence[Trace]) -> Ite
         yield "length", attempt, sums.tokens[taking_part, column].mean().item()
         for name in ("kl", "k3", "full_kl") if update.has_full_kl else ("kl", "k3"):
             yield name, attempt, getattr(sums, name)[taking_part, column].mean().item()
-        for name in ("entropy", "gap", "absolute_gap"):
+        for name in ("entropy", "logprob_diff", "logprob_diff_abs"):
             yield name, attempt, (getattr(sums, name)[taking_part, column].sum() / tokens).item()
         advantage = update.advantages[:, column]
         if taking_part.any():  # torch warns of the spread of nothing
             yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
         silent = torch.zeros(int(groups.max()) + 1).index_add(0, groups, advantage.abs()) == 0
-        yield "no_signal", attempt, silent.float().mean().item()
+        yield "frac_zero_advantage", attempt, silent.float().mean().item()
         truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in traces]
         yield "truncated", attempt, sum(truncated) / len(truncated)
-    for column, norm in enumerate(update.attempt_gradient_norms):
-        yield "gradient_norm", column + 1, norm
+    for column, norm in enumerate(update.grad_norms_by_attempt):
+        yield "grad_norm", column + 1, norm
 
 
-def answer_rows(traces: Sequence[Trace], rewards: Sequence[Reward]) -> Iterator[Row]:
+def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
     """(name, attempt, value) of what the verdicts alone tell: accuracies, deltas, the unscored share."""
     for name, measure, attempt in measures_of(len(traces[0].attempts)):
         known = [v for t, r in zip(traces, rewards, strict=True) if (v := measure(t, r, attempt)) is not None]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import Stage1Config, Stage2Config, check_settings
+from score_cli.config import Stage1Config, Stage2Config, check_config
 from score_cli.errors import JobError, UserError
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.checkpoints import (
@@ -23,20 +23,20 @@ from score_cli.tables.checkpoints import (
     TRAINER,
     Policy,
     TrainerState,
-    asking_digest,
     fingerprint,
     load_optimizer,
     load_policy,
+    renderer_digest,
     save_policy,
 )
-from score_cli.tables.machine import use_machine
-from score_cli.tables.parquet import CURVE, REWARDS, TRACES, read_footer, write_table
-from score_cli.tables.provenance import Footer, file_sha256, short
-from score_cli.tables.traces import Reward, Trace, check_pairs, read_rewards, read_traces
+from score_cli.tables.device import setup_device
+from score_cli.tables.parquet import REWARDS, TRACES, TRAIN_METRICS, read_footer, write_table
+from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.traces import Trace, Verdict, check_pairs, read_traces, read_verdicts
 from score_cli.training.batching import micro_batches
-from score_cli.training.logged import curve_rows
-from score_cli.training.scoring import sampled_columns, score_batch
-from score_cli.training.update import Update, UpdateInputs, accumulate_gradient
+from score_cli.training.logprobs import batch_logprobs, sampled_columns
+from score_cli.training.train_metrics import train_metric_rows
+from score_cli.training.update import StepStats, TrainBatch, accumulate_gradient
 
 StageConfig = Stage1Config | Stage2Config
 
@@ -70,7 +70,7 @@ class Trainer:
         Raises:
             UserError: the reference is not the one this chain started from, or is missing.
         """
-        check_settings(config)
+        check_config(config)
         self.config = config
         self.policy = policy
         self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
@@ -97,11 +97,11 @@ class Trainer:
             "a reference must stay as it is"
         )
         origin = _check_origin(traces_path, rewards_path, self.policy, self.config, allow_foreign)
-        traces, rewards = read_traces(traces_path), read_rewards(rewards_path)
+        traces, rewards = read_traces(traces_path), read_verdicts(rewards_path)
         check_pairs(traces, rewards, traces_path, rewards_path)
         check_tokens(traces, self.policy.model, traces_path)
         _check_logprobs(traces, traces_path)
-        inputs = UpdateInputs(
+        inputs = TrainBatch(
             traces=traces,
             rewards=_reward_matrix(rewards, rewards_path),
             groups=_groups(traces, traces_path),
@@ -114,8 +114,8 @@ class Trainer:
         model.zero_grad()
         update = accumulate_gradient(model, self.reference.model, inputs, self.config)
         if origin.known:
-            self._prove_policy(update, traces_path)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_gradient_norm).item()
+            self._check_batch_is_on_policy(update, traces_path)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm).item()
         if not math.isfinite(norm):
             model.zero_grad()
             raise JobError(
@@ -123,14 +123,14 @@ class Trainer:
             )
         self._optimizer.step()
         model.zero_grad()
-        self.metrics = curve_rows(
+        self.metrics = train_metric_rows(
             self.stage,
             state.iteration,
             update=update,
             groups=inputs.groups,
             traces=traces,
             rewards=rewards,
-            gradient_norm=norm,
+            grad_norm=norm,
         )
         self.policy = replace(
             self.policy,
@@ -149,7 +149,7 @@ class Trainer:
         for batch in micro_batches(traces, self.config.micro_batch_tokens, self.policy.model.device):
             columns = sampled_columns(batch)
             with torch.no_grad():
-                scores = score_batch(self.policy.model, batch, columns, temperature)
+                scores = batch_logprobs(self.policy.model, batch, columns, temperature)
             for index, row in enumerate(batch.rows):
                 for place, column in enumerate(columns.tolist()):
                     if batch.attempt_ids[index, column] > 0:
@@ -161,25 +161,25 @@ class Trainer:
         with replacing_folder(out) as folder:
             save_policy(folder, self.policy.model, self.policy.tokenizer, self.policy.state, self._saved_optimizer())
             if self.metrics:
-                footer = Footer(table=CURVE.name, stage=self.stage, policy=self.policy.state.parent)
-                write_table(folder / TRAINER / METRICS_FILE, CURVE, self.metrics, footer)
+                footer = Footer(table=TRAIN_METRICS.name, stage=self.stage, policy=self.policy.state.parent)
+                write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, self.metrics, footer)
 
     @property
-    def proof_tolerance(self) -> float:
+    def logprob_tolerance(self) -> float:
         """Largest mean gap between trainer and sampler that rounding explains, nats a token."""
-        if self.config.proof_tolerance is not None:
-            return self.config.proof_tolerance
+        if self.config.logprob_tolerance is not None:
+            return self.config.logprob_tolerance
         return 0.05 if self.policy.model.device.type == "cuda" else 1e-3
 
-    def _prove_policy(self, update: Update, traces_path: Path) -> None:
+    def _check_batch_is_on_policy(self, update: StepStats, traces_path: Path) -> None:
         tokens = update.sums.tokens.sum().item()
-        gap = update.sums.absolute_gap.sum().item() / max(1.0, tokens)
+        gap = update.sums.logprob_diff_abs.sum().item() / max(1.0, tokens)
         # `not <=`, so that a NaN fails.
-        if not gap <= self.proof_tolerance:
+        if not gap <= self.logprob_tolerance:
             self.policy.model.zero_grad()
             raise JobError(
                 f"policy proof failed: on {traces_path} trainer and sampler logprobs differ by {gap:.2g} nats a token "
-                f"(limit {self.proof_tolerance:g}): these tokens were not sampled from this policy; sample again"
+                f"(limit {self.logprob_tolerance:g}): these tokens were not sampled from this policy; sample again"
             )
 
     def _saved_optimizer(self) -> dict[str, Tensor]:
@@ -210,8 +210,8 @@ def _check_reference(policy: Policy, reference: Reference) -> None:
     expected = policy.state.reference or policy.state.fingerprint
     if reference.fingerprint != expected:
         raise UserError(
-            f"{policy.name} was trained against reference {short(expected)}, not {short(reference.fingerprint)}: "
-            "pass --reference with the checkpoint its chain started from"
+            f"{policy.name} was trained against reference {short_digest(expected)}, not "
+            f"{short_digest(reference.fingerprint)}: pass --reference with the checkpoint its chain started from"
         )
 
 
@@ -236,7 +236,7 @@ def read_origin(traces: Path, rewards: Path, policy: Policy, *, allow_foreign: b
             raise UserError(
                 f"{path} was not made by score, so its policy cannot be proved: pass --allow-foreign to train on it"
             )
-    if origin is not None and origin.inputs.get("asking", asking_digest(policy)) != asking_digest(policy):
+    if origin is not None and origin.inputs.get("renderer", renderer_digest(policy)) != renderer_digest(policy):
         raise UserError(
             f"{traces} was sampled with another tokenizer, chat template or stop token than {policy.name} has: resample"
         )
@@ -250,8 +250,8 @@ def _check_origin(traces: Path, rewards: Path, policy: Policy, config: StageConf
     origin = read_origin(traces, rewards, policy, allow_foreign=allow_foreign)
     if origin is not None and origin.policy != state.fingerprint:
         raise UserError(
-            f"{traces} was sampled from policy {short(origin.policy)}, but --model is {short(state.fingerprint)}: "
-            "resample, or pass the checkpoint it came from"
+            f"{traces} was sampled from policy {short_digest(origin.policy)}, but --model is "
+            f"{short_digest(state.fingerprint)}: resample, or pass the checkpoint it came from"
         )
     settings = origin.config if origin else {}
     temperature = float(settings.get("temperature", config.temperature))
@@ -298,7 +298,7 @@ def _check_logprobs(traces: Sequence[Trace], path: Path) -> None:
         raise UserError(f"{path} has no logprobs but 0, expected the sampler's: write them down when you sample")
 
 
-def _reward_matrix(rewards: Sequence[Reward], path: Path) -> Tensor:
+def _reward_matrix(rewards: Sequence[Verdict], path: Path) -> Tensor:
     """[M, A], NaN where unscored."""
     widths = {len(reward.rewards) for reward in rewards}
     if len(widths) != 1:
@@ -344,7 +344,7 @@ def train(
     Raises:
         UserError, JobError: see `Trainer`; nothing is written.
     """
-    device = use_machine(config)
+    device = setup_device(config)
     policy = load_policy(model, device=device)
     other = None
     if new_phase and reference is None:
@@ -359,7 +359,8 @@ def train(
     accuracies = [f"t{a} {100 * v:.1f}%" for (name, a), v in values.items() if name == "accuracy"]
     kls = [f"{v:.3g}" for (name, _), v in values.items() if name == "kl"]
     return (
-        f"policy {short(trainer.policy.state.fingerprint)}, update {trainer.policy.state.iteration} ({trainer.stage}); "
+        f"policy {short_digest(trainer.policy.state.fingerprint)}, "
+        f"update {trainer.policy.state.iteration} ({trainer.stage}); "
         f"on its traces {', '.join(accuracies)}, KL by attempt {', '.join(kls)} nats, "
-        f"gradient norm {values['gradient_norm', None]:.3g}"
+        f"gradient norm {values['grad_norm', None]:.3g}"
     )

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from score_cli.config import MachineConfig
+from score_cli.config import DeviceConfig
 from score_cli.errors import UserError
 
 # The functions that torch hands to MKL's vector mathematics.
@@ -20,7 +20,7 @@ VECTOR_FUNCTIONS = (
 )
 
 
-def use_machine(config: MachineConfig) -> str:
+def setup_device(config: DeviceConfig) -> str:
     """Set the number of CPU threads and return the device to run on.
 
     Raises:
@@ -28,7 +28,7 @@ def use_machine(config: MachineConfig) -> str:
     """
     if config.threads < 1:
         raise UserError(f"threads is {config.threads}, expected at least 1")
-    _settle_vector_math()
+    warm_up_mkl()
     torch.set_num_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but torch finds no GPU here: use --device cpu, or install torch with CUDA")
@@ -37,7 +37,7 @@ def use_machine(config: MachineConfig) -> str:
     return config.device
 
 
-def arithmetic_of(device: torch.device) -> str:
+def numerics(device: torch.device) -> str:
     """What may change the last bits of a result, in words: the device, the libraries, the instructions used."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{device.type} {name}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -51,7 +51,7 @@ def release_memory() -> None:
 
 
 @functools.cache
-def _settle_vector_math() -> None:
+def warm_up_mkl() -> None:
     """Call each vectorised function once on one thread, before several threads can.
 
     MKL chooses a function's kernel for this CPU at its first call, and is not safe there: where the first call
