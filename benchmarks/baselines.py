@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from score_cli.config import SampleConfig, Stage2Config, VerifyConfig
-from score_cli.sampling.sample import sample
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training import credit
 from score_cli.training.update import TrainBatch, accumulate_gradient
-from score_cli.verification.verify import verify
 
 
 def draw(run: Path, folder: Path, seed: int, policy: object) -> TrainBatch:

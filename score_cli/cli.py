@@ -58,7 +58,7 @@ def data(
 ) -> None:
     """Write a problems table."""
     from score_cli.console import make_progress
-    from score_cli.pipeline.data import write_problems
+    from score_cli.stages.data import write_problems
 
     count = write_problems(dataset, settings, source=source, out=out, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{out}: {count} problems", err=True)
@@ -73,7 +73,7 @@ def base(
 ) -> None:
     """Train the built-in task's base policy from scratch, imperfect on purpose; minutes on a CPU."""
     from score_cli.console import make_progress
-    from score_cli.pipeline.base import build_base
+    from score_cli.stages.base import build_base
 
     build_base(settings, out=out, overwrite=overwrite, progress=make_progress())
 
@@ -93,8 +93,8 @@ def sample(
 ) -> None:
     """Sample traces of several attempts from a policy; an interrupted run goes on where it stopped."""
     from score_cli.console import make_progress
-    from score_cli.sampling import sample as stage
     from score_cli.sampling.engines import policy_device
+    from score_cli.stages import sample as stage
     from score_cli.tables.atomic import check_output
     from score_cli.tables.checkpoints import load_policy
     from score_cli.tables.device import setup_device
@@ -136,7 +136,7 @@ def verify(
 ) -> None:
     """Grade every attempt of every trace."""
     from score_cli.console import make_progress
-    from score_cli.verification import verify as stage
+    from score_cli.stages import verify as stage
 
     counts = stage.verify(
         settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
@@ -190,7 +190,7 @@ def run(
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
     from score_cli.evaluation.printing import paper_table
-    from score_cli.pipeline.run import Run, RunInputs
+    from score_cli.run import Run, RunInputs
     from score_cli.show import print_table
 
     folder = out or Path("runs") / recipe.stem

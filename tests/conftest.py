@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from score_cli.config import BaseConfig, DataConfig, SampleConfig, VerifyConfig
-from score_cli.pipeline.data import write_problems
-from score_cli.sampling.sample import sample
+from score_cli.stages.data import write_problems
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, load_policy, save_policy
 from score_cli.tasks.division_tokenizer import make_tokenizer
 from score_cli.training.base_policy import make_model
-from score_cli.verification.verify import verify
 
 torch.set_num_threads(1)
 

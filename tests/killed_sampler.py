@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.config import SampleConfig
-from score_cli.sampling.sample import sample
 from score_cli.sampling.transformers_engine import TransformersEngine
+from score_cli.stages.sample import sample
 from score_cli.tables import atomic, parquet
 from score_cli.tables.checkpoints import load_policy
 

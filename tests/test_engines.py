@@ -12,8 +12,8 @@ from score_cli.config import EvalConfig, SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling import engines
 from score_cli.sampling.engines import context_limit, engine_name, make_engine, policy_device
-from score_cli.sampling.sample import sample
 from score_cli.sampling.transformers_engine import TransformersEngine
+from score_cli.stages.sample import sample
 from score_cli.tables.checkpoints import load_policy
 from tests.conftest import small_policy
 from tests.test_cli import one_line

@@ -11,7 +11,7 @@ import pytest
 
 from score_cli.cli import run_command
 from score_cli.config import DataConfig
-from score_cli.pipeline.data import write_problems
+from score_cli.stages.data import write_problems
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from tests.conftest import make_batch, rewrite, write_checkpoint

@@ -12,14 +12,14 @@ import torch
 from score_cli.cli import run_command
 from score_cli.config import SampleConfig, Stage2Config, VerifyConfig
 from score_cli.errors import UserError
-from score_cli.sampling.sample import sample
 from score_cli.sampling.seeds import offline_samples
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import Trace, read_traces
 from score_cli.training.update import TrainBatch, accumulate_gradient
-from score_cli.verification.verify import verify
 from tests.conftest import rewrite, write_checkpoint
 
 BASE = SampleConfig(samples=4, max_tokens=6, threads=1, seed=5)

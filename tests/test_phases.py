@@ -8,7 +8,7 @@ import pytest
 
 from score_cli.config import RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
-from score_cli.pipeline.phases import Phase, plan_phases
+from score_cli.phases import Phase, plan_phases
 from score_cli.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from score_cli.cli import run_command
 from score_cli.config import VerifyConfig
 from score_cli.evaluation.evaluate import evaluate
+from score_cli.stages.verify import verify
 from score_cli.tables.parquet import PROBLEMS, TRACES, write_table
 from score_cli.tables.provenance import Footer
 from score_cli.tasks.loaders import gold_responses
-from score_cli.verification.verify import verify
 from tests.conftest import SHARED_DATA, as_row
 
 ROOT = Path(__file__).parents[1]

@@ -13,21 +13,21 @@ from typing import Any
 import polars as pl
 import pytest
 
+from score_cli import run as run_module
+from score_cli import sft_rounds
 from score_cli.config import SampleConfig, SftConfig
 from score_cli.errors import UserError
-from score_cli.pipeline import run as run_module
-from score_cli.pipeline import sft_rounds
-from score_cli.pipeline.run import Run, RunInputs
 from score_cli.recipe import Recipe
+from score_cli.run import Run, RunInputs
 from score_cli.sampling import engines
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import make_engine
-from score_cli.sampling.sample import sample
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.training.sft import train_sft
-from score_cli.verification.verify import verify
 from tests.conftest import rewrite
 
 pytestmark = pytest.mark.pipeline

@@ -11,9 +11,9 @@ from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
-from score_cli.sampling.sample import Renderer, sample
 from score_cli.sampling.seeds import attempt_uniforms, draw_problems, sample_digest
 from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens, truncate
+from score_cli.stages.sample import Renderer, sample
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import read_traces
@@ -213,7 +213,7 @@ def test_two_runs_give_the_same_bytes(checkpoint: Path, problems: Path, tmp_path
 
 def test_a_trace_does_not_depend_on_its_neighbours(checkpoint: Path, problems: Path, tmp_path: Path) -> None:
     from score_cli.config import DataConfig
-    from score_cli.pipeline.data import write_problems
+    from score_cli.stages.data import write_problems
     from score_cli.tables.checkpoints import load_policy
 
     fewer = tmp_path / "fewer.parquet"

@@ -10,12 +10,12 @@ import torch
 
 from score_cli.config import SampleConfig, Stage1Config, Stage2Config, VerifyConfig
 from score_cli.errors import JobError, UserError
-from score_cli.sampling.sample import sample
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_optimizer, load_policy
 from score_cli.tables.traces import Trace, read_traces, read_verdicts
 from score_cli.training.trainer import Reference, Trainer, train
 from score_cli.training.update import TrainBatch, accumulate_gradient
-from score_cli.verification.verify import verify
 from tests.conftest import make_batch, rewrite, write_checkpoint
 
 STAGE1 = Stage1Config(learning_rate=1e-3, kl="full", threads=1)

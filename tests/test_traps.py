@@ -179,7 +179,7 @@ def test_mean_over_tokens_instead_of_the_sum(monkeypatch: pytest.MonkeyPatch) ->
 def test_stale_sampler_after_an_update(batch: Path) -> None:
     """An engine that still holds the policy before the update must stop the run."""
     from score_cli.errors import JobError
-    from score_cli.pipeline.proof import check_logprobs_match
+    from score_cli.loop import check_logprobs_match
     from score_cli.tables.checkpoints import load_policy
     from score_cli.tables.traces import read_traces
 

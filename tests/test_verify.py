@@ -6,14 +6,14 @@ import pytest
 
 from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import JobError, UserError
-from score_cli.pipeline.data import write_problems
+from score_cli.stages.data import write_problems
+from score_cli.stages.verify import verify
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.tasks.boxed import last_boxed
 from score_cli.verification.answers import NumberGrader, same_number
 from score_cli.verification.graders import Item
-from score_cli.verification.verify import verify
 from tests.conftest import rewrite
 
 

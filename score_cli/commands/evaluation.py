@@ -62,7 +62,7 @@ def evaluate(
 ) -> None:
     """Measure policies side by side, sampled and greedy, and print the paper's table and paired differences."""
     from score_cli.console import make_progress
-    from score_cli.pipeline.evaluation import evaluate_checkpoints, evaluate_tables
+    from score_cli.stages.evaluate import evaluate_checkpoints, evaluate_tables
     from score_cli.tables.atomic import check_output
 
     if traces and model:

@@ -9,7 +9,7 @@ from typing import Any
 
 from score_cli.config import BaseConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config, read_counts
 from score_cli.errors import UserError
-from score_cli.pipeline.phases import BASE, plan_phases
+from score_cli.phases import BASE, plan_phases
 from score_cli.recipe import STUDY, Recipe, check_table, did_you_mean, read_recipe
 
 # Stages that run a model: in a study each of them takes one thread, for the processes run side by side.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from score_cli.evaluation.compare import MINUS
 from score_cli.evaluation.voting import VOTES
-from score_cli.pipeline.phases import BASE
+from score_cli.phases import BASE
 from score_cli.tables.parquet import METRICS, STUDY, read_table, write_table
 from score_cli.tables.provenance import Footer
 

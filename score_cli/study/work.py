@@ -19,10 +19,10 @@ from typing import Any
 from score_cli.config import BaseConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import SAMPLED
-from score_cli.pipeline.agreement import pin_config
-from score_cli.pipeline.phases import BASE
+from score_cli.phases import BASE
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
+from score_cli.run_folder import pin_config
 from score_cli.study.jobs import Job, holding_folder, run_jobs
 from score_cli.study.page import PrintedStudy, print_study, study_markdown
 from score_cli.study.plan import Changes, Study, attempts_that_fit, choose, describe, expand_grid, read_study

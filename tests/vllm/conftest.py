@@ -8,8 +8,8 @@ import torch
 
 from score_cli.config import BaseConfig, SampleConfig
 from score_cli.sampling.rollout import Rollout
-from score_cli.sampling.sample import Renderer
 from score_cli.sampling.vllm_engine import VllmEngine
+from score_cli.stages.sample import Renderer
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from score_cli.config import Stage2Config
 from score_cli.errors import JobError, UserError
-from score_cli.pipeline.proof import check_logprobs_match
+from score_cli.loop import check_logprobs_match
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine

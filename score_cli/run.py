@@ -27,18 +27,19 @@ from score_cli.config import (
     VerifyConfig,
 )
 from score_cli.errors import UserError
-from score_cli.pipeline.agreement import pin_config
-from score_cli.pipeline.base import build_base
-from score_cli.pipeline.data import SPLITS, write_problems
-from score_cli.pipeline.evaluation import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
-from score_cli.pipeline.phases import BASE, Phase, plan_phases
-from score_cli.pipeline.proof import check_logprobs_match, choose_probe
-from score_cli.pipeline.sft_rounds import keep_round_metrics, run_sft_rounds
+from score_cli.loop import check_logprobs_match, choose_probe
+from score_cli.phases import BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
+from score_cli.run_folder import pin_config
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import engine_name, make_engine, policy_device
-from score_cli.sampling.sample import check_room, sample
+from score_cli.sft_rounds import keep_round_metrics, run_sft_rounds
+from score_cli.stages.base import build_base
+from score_cli.stages.data import SPLITS, write_problems
+from score_cli.stages.evaluate import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
+from score_cli.stages.sample import check_room, sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, PROBLEMS, TRAIN_METRICS, count_rows, read_table, write_table
@@ -46,7 +47,6 @@ from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import Trace, read_problems, read_traces
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.trainer import Reference, Trainer
-from score_cli.verification.verify import verify
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from score_cli.config import BaseConfig, DataConfig, SampleConfig, VerifyConfig
 from score_cli.evaluation.evaluate import SAMPLED, evaluate
-from score_cli.pipeline.data import write_problems
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.sample import sample
+from score_cli.stages.data import write_problems
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy
 from score_cli.tasks.division import CORRECTION, LATENT_CORRECTION
 from score_cli.training.base_policy import train_base
-from score_cli.verification.verify import verify
 
 # Bases whose latent revision loses more than this were seen to collapse to copying.
 SKILL_FLOOR = -0.05

@@ -14,7 +14,8 @@ from score_cli.evaluation.voting import VOTES, vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.engines import holding, policy_device
-from score_cli.sampling.sample import sample
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import PROGRAM_TASKS, verify
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.device import setup_device
@@ -22,7 +23,6 @@ from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, writ
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import Trace, Verdict, read_problems, rewards_beside
-from score_cli.verification.verify import PROGRAM_TASKS, verify
 
 
 @dataclass(frozen=True)

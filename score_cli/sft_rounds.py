@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from score_cli.config import SampleConfig, SftConfig, VerifyConfig
-from score_cli.pipeline.phases import Phase
+from score_cli.phases import Phase
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.sample import sample
+from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, load_policy, stored_state
 from score_cli.tables.device import setup_device
 from score_cli.training.sft import train_sft
-from score_cli.verification.verify import verify
 
 
 def run_sft_rounds(

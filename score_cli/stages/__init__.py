@@ -1,0 +1,1 @@
+"""Each command's stage: files are read and checked, the core is called, files are written."""
