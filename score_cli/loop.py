@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from score_cli.errors import JobError
 from score_cli.sampling.engine import Engine
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 from score_cli.training.trainer import Trainer
 
 PROBE_TRACES = 8

@@ -44,7 +44,8 @@ from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_opt
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, PROBLEMS, TRAIN_METRICS, count_rows, read_table, write_table
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import Trace, read_problems, read_traces
+from score_cli.tables.records import Trace
+from score_cli.tables.traces import read_problems, read_traces
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.trainer import Reference, Trainer
 

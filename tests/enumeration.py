@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 
 END = 0
 PROMPTS = {"p": [1, 1], "q": [0, 1]}

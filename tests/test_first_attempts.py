@@ -18,7 +18,8 @@ from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.traces import Trace, read_traces
+from score_cli.tables.records import Trace
+from score_cli.tables.traces import read_traces
 from score_cli.training.update import TrainBatch, accumulate_gradient
 from tests.conftest import rewrite, write_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables.checkpoints import Policy
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 from score_cli.training import logprobs as logprobs_module
 from score_cli.training.batching import MicroBatch, micro_batches
 from score_cli.training.logprobs import batch_logprobs, sampled_columns

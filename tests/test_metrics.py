@@ -10,8 +10,7 @@ from score_cli.evaluation.compare import comparison_rows
 from score_cli.evaluation.evaluate import metric_rows, score_traces
 from score_cli.evaluation.metrics import clustered_mean, paired_difference, two_sided_p
 from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
-from score_cli.tables.records import Problem
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Problem, Trace, Verdict
 
 
 def pair(

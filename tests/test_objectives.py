@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from score_cli.config import Stage1Config, Stage2Config
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 from score_cli.training.update import TrainBatch, accumulate_gradient
 from tests import enumeration as tiny
 

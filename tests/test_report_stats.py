@@ -17,7 +17,7 @@ from score_cli.evaluation.report_plots import (
 )
 from score_cli.evaluation.report_stats import choose_rows, mean_logprob, moving_average, pair_facts, pairs_shown, spread
 from score_cli.evaluation.report_text import curve_lines
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Trace, Verdict
 
 
 def trace(problem: str, logprobs: list[float], *, offline: int = 0) -> Trace:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Trace, Verdict
 from score_cli.training.sft_examples import Example, build_examples
 
 # Tokens by hand: a prompt is 1 1, the bridge 5 (6 5 where the turn had to be closed), an end 9.

@@ -13,7 +13,8 @@ from score_cli.errors import JobError, UserError
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_optimizer, load_policy
-from score_cli.tables.traces import Trace, read_traces, read_verdicts
+from score_cli.tables.records import Trace
+from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training.trainer import Reference, Trainer, train
 from score_cli.training.update import TrainBatch, accumulate_gradient
 from tests.conftest import make_batch, rewrite, write_checkpoint

@@ -13,7 +13,7 @@ from torch import Tensor
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables import measures
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Trace, Verdict
 from score_cli.training import credit, logprobs, losses, update
 from score_cli.training.batching import MicroBatch
 from score_cli.training.trainer import Trainer

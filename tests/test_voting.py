@@ -6,7 +6,7 @@ import pytest
 
 from score_cli.errors import UserError
 from score_cli.evaluation.voting import vote_rows
-from score_cli.tables.traces import Verdict
+from score_cli.tables.records import Verdict
 
 
 def reward(problem: str, index: int, first: str | None, second: str | None, gold: str = "7") -> Verdict:

@@ -13,8 +13,8 @@ from typing import Any
 
 from score_cli.evaluation.metrics import Estimate, clustered_mean
 from score_cli.tables.measures import accuracy, changed_answer, edit_ratio
+from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import CORRECT, UNSCORED
-from score_cli.tables.traces import Trace, Verdict
 
 # From verdict to verdict: the order in which flows are listed and drawn.
 FLOWS = ("c-c", "c-i", "i-c", "i-i")

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.tables.atomic import replacing_file
-from score_cli.tables.records import Problem
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Problem, Trace, Verdict
 
 
 def sample_records(

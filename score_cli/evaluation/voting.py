@@ -19,7 +19,7 @@ from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import Row
 from score_cli.evaluation.metrics import clustered_mean
 from score_cli.evaluation.subsets import Ballot, majority_accuracy
-from score_cli.tables.traces import Verdict
+from score_cli.tables.records import Verdict
 
 # Traces drawn for a vote alone are kept under this name in place of a decoding's.
 VOTES = "votes"

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from score_cli.errors import UserError
 from score_cli.sampling.rollout import Rollout
 from score_cli.tables.parquet import TRACES, read_footer
+from score_cli.tables.records import Trace
 from score_cli.tables.schemas import STOP
-from score_cli.tables.traces import Trace, iterate_traces
+from score_cli.tables.traces import iterate_traces
 
 Key = tuple[str, int]  # problem_id, sample_index
 

@@ -21,8 +21,8 @@ from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import Problem
-from score_cli.tables.traces import Trace, Verdict, read_problems, rewards_beside
+from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.traces import read_problems, rewards_beside
 
 
 @dataclass(frozen=True)

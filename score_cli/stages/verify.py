@@ -13,9 +13,9 @@ from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import Problem
+from score_cli.tables.records import Problem, Trace
 from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
-from score_cli.tables.traces import Trace, iterate_traces, read_problems
+from score_cli.tables.traces import iterate_traces, read_problems
 from score_cli.verification.answers import NumberGrader
 from score_cli.verification.graders import Graded, Grader, Item
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rapidfuzz.distance import Levenshtein
 
-from score_cli.tables.traces import Trace, Verdict
+from score_cli.tables.records import Trace, Verdict
 
 Measure = Callable[[Trace, Verdict, int], float | None]
 

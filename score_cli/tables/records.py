@@ -1,6 +1,12 @@
-"""Rows of the tables as Python records."""
+"""The three records that the whole program passes around; each is a row of a table too.
+
+Problem --Sampler--> Trace --Grader--> Verdict        (Trace, Verdict) --Trainer--> the next policy
+"""
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +23,41 @@ class Problem:
     level: str | None = None
     subject: str | None = None
     source: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One conversation of A attempts and T tokens: one row of traces.parquet.
+
+    Example: prompt `P`, attempts `Y1` and `Y2`, bridge `B`:
+
+        token_ids    P P P Y1 Y1 B Y2 Y2 Y2     [T]
+        attempt_ids  0 0 0  1  1 0  2  2  2     [T]
+        logprobs     0 0 0  l  l 0  l  l  l     [T], nats, the sampler's
+    """
+
+    problem_id: str
+    sample_index: int
+    attempts: list[str]
+    finish_reasons: list[str]
+    token_ids: NDArray[np.int32]
+    attempt_ids: NDArray[np.int8]
+    logprobs: NDArray[np.float32]
+    offline_attempts: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of each attempt of one trace: one row of rewards.parquet.
+
+    Attributes:
+        answers: what was found in each attempt and judged; None where nothing was found.
+        verdicts: one of `schemas.VERDICTS` an attempt.
+        rewards: from 0 to 1 an attempt; None where it is unscored, which is not the same as wrong.
+    """
+
+    problem_id: str
+    sample_index: int
+    answers: list[str | None]
+    verdicts: list[str]
+    rewards: list[float | None]

@@ -1,18 +1,16 @@
-"""Traces and rewards as records, with the checks that one row's lists agree."""
+"""Problems, traces and verdicts as they stand in their tables: read with the checks that one row's lists agree."""
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from score_cli.errors import UserError
 from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_table
-from score_cli.tables.records import Problem
+from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import UNSCORED, VERDICTS
 
 
@@ -22,38 +20,6 @@ def rewards_beside(traces: Path) -> Path:
     if "traces" in traces.name:
         return traces.with_name(traces.name.replace("traces", "rewards"))
     return traces.with_name(f"{traces.stem}.rewards{traces.suffix}")
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One row of traces.parquet; T tokens, A attempts.
-
-    Example: prompt `P`, attempts `Y1` and `Y2`, bridge `B`:
-
-        token_ids    P P P Y1 Y1 B Y2 Y2 Y2     [T]
-        attempt_ids  0 0 0  1  1 0  2  2  2     [T]
-        logprobs     0 0 0  l  l 0  l  l  l     [T], nats, the sampler's
-    """
-
-    problem_id: str
-    sample_index: int
-    attempts: list[str]
-    finish_reasons: list[str]
-    token_ids: NDArray[np.int32]
-    attempt_ids: NDArray[np.int8]
-    logprobs: NDArray[np.float32]
-    offline_attempts: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One row of rewards.parquet; a reward of None is unscored."""
-
-    problem_id: str
-    sample_index: int
-    answers: list[str | None]
-    verdicts: list[str]
-    rewards: list[float | None]
 
 
 def read_problems(path: Path) -> list[Problem]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 
 
 class MicroBatch(NamedTuple):

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from score_cli.config import SftMethod
+from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import STOP
-from score_cli.tables.traces import Trace, Verdict
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from score_cli.tables.measures import measures_of
+from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import LENGTH
-from score_cli.tables.traces import Trace, Verdict
 from score_cli.training.update import StepStats
 
 Row = tuple[str, int | None, float]

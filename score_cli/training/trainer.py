@@ -32,7 +32,8 @@ from score_cli.tables.checkpoints import (
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import REWARDS, TRACES, TRAIN_METRICS, read_footer, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.traces import Trace, Verdict, check_pairs, read_traces, read_verdicts
+from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 from score_cli.training.batching import micro_batches
 from score_cli.training.logprobs import batch_logprobs, sampled_columns
 from score_cli.training.train_metrics import train_metric_rows

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, Stage2Config
-from score_cli.tables.traces import Trace
+from score_cli.tables.records import Trace
 from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch, micro_batches
 from score_cli.training.logprobs import batch_logprobs, sampled_columns

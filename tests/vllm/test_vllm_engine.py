@@ -17,8 +17,8 @@ from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.tables.checkpoints import Policy
+from score_cli.tables.records import Trace
 from score_cli.tables.schemas import LENGTH, STOP
-from score_cli.tables.traces import Trace
 from score_cli.training.trainer import Trainer
 from tests.vllm.conftest import CONFIG, MakeRollouts, noisy_policy
 
