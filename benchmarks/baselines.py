@@ -20,24 +20,18 @@ from score_cli.config import SampleConfig, Stage2Config, VerifyConfig
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_policy
+from score_cli.tables.records import Trace
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training import credit
-from score_cli.training.update import TrainBatch, accumulate_gradient
+from score_cli.training.step import forward_backward, prepare
 
 
-def draw(run: Path, folder: Path, seed: int, policy: object) -> TrainBatch:
+def draw(run: Path, folder: Path, seed: int, policy: object) -> tuple[list[Trace], torch.Tensor]:
     settings = SampleConfig(samples=8, problems_per_iteration=32, max_tokens=14, batch_size=256, seed=seed)
     problems, traces, rewards = run / "train.parquet", folder / "traces.parquet", folder / "rewards.parquet"
     sample(settings, policy=policy, problems=problems, out=traces, overwrite=True)  # type: ignore[arg-type]
     verify(VerifyConfig(), traces=traces, problems=problems, out=rewards, overwrite=True)
-    found = read_traces(traces)
-    names = [trace.problem_id for trace in found]
-    return TrainBatch(
-        traces=found,
-        rewards=torch.tensor([reward.rewards for reward in read_verdicts(rewards)]),
-        groups=torch.tensor([names.index(name) for name in names]),
-        temperature=1.0,
-    )
+    return read_traces(traces), torch.tensor([verdict.rewards for verdict in read_verdicts(rewards)])
 
 
 def main() -> None:
@@ -54,14 +48,15 @@ def main() -> None:
     gradients: dict[str, list[torch.Tensor]] = {name: [] for name in ["none", *configs]}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.batches):
-            inputs = draw(arguments.run, Path(folder), 1000 + seed, policy)
+            traces, rewards = draw(arguments.run, Path(folder), 1000 + seed, policy)
             for name in gradients:
                 policy.model.zero_grad()
                 kept = credit.group_baseline
                 if name == "none":
                     credit.group_baseline = lambda values, groups: torch.zeros_like(values)
                 chosen = configs.get(name) or replace(configs["leave-one-out"])
-                accumulate_gradient(policy.model, reference.model, inputs, chosen)
+                batch = prepare(policy.model, reference.model, traces, rewards, chosen)
+                forward_backward(policy.model, reference.model, batch, chosen)
                 credit.group_baseline = kept
                 parts = [p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]
                 gradients[name].append(torch.cat(parts).double())

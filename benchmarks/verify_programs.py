@@ -29,8 +29,8 @@ from typing import Any
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
-from score_cli.verification.graders import Item
 from score_cli.verification.programs.grader import ProgramGrader
+from score_cli.verification.task_grader import Item
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SCORE_SHARED_DATA", ROOT.parent / "shared" / "data"))

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from score_cli import __version__
-from score_cli.commands import evaluation, training
-from score_cli.commands.arguments import Model, Overwrite, Problems, Traces
 from score_cli.config import (
     BaseConfig,
     DataConfig,
     EvalConfig,
     ReportConfig,
     SampleConfig,
+    SftConfig,
+    Stage1Config,
+    Stage2Config,
     VerifyConfig,
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
@@ -34,6 +35,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Problems = Annotated[Path, typer.Option(help="Problems table, made by `score data`.")]
+Traces = Annotated[Path, typer.Option(help="Traces table, made by `score sample`.")]
+Rewards = Annotated[Path, typer.Option(help="Rewards table, made by `score verify`.")]
+Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Policy the KL terms are measured from: the start of the chain; left out, --model is the start."),
+]
+AllowForeign = Annotated[
+    bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
+]
+NewPhase = Annotated[
+    bool,
+    typer.Option(
+        "--new-phase",
+        help="--model ends one phase and starts another: fresh Adam moments, and --reference may be another policy "
+        "than before (the model itself if left out).",
+    ),
+]
 
 # typer brings its own copy of click in some versions; this is the base of all usage errors in either.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -93,7 +115,7 @@ def sample(
 ) -> None:
     """Sample traces of several attempts from a policy; an interrupted run goes on where it stopped."""
     from score_cli.console import make_progress
-    from score_cli.sampling.engines import policy_device
+    from score_cli.sampling.engine import policy_device
     from score_cli.stages import sample as stage
     from score_cli.tables.atomic import check_output
     from score_cli.tables.checkpoints import load_policy
@@ -119,7 +141,7 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Join the traces of all shards into the file that one unsharded run writes, byte for byte."""
-    from score_cli.sampling import shards as stage
+    from score_cli.stages import sample as stage
 
     count = stage.merge(shards, out=out, overwrite=overwrite)
     typer.echo(f"{out}: {count} shards", err=True)
@@ -144,10 +166,183 @@ def verify(
     typer.echo(f"{out}: {counts}", err=True)
 
 
-app.command("train-stage1", short_help="One update of Stage I: the last attempt's reward.")(training.train_stage1)
-app.command("train-stage2", short_help="One update of Stage II: every reward, and a bonus.")(training.train_stage2)
-app.command("train-sft", short_help="One round of a supervised baseline.")(training.train_sft)
-app.command("eval", short_help="Measure policies side by side.")(evaluation.evaluate)
+def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> None:
+    """Add one of the two training stages: they differ in their settings alone."""
+
+    @app.command(name, short_help=short_help, help=help_text)
+    @with_settings(kind, table=name)
+    def command(
+        settings: Any,
+        model: Model = Path("ckpt"),
+        reference: Reference = None,
+        traces: Traces = Path("traces.parquet"),
+        rewards: Rewards = Path("rewards.parquet"),
+        out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+        overwrite: Overwrite = False,
+        allow_foreign: AllowForeign = False,
+        new_phase: NewPhase = False,
+    ) -> None:
+        from score_cli.stages.train import train
+        from score_cli.tables.atomic import check_output
+
+        check_output(out, overwrite=overwrite, folder=True)
+        summary = train(
+            settings,
+            model=model,
+            reference=reference,
+            traces=traces,
+            rewards=rewards,
+            out=out,
+            allow_foreign=allow_foreign,
+            new_phase=new_phase,
+        )
+        typer.echo(f"{out}: {summary}", err=True)
+
+
+_add_training(
+    Stage1Config,
+    name="train-stage1",
+    short_help="One update of Stage I: the last attempt's reward.",
+    help_text="One update of Stage I: raise the last attempt's reward, pin the attempts before it.",
+)
+_add_training(
+    Stage2Config,
+    name="train-stage2",
+    short_help="One update of Stage II: every reward, and a bonus.",
+    help_text="One update of Stage II: raise every attempt's reward, with a bonus for progress.",
+)
+
+
+@app.command("train-sft", short_help="One round of a supervised baseline.")
+@with_settings(SftConfig, table="train-sft")
+def train_sft(
+    settings: SftConfig,
+    model: Model = Path("ckpt"),
+    traces: Traces = Path("traces.parquet"),
+    rewards: Rewards = Path("rewards.parquet"),
+    examples: Annotated[Path, typer.Option(help="Examples table to write: what is learned, row by row.")] = Path(
+        "sft.parquet"
+    ),
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
+    overwrite: Overwrite = False,
+    allow_foreign: Annotated[
+        bool, typer.Option("--allow-foreign", help="Learn from another policy's traces, or tables without a footer.")
+    ] = False,
+) -> None:
+    """One round of a supervised baseline (STaR, Pair-SFT): examples from traces, then training on them."""
+    from score_cli.console import make_progress
+    from score_cli.stages import train as stage
+
+    summary = stage.train_sft(
+        settings,
+        model=model,
+        traces=traces,
+        rewards=rewards,
+        examples=examples,
+        out=out,
+        overwrite=overwrite,
+        allow_foreign=allow_foreign,
+        progress=make_progress(),
+    )
+    typer.echo(f"{out}: {summary}", err=True)
+
+
+@app.command("eval", short_help="Measure policies side by side.")
+@with_settings(EvalConfig, table="eval")
+def evaluate(
+    settings: EvalConfig,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Policies to evaluate; give it once for each. ckpt if left out."),
+    ] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(
+            help="Problems table, made by `score data`; problems.parquet if left out. With --traces it is optional, "
+            "for figures by level and subject."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Metrics table to write.")] = Path("metrics.parquet"),
+    traces_folder: Annotated[
+        Path, typer.Option(help="Folder for the traces and rewards that the metrics are made of.")
+    ] = Path("eval"),
+    first_attempts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Traces of one policy, such as the base: every policy evaluated makes its later attempts after these "
+            "first ones, with --samples of them a problem in either decoding."
+        ),
+    ] = None,
+    traces: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Measure this traces table, named after its file, in place of sampling from a model; give it once for "
+            "each. Of the settings, --pass-at and --votes apply.",
+        ),
+    ] = None,
+    rewards: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Rewards of --traces, one for each; if left out, x.rewards.parquet beside x.traces.parquet.",
+        ),
+    ] = None,
+    samples_jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write one JSON object a trace, as lm-evaluation-harness logs samples: doc_id, doc, target, "
+            "resps and filtered_resps (one entry an attempt), acc, acc@t1, acc@t2 (null where unscored), verdicts."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure policies side by side, sampled and greedy, and print the paper's table and paired differences."""
+    from score_cli.console import make_progress
+    from score_cli.stages.evaluate import evaluate_checkpoints, evaluate_tables
+    from score_cli.tables.atomic import check_output
+
+    if traces and model:
+        raise UserError("--traces measures tables that exist, --model makes new ones: give one of the two")
+    if traces and first_attempts:
+        raise UserError("--first-attempts is for policies that sample, and --traces measures tables: leave one out")
+    if rewards and not traces:
+        raise UserError("--rewards belongs to --traces: name the traces that they grade")
+    check_output(out, overwrite=overwrite)
+    if traces:
+        rows = evaluate_tables(
+            settings,
+            traces=traces,
+            rewards=rewards or [],
+            problems=problems,
+            out=out,
+            samples_jsonl=samples_jsonl,
+            overwrite=overwrite,
+        )
+    else:
+        rows = evaluate_checkpoints(
+            settings,
+            checkpoints=model or [Path("ckpt")],
+            problems=problems or Path("problems.parquet"),
+            folder=traces_folder,
+            out=out,
+            first_attempts=first_attempts,
+            samples_jsonl=samples_jsonl,
+            overwrite=overwrite,
+            progress=make_progress(),
+        )
+    _print_metrics(rows)
+
+
+def _print_metrics(rows: list[dict[str, Any]]) -> None:
+    from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
+    from score_cli.show import print_table
+
+    attempts = attempts_of(rows)
+    print_table(*paper_table(rows, attempts))
+    for caption, titles, lines in further_tables(rows, attempts):
+        typer.echo(f"\n{caption}")
+        print_table(titles, lines)
 
 
 @app.command(short_help="Run a whole recipe in one process, or go on with it.")

@@ -84,8 +84,8 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(DeviceConfig):
-    """How much of the machine a stage that samples may take."""
+class SamplingConfig(DeviceConfig):
+    """What every stage that samples is told: how many traces of which kind, and how much of the machine they take."""
 
     max_model_len: int | None = option(
         None,
@@ -100,6 +100,29 @@ class SamplerConfig(DeviceConfig):
         "GPUs that vLLM spreads one copy of the model over. For a copy a GPU, give each its `score sample --shard`.",
         least=1,
     )
+    samples: int = option(8, "Traces a problem.", least=1)
+    attempts: int = option(2, "Attempts a trace.", least=1, most=127)
+    temperature: float = option(
+        1.0,
+        "Divides the logits; 0 takes the likeliest token. Train on traces at 1. An evaluation adds greedy traces.",
+        least=0,
+    )
+    top_p: float = option(
+        1.0, "Sample from the fewest likeliest tokens that reach this share; 1 for traces to train on.", above=0, most=1
+    )
+    top_k: int = option(0, "Sample from this many likeliest tokens; 0, all of them, for traces to train on.", least=0)
+    max_tokens: int | None = option(
+        None,
+        "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024.",
+        least=1,
+    )
+    seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
+    correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
+    prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
+    engine: EngineName = option(
+        "auto", "What runs the model; auto takes vllm where it is installed and there is a GPU, else transformers."
+    )
+    batch_size: int = option(64, "Traces decoded at the same time (transformers engine).", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,21 +170,9 @@ class BaseConfig(DeviceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(SamplerConfig):
+class SampleConfig(SamplingConfig):
     """`score sample`: problems to traces."""
 
-    samples: int = option(8, "Traces a problem.", least=1)
-    attempts: int = option(2, "Attempts a trace.", least=1, most=127)
-    temperature: float = option(1.0, "Divides the logits; 0 takes the likeliest token. Train on traces at 1.", least=0)
-    top_p: float = option(
-        1.0, "Sample from the fewest likeliest tokens that reach this share; 1 for traces to train on.", above=0, most=1
-    )
-    top_k: int = option(0, "Sample from this many likeliest tokens; 0, all of them, for traces to train on.", least=0)
-    max_tokens: int | None = option(
-        None,
-        "Most tokens of one attempt; if left out, what the model's context has room for, at most 1024.",
-        least=1,
-    )
     problems_per_iteration: int | None = option(
         None,
         "Draw this many problems, going through shuffled epochs by iteration; all problems if left out.",
@@ -179,13 +190,6 @@ class SampleConfig(SamplerConfig):
         least=0,
         most=1,
     )
-    seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
-    correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
-    prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
-    engine: EngineName = option(
-        "auto", "What runs the model; auto takes vllm where it is installed and there is a GPU, else transformers."
-    )
-    batch_size: int = option(64, "Traces decoded at the same time (transformers engine).", least=1)
     chunk_problems: int = option(
         64, "Problems a row group; chunks do not share state, so they can be redone alone.", least=1
     )
@@ -209,10 +213,22 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateConfig(DeviceConfig):
-    """What the two training stages share: one optimiser step on one batch of traces."""
+class OptimizerConfig(DeviceConfig):
+    """What every stage that trains is told of its optimiser."""
 
     learning_rate: float = option(5e-6, "Adam's step size.", above=0, most=1)
+    adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
+    adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
+    max_grad_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
+    micro_batch_tokens: int = option(
+        4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig(OptimizerConfig):
+    """What the two training stages share: one optimiser step on one batch of traces."""
+
     beta1: float = option(0.01, "KL coefficient of every attempt, per nat.", least=0)
     discount: float = option(
         0.0,
@@ -231,9 +247,6 @@ class UpdateConfig(DeviceConfig):
         "sampled: log-ratio of the sampled tokens, in the reward (unbiased). full: exact divergence over the "
         "vocabulary at every token, in the loss (less noise; ignores how a token changes later divergence).",
     )
-    adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
-    adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
-    max_grad_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
     importance_sampling_cap: float = option(
         2.0,
         "Where traces come from another engine: cap of the trainer-to-sampler probability ratio of a token.",
@@ -244,9 +257,6 @@ class UpdateConfig(DeviceConfig):
         "Largest mean gap, in nats a token, between trainer and sampler logprobs, above which the update is refused; "
         "if left out, 0.001 in float32 and 0.05 in bfloat16.",
         above=0,
-    )
-    micro_batch_tokens: int = option(
-        4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )
     log_grad_norm_by_attempt: bool = option(
         False, "Log the gradient norm of each attempt's loss by itself; costs a backward pass and a copy an attempt."
@@ -274,7 +284,7 @@ class Stage2Config(UpdateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(DeviceConfig):
+class SftConfig(OptimizerConfig):
     """`score train-sft`: one round of a supervised baseline, from a policy's own traces."""
 
     method: SftMethod = option(
@@ -287,32 +297,13 @@ class SftConfig(DeviceConfig):
     batch_size: int = option(64, "Examples an optimiser step; the loss is the mean over their tokens.", least=1)
     learning_rate: float = option(1e-5, "AdamW's step size.", above=0, most=1)
     weight_decay: float = option(0.0, "AdamW's weight decay; at 0 it is Adam.", least=0, most=1)
-    adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
-    adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
-    max_grad_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down to it.", above=0)
-    micro_batch_tokens: int = option(
-        4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
-    )
     seed: int = option(0, "Seed of the responses paired and of the order of examples.", least=0, most=2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(SamplerConfig):
-    """`score eval`: accuracy at each attempt, sampled and greedy."""
+class EvalConfig(SamplingConfig):
+    """`score eval`: accuracy at each attempt, sampled and greedy; all policies share their random numbers."""
 
-    samples: int = option(8, "Sampled traces a problem.", least=1)
-    attempts: int = option(2, "Attempts a trace.", least=1, most=127)
-    temperature: float = option(1.0, "Temperature of the sampled traces; greedy ones are made besides.", least=0)
-    top_p: float = option(1.0, "Of the sampled traces: the fewest likeliest tokens that reach it.", above=0, most=1)
-    top_k: int = option(0, "Of the sampled traces: this many likeliest tokens; 0 keeps all.", least=0)
-    max_tokens: int | None = option(None, "Most tokens of one attempt; as for `score sample`.", least=1)
-    correction: str | None = option(None, "As for `score sample`.")
-    prompts: Overrides = ()
-    seed: int = option(
-        0, "Seed of every token sampled; the same for all policies, so they share their luck.", least=0, most=2**63 - 1
-    )
-    engine: EngineName = option("auto", "As for `score sample`.")
-    batch_size: int = option(64, "As for `score sample`.", least=1)
     pass_at: str | None = option(
         None, "pass@k at each attempt of the sampled traces, as k,k,...; at most --samples.", counts=True
     )

@@ -27,7 +27,7 @@ def report() -> str:
     import torch
 
     from score_cli.config import SampleConfig
-    from score_cli.sampling.engines import engine_name
+    from score_cli.sampling.engine import engine_name
 
     cuda = torch.cuda.is_available()
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []

@@ -1,40 +1,123 @@
-"""The policy proof of a run: after every update, sampler and trainer must give the same tokens the same logprobs."""
+"""The method on one screen: sample, grade, update, refresh. Everything here is records in memory.
+
+`run.py` puts files around this loop; the commands take one of its steps each. From a notebook:
+
+    from score_cli import Grader, Loop, Sampler, Trainer, load_policy, run_updates
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from score_cli.errors import JobError
-from score_cli.sampling.engine import Engine
-from score_cli.tables.records import Trace
+from score_cli.sampling.offline import OfflineAttempts
+from score_cli.sampling.sampler import SampleJob, Sampler
+from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.training.trainer import Trainer
+from score_cli.verification.grader import Grader, check_unscored
 
 PROBE_TRACES = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What a phase of training works with.
+
+    Attributes:
+        problems: to train on; every update draws `sampler.config.problems_per_iteration` of them.
+        attempts: of a trace; the sampler's own setting if left out.
+        offline: first attempts that `offline_share` of each problem's samples go on from.
+    """
+
+    sampler: Sampler
+    grader: Grader
+    trainer: Trainer
+    problems: Sequence[Problem]
+    attempts: int | None = None
+    offline: OfflineAttempts | None = None
+    offline_share: float | None = None
+
+
+class Journal(Protocol):
+    """Who keeps what an update made; by default nobody."""
+
+    def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
+        """Take the traces of an update and their verdicts, before anything is learned from them."""
+
+    def updated(self, trainer: Trainer) -> None:
+        """Take the policy after an update, proved to be the one that is sampled from next."""
+
+
+class _Nobody:
+    def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
+        """Nothing is kept."""
+
+    def updated(self, trainer: Trainer) -> None:
+        """Nothing is kept."""
+
+
+NOBODY: Journal = _Nobody()
+
+
+def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
+    """Update the trainer's policy until it has had `last` updates.
+
+    Raises:
+        UserError: a problem cannot be asked of this policy.
+        JobError: too much could not be graded, or a policy is not the one it should be; the weights stay as they were.
+    """
+    sampler, grader, trainer = loop.sampler, loop.grader, loop.trainer
+    by_id = {problem.problem_id: problem for problem in loop.problems}
+    probe: list[Trace] = []
+    for iteration in range(trainer.policy.state.iteration, last):
+        # x1 -> y1 -> x2 -> y2, sampled from the policy as it is now; x2 asks to correct any y1, right or wrong.
+        job = sampler.plan_iteration(loop.problems, iteration, loop.attempts, loop.offline, loop.offline_share)
+        traces = sampler.run(job)
+        # r(y, y*) of every attempt. The policy never sees a verdict.
+        verdicts = grader.grade(traces, by_id)
+        journal.sampled(job, traces, verdicts)
+        check_unscored(verdicts, grader.config.unscored_limit)
+        # Rewards -> shaped rewards (Eq. 3 or 4) -> minus KL to the reference -> minus a baseline: advantages.
+        batch = trainer.prepare(
+            traces, verdicts, temperature=job.config.temperature, other_engine=sampler.engine_name != "transformers"
+        )
+        # Minus the sum over tokens of advantage x logprob, mean over traces. On policy: no ratio, no clip.
+        stats = trainer.forward_backward(batch)
+        # On policy by proof: the trainer gives these tokens the logprobs that they were sampled with.
+        trainer.check_batch_is_on_policy(stats)
+        # One step a batch: a second would already be off policy.
+        trainer.optim_step()
+        sampler.load(trainer.policy)
+        probe = probe or choose_probe(traces)
+        check_logprobs_match(trainer, sampler, probe, job.config.temperature)
+        journal.updated(trainer)
+
+
 def choose_probe(traces: Sequence[Trace]) -> list[Trace]:
-    """A few traces to prove policies on, each of another problem as far as there are so many."""
+    """A few traces to compare policies on, each of another problem as far as there are so many."""
     firsts: dict[str, Trace] = {}
     for trace in traces:
         firsts.setdefault(trace.problem_id, trace)
     return list(firsts.values())[:PROBE_TRACES]
 
 
-def check_logprobs_match(trainer: Trainer, engine: Engine, probe: list[Trace], temperature: float) -> None:
+def check_logprobs_match(trainer: Trainer, sampler: Sampler, probe: Sequence[Trace], temperature: float) -> None:
     """Check that the sampler holds the policy that the trainer has just made.
 
     Raises:
         JobError: their logprobs of the probe's tokens differ by more than rounding.
     """
     ours = trainer.token_logprobs(probe, temperature)
-    theirs = engine.score([trace.token_ids.tolist() for trace in probe], temperature)
-    gaps = [
+    theirs = sampler.token_logprobs(probe, temperature)
+    differences = [
         abs(a - b)
         for trace, own, other in zip(probe, ours, theirs, strict=True)
-        for a, b, owner in zip(own, other, trace.attempt_ids.tolist(), strict=True)
-        if owner > 0
+        for a, b, attempt in zip(own, other, trace.attempt_ids.tolist(), strict=True)
+        if attempt > 0
     ]
-    gap = sum(gaps) / len(gaps)
-    if not gap <= trainer.logprob_tolerance:
+    difference = sum(differences) / len(differences)
+    if not difference <= trainer.logprob_tolerance:
         raise JobError(
-            f"policy proof failed: after the update, sampler and trainer logprobs differ by {gap:.2g} nats a token "
+            f"after the update, sampler and trainer logprobs differ by {difference:.2g} nats a token "
             f"(limit {trainer.logprob_tolerance:g}): the sampler holds another policy"
         )

@@ -25,6 +25,11 @@ class Phase:
     attempts: int
     reference: str = BASE
 
+    @property
+    def stage(self) -> str:
+        """What a checkpoint of this phase says it was made by: `stage1`, `stage2` or `sft`."""
+        return {Stage1Config: STAGE1, Stage2Config: STAGE2, SftConfig: SFT}[type(self.config)]
+
 
 def plan_phases(
     run: RunConfig, *, stage1: Stage1Config, stage2: Stage2Config, sft: SftConfig, attempts: int

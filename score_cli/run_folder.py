@@ -1,39 +1,197 @@
-"""What a run folder was started with; who goes on in it must agree."""
+"""The folder of a run: where its files lie, what it was started with, which of it is done.
+
+RUN/config.json                 what the run was started with; who goes on in it must agree
+RUN/train.parquet ...           problems of each split
+RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
+RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
+RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
+RUN/latest/0010/                the newest checkpoint between those, to go on from
+RUN/eval/, metrics.parquet      what the policies do on held-out problems
+RUN/train_metrics.parquet       every logged metric of every update
+"""
 
 import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.tables.atomic import replacing_file
+from score_cli.phases import Phase
+from score_cli.tables.atomic import locked_folder, replacing_file
+from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
+from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table, write_table
+from score_cli.tables.provenance import Footer
+
+Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
+
+CONFIG_FILE = "config.json"
+# What a run that goes on may be told otherwise: none of it changes what is computed beyond the last bits.
+FREE = {
+    *(("sample", key) for key in ("batch_size", "gpu_memory_utilization", "tensor_parallel_size")),
+    *(("eval", key) for key in ("batch_size", "gpu_memory_utilization", "tensor_parallel_size")),
+    *((stage, "micro_batch_tokens") for stage in ("stage1", "stage2", "sft")),
+    *((stage, "logprob_tolerance") for stage in ("stage1", "stage2")),
+    *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),
+    ("verify", "workers"),
+    ("run", "save_every"),
+}
+# What may be raised: the run then goes on to more.
+RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
 
 
-def pin_config(path: Path, settings: dict[str, dict[str, Any]]) -> None:
+class RunFolder:
+    """One run's folder; every path in it is asked for here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.metrics = root / "metrics.parquet"
+        self.evaluation = root / "eval"
+        self.first_attempts = root / "first_attempts.parquet"
+        self._latest = root / "latest"
+
+    def problems(self, split: str) -> Path:
+        """The problems of a split."""
+        return self.root / f"{split}.parquet"
+
+    def policy(self, name: str) -> Path:
+        """The checkpoint of a phase's end, or of the base."""
+        return self.root / name
+
+    def iteration(self, number: int) -> Path:
+        """The folder of one update's traces, rewards and metrics."""
+        return self.root / "iterations" / f"{number:04d}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of the folder.
+
+        Raises:
+            UserError: another process works in it.
+        """
+        with locked_folder(self.root):
+            yield
+
+    def pin(self, settings: Settings, defaults: Settings) -> list[str]:
+        """As `pin_config`, for this run."""
+        if (self.root / "settings.json").exists():
+            raise UserError(f"{self.root} holds a run of an earlier version of score: name another --out, or delete it")
+        return pin_config(self.root / CONFIG_FILE, settings, free=FREE, raised=RAISED, defaults=defaults)
+
+    def finished(self, phase: Phase, reference: str | None) -> Path | None:
+        """The checkpoint that a phase ended in, if it did; one that this run's plan did not make is refused.
+
+        Args:
+            reference: fingerprint of the policy that the phase's KL is measured from; None where it has none.
+        Raises:
+            UserError: a folder of the phase's name is another's.
+        """
+        path = self.policy(phase.name)
+        if not path.exists():
+            return None
+        state = stored_state(path)
+        wanted = f"{phase.stage} of {phase.last} updates"
+        found = f"{state.stage} of {state.iteration} updates"
+        if (state.stage, state.iteration) != (phase.stage, phase.last):
+            raise UserError(
+                f"{path} holds {found}, and this run's plan has {wanted}: move it away, or name another --out"
+            )
+        if reference is not None and state.reference != reference:
+            raise UserError(f"{path} was trained against another reference than this run's: move it away")
+        self._check_parent(path, state)
+        return path
+
+    def _check_parent(self, path: Path, state: TrainerState) -> None:
+        """See that a policy was made from the last traces that lie here."""
+        traces = self.iteration(state.iteration - 1) / "traces.parquet"
+        footer = read_footer(traces, TRACES) if traces.exists() else None
+        if footer is None or footer.policy != state.parent:
+            raise UserError(
+                f"{path} was not made from the traces of {traces.parent}: move it away, or name another --out"
+            )
+
+    def kept(self, phase: Phase) -> Path | None:
+        """The newest checkpoint inside a phase."""
+        inside = [path for path in self._latest.glob("[0-9]*") if phase.first < int(path.name) < phase.last]
+        return max(inside, key=lambda path: int(path.name), default=None)
+
+    def next_kept(self, finished: int) -> Path:
+        """Where the checkpoint after so many updates is kept for a killed run to go on from."""
+        return self._latest / f"{finished:04d}"
+
+    def drop_kept(self, before: int | None = None) -> None:
+        """Remove the checkpoints kept from before some update; all of them if left out."""
+        if before is None:
+            shutil.rmtree(self._latest, ignore_errors=True)
+            return
+        for older in self._latest.glob("[0-9]*"):
+            if int(older.name) < before:
+                shutil.rmtree(older)
+
+    def copy_metrics(self, checkpoint: Path) -> None:
+        """Put the metrics of the update that made a checkpoint into its iteration's folder."""
+        iteration = stored_state(checkpoint).iteration - 1
+        with replacing_file(self.iteration(iteration) / METRICS_FILE) as temporary:
+            shutil.copyfile(checkpoint / TRAINER / METRICS_FILE, temporary)
+
+    def join_train_metrics(self, iterations: int) -> None:
+        """Write the metrics of all updates into one table."""
+        rows: list[dict[str, Any]] = []
+        for iteration in range(iterations):
+            rows += read_table(self.iteration(iteration) / METRICS_FILE, TRAIN_METRICS).to_pylist()
+        if rows:
+            footer = Footer(table=TRAIN_METRICS.name, stage="run")
+            write_table(self.root / "train_metrics.parquet", TRAIN_METRICS, rows, footer)
+
+    def measured(self) -> list[dict[str, Any]] | None:
+        """The rows of metrics.parquet, if the run has come to its end."""
+        return list(read_table(self.metrics, METRICS).to_pylist()) if self.metrics.exists() else None
+
+
+def pin_config(
+    path: Path,
+    settings: Settings,
+    *,
+    free: Collection[tuple[str, str]] = (),
+    raised: Collection[tuple[str, str]] = (),
+    defaults: Settings | None = None,
+) -> list[str]:
     """Write down what a folder's work is started with, or see that it was started with the same.
 
     Args:
-        settings: stage -> its settings.
+        free: (stage, key) of what may differ from now on; raised: of numbers that may have grown.
+        defaults: what a key that an earlier version did not write down stood for.
+    Returns:
+        What differs from before and may, in words.
     Raises:
         UserError: the folder was begun with other settings.
     """
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if not path.exists():
-        with replacing_file(path) as temporary:
-            temporary.write_text(text)
-        return
-    try:
-        earlier = json.loads(path.read_text())
-        known = {stage: dict(values) for stage, values in earlier.items()}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{path} cannot be read: name another --out, or delete the folder") from None
-    now = json.loads(text)
-    changed = [
-        f"{stage}.{key} was {known.get(stage, {}).get(key)!r}, is {value!r}"
-        for stage, values in now.items()
-        for key, value in values.items()
-        if known.get(stage, {}).get(key) != value
-    ]
+    now = json.loads(json.dumps(settings))
+    known = _read_config(path) if path.exists() else None
+    changed: list[str] = []
+    allowed: list[str] = []
+    for stage, values in now.items() if known is not None else ():
+        for key, value in values.items():
+            assert known is not None
+            before = known.get(stage, {}).get(key, (defaults or {}).get(stage, {}).get(key))
+            if before == value:
+                continue
+            words = f"{stage}.{key} was {before!r}, is {value!r}"
+            may = (stage, key) in free or ((stage, key) in raised and before is not None and value > before)
+            (allowed if may else changed).append(words)
     if changed:
         raise UserError(
-            f"{path.parent} holds a run with other settings ({changed[0]}): name another --out, or delete it"
+            f"{path.parent} holds a run with other settings ({'; '.join(changed)}): name another --out, or delete it"
         )
+    if known is None or allowed:
+        with replacing_file(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n")
+    return allowed
+
+
+def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return {stage: dict(values) for stage, values in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} cannot be read: name another --out, or delete the folder") from None

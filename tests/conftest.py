@@ -1,7 +1,7 @@
 """Small models and tables shared by the tests. Torch runs on one thread: the machine may be small."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,13 +9,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from score_cli.config import BaseConfig, DataConfig, SampleConfig, VerifyConfig
+from score_cli.config import BaseConfig, DataConfig, SampleConfig, Stage1Config, Stage2Config, VerifyConfig
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.sampler import Sampler
 from score_cli.stages.data import write_problems
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, load_policy, save_policy
+from score_cli.tables.records import Trace
 from score_cli.tasks.division_tokenizer import make_tokenizer
 from score_cli.training.base_policy import make_model
+from score_cli.training.step import StepStats, TrainBatch, forward_backward, prepare
 
 torch.set_num_threads(1)
 
@@ -89,6 +93,25 @@ def make_batch(folder: Path, checkpoint: Path, problems: Path, **settings: objec
         out=folder / "traces.parquet",
     )
     verify(VerifyConfig(), traces=folder / "traces.parquet", problems=problems, out=folder / "rewards.parquet")
+
+
+def take_gradient(
+    model: object,
+    reference: object,
+    traces: Sequence[Trace],
+    rewards: torch.Tensor,
+    config: Stage1Config | Stage2Config,
+) -> tuple[TrainBatch, StepStats]:
+    """Leave the gradient of a batch in the model's `.grad`, by the two verbs that a trainer goes through."""
+    batch = prepare(model, reference, traces, rewards, config)  # type: ignore[arg-type]
+    return batch, forward_backward(model, reference, batch, config)  # type: ignore[arg-type]
+
+
+def sampler_of(engine: Engine, policy: Policy) -> Sampler:
+    """A sampler around an engine that is there."""
+    sampler = Sampler(SampleConfig(threads=1), policy)
+    sampler._engine = engine
+    return sampler
 
 
 def rewrite(path: Path, change: Callable[[dict[str, object]], object], *, keep_footer: bool = True) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from score_cli.tables.records import Problem
-from score_cli.verification.graders import Item
 from score_cli.verification.programs.grader import ProgramGrader
+from score_cli.verification.task_grader import Item
 
 SHARED_DATA = Path(os.environ.get("SCORE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

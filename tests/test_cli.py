@@ -117,7 +117,7 @@ def test_bad_settings_are_refused_before_any_work(batch: Path, capsys: pytest.Ca
     for options, message in [
         (["--samples", "0"], "samples is 0, expected at least 1"),
         (["--temperature", "-1"], "temperature is -1"),
-        (["--problems-per-iteration", "13"], "has 12 problems"),
+        (["--problems-per-iteration", "13"], "there are 12 problems"),
         (["--max-tokens", "60"], "the model's context is 64"),
         (["--attempts", "60"], "leaves no room for 60 attempts"),
         (["--threads", "0"], "threads is 0"),
@@ -151,7 +151,7 @@ def test_a_failed_proof_is_exit_code_one(batch: Path, capsys: pytest.CaptureFixt
     arguments = ["--traces", batch / "traces.parquet", "--rewards", batch / "rewards.parquet", "--out", batch / "next"]
     code = run("train-stage1", "--model", batch / "ckpt", "--logprob-tolerance", "1e-12", *arguments)
     assert code == 1
-    assert "policy proof failed" in one_line(capsys)
+    assert "the batch is not on policy" in one_line(capsys)
     assert not (batch / "next").exists()
 
 

@@ -10,12 +10,12 @@ import torch
 from score_cli.cli import run_command
 from score_cli.config import EvalConfig, SampleConfig
 from score_cli.errors import UserError
-from score_cli.sampling import engines
-from score_cli.sampling.engines import context_limit, engine_name, make_engine, policy_device
+from score_cli.sampling import engine as engines
+from score_cli.sampling.engine import context_limit, engine_name, make_engine, policy_device
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.stages.sample import sample
 from score_cli.tables.checkpoints import load_policy
-from tests.conftest import small_policy
+from tests.conftest import sampler_of, small_policy
 from tests.test_cli import one_line
 
 
@@ -102,7 +102,7 @@ def test_long_prompts_are_named_before_the_engine_is_asked(batch: Path) -> None:
                 policy=policy,
                 problems=batch / "problems.parquet",
                 out=batch / "more.parquet",
-                engine=Untouched(),  # type: ignore[arg-type]
+                sampler=sampler_of(Untouched(), policy),  # type: ignore[arg-type]
             )
         assert not (batch / "more.parquet").exists()
 

@@ -12,7 +12,7 @@ from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Trace
 from score_cli.training import logprobs as logprobs_module
 from score_cli.training.batching import MicroBatch, micro_batches
-from score_cli.training.logprobs import batch_logprobs, sampled_columns
+from score_cli.training.logprobs import batch_logprobs
 from tests.conftest import small_policy
 from tests.test_sampling import rollouts
 
@@ -41,14 +41,13 @@ def test_padding_and_batching_do_not_change_logprobs(policy: Policy, budget: int
     traces = traces_of(policy)
     seen = 0
     for batch in micro_batches(traces, budget):
-        columns = sampled_columns(batch)
         with torch.no_grad():
-            scores = batch_logprobs(policy.model, batch, columns, 1.0)
+            scores = batch_logprobs(policy.model, batch, 1.0)
         for index, row in enumerate(batch.rows):
             tokens = torch.tensor(traces[row].token_ids.tolist())
             with torch.no_grad():
                 alone = policy.model(input_ids=tokens[None]).logits[0].log_softmax(-1)
-            for place, column in enumerate(columns.tolist()):
+            for place, column in enumerate(batch.positions.tolist()):
                 if column < len(tokens) and traces[row].attempt_ids[column] > 0:
                     expected = alone[column - 1, tokens[column]].item()
                     assert scores.logprobs[index, place].item() == pytest.approx(expected, abs=1e-5)
@@ -59,11 +58,10 @@ def test_padding_and_batching_do_not_change_logprobs(policy: Policy, budget: int
 def test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(policy: Policy) -> None:
     traces = traces_of(policy)
     for batch in micro_batches(traces, 200):
-        columns = sampled_columns(batch)
         with torch.no_grad():
-            scores = batch_logprobs(policy.model, batch, columns, 1.0)
-        taken = batch.attempt_ids[:, columns] > 0
-        gap = (scores.logprobs - batch.sampler_logprobs[:, columns]).abs()[taken]
+            scores = batch_logprobs(policy.model, batch, 1.0)
+        taken = batch.sampled_attempt_ids > 0
+        gap = (scores.logprobs - batch.sampler_logprobs[:, batch.positions]).abs()[taken]
         assert gap.max() < 1e-5
 
 
@@ -77,9 +75,9 @@ def test_micro_batches_hold_every_trace_once_and_keep_to_their_budget(policy: Po
 
 def test_logits_are_computed_at_sampled_positions_alone(policy: Policy) -> None:
     batch = next(micro_batches(traces_of(policy), 10_000))
-    columns = sampled_columns(batch)
+    columns = batch.positions
     assert columns.tolist() == [t for t in range(batch.token_ids.shape[1]) if (batch.attempt_ids[:, t] > 0).any()]
-    scores = batch_logprobs(policy.model, batch, columns, 1.0, whole=True)
+    scores = batch_logprobs(policy.model, batch, 1.0, whole=True)
     assert scores.distribution is not None
     assert scores.distribution.shape[1] == len(columns) < batch.token_ids.shape[1]
 
@@ -92,10 +90,10 @@ def test_scores_in_pieces_are_those_of_the_whole_distribution(
     monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", chunk)
     model = policy.model.double()
     batch = next(micro_batches(traces_of(small_policy()), 10_000))
-    columns = sampled_columns(batch)
+    columns = batch.positions
     pulls = torch.linspace(-1, 1, batch.token_ids[:, columns].numel(), dtype=torch.float64).view(-1, len(columns))
 
-    found = batch_logprobs(model, batch, columns, 0.7, entropy=True)
+    found = batch_logprobs(model, batch, 0.7, entropy=True)
     (found.logprobs * pulls).sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
@@ -126,7 +124,9 @@ def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
             return SimpleNamespace(logits=weights.bfloat16())
 
     tokens = torch.arange(61)[None]
-    batch = MicroBatch([0], tokens, (tokens > 0).long(), torch.ones_like(tokens), torch.zeros(1, 61))
+    batch = MicroBatch(
+        [0], tokens, (tokens > 0).long(), torch.ones_like(tokens), torch.zeros(1, 61), torch.arange(1, 61)
+    )
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_without_the_distribution_only_the_model_s_own_bfloat16_logits_are_held(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        found = batch_logprobs(Model(), batch, sampled_columns(batch), 1.0, whole=whole)  # type: ignore[arg-type]
+        found = batch_logprobs(Model(), batch, 1.0, whole=whole)  # type: ignore[arg-type]
     assert sum(saved.values()) // (60 * 20_000) == bytes_a_logit
     found.logprobs.sum().backward()
     # The gradient of a log-softmax sums to zero over the vocabulary.

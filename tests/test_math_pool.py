@@ -12,9 +12,9 @@ import pytest
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, INCORRECT, TIMEOUT, UNSCORED
 from score_cli.verification import math_pool
-from score_cli.verification.graders import Item
 from score_cli.verification.math_grader import MathGrader
 from score_cli.verification.math_pool import DIFFERENT, LOST, SAME, TIMED_OUT, MathPool, Pair
+from score_cli.verification.task_grader import Item
 from tests.processes import runs
 
 HANGS = r"\prod_{k=1}^{10000000} k"

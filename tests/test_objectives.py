@@ -25,8 +25,8 @@ from torch import Tensor
 
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.records import Trace
-from score_cli.training.update import TrainBatch, accumulate_gradient
 from tests import enumeration as tiny
+from tests.conftest import take_gradient
 
 ALPHA, BETA1, BETA2 = 10.0, 0.125, 0.25
 POLICY, REFERENCE = tiny.TablePolicy(1), tiny.TablePolicy(2)
@@ -54,21 +54,13 @@ def trace_of(problem: str, number: int) -> Trace:
 
 def estimate(config: Stage1Config | Stage2Config, drawn: list[tuple[str, int]]) -> Tensor:
     """The product's gradient for one batch: (problem, number of the trajectory) of each trace."""
-    traces, rewards, groups = [], [], []
-    numbers: dict[str, int] = {}
+    traces, rewards = [], []
     for index, (problem, number) in enumerate(drawn):
         first, second = tiny.trajectories()[number]
         traces.append(replace(trace_of(problem, number), sample_index=index))
         rewards.append([tiny.is_right(problem, first), tiny.is_right(problem, second)])
-        groups.append(numbers.setdefault(problem, len(numbers)))
-    inputs = TrainBatch(
-        traces=traces,
-        rewards=torch.tensor(rewards, dtype=torch.float64),
-        groups=torch.tensor(groups),
-        temperature=1.0,
-    )
     POLICY.zero_grad()
-    accumulate_gradient(POLICY, REFERENCE, inputs, config)  # type: ignore[arg-type]
+    take_gradient(POLICY, REFERENCE, traces, torch.tensor(rewards, dtype=torch.float64), config)
     assert POLICY.table.grad is not None
     return POLICY.table.grad.clone()
 
@@ -211,14 +203,10 @@ def expected_chain_gradient(config: Stage1Config | Stage2Config, attempts: int, 
         ways = math.factorial(samples)
         for number in set(members):
             ways //= math.factorial(members.count(number))
-        inputs = TrainBatch(
-            traces=[replace(chain_of(attempts, m), sample_index=index) for index, m in enumerate(members)],
-            rewards=torch.tensor([[tiny.is_right("p", y) for y in every[m]] for m in members], dtype=torch.float64),
-            groups=torch.zeros(samples, dtype=torch.long),
-            temperature=1.0,
-        )
+        traces = [replace(chain_of(attempts, m), sample_index=index) for index, m in enumerate(members)]
+        rewards = torch.tensor([[tiny.is_right("p", y) for y in every[m]] for m in members], dtype=torch.float64)
         LONG_POLICY.zero_grad()
-        accumulate_gradient(LONG_POLICY, LONG_REFERENCE, inputs, config)  # type: ignore[arg-type]
+        take_gradient(LONG_POLICY, LONG_REFERENCE, traces, rewards, config)
         assert LONG_POLICY.table.grad is not None
         total += ways * math.prod(probabilities[m] for m in members) * LONG_POLICY.table.grad
     return total.detach()

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import verify_programs
 
 from score_cli.tables.schemas import CORRECT
-from score_cli.verification.graders import Item
 from score_cli.verification.programs.grader import ProgramGrader
+from score_cli.verification.task_grader import Item
 
 pytestmark = pytest.mark.skipif(
     not verify_programs.DATA.is_dir(), reason=f"real data is not at {verify_programs.DATA} (SCORE_SHARED_DATA)"

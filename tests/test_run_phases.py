@@ -5,7 +5,7 @@ Verdicts are invented, a third of them right, since an untrained policy never is
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,23 @@ from typing import Any
 import polars as pl
 import pytest
 
+from score_cli import loop
 from score_cli import run as run_module
-from score_cli import sft_rounds
-from score_cli.config import SampleConfig, SftConfig
+from score_cli.config import SampleConfig, SftConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.recipe import Recipe
 from score_cli.run import Run, RunInputs
-from score_cli.sampling import engines
-from score_cli.sampling.engine import Engine
-from score_cli.sampling.engines import make_engine
+from score_cli.run_folder import RunFolder
+from score_cli.sampling import sampler
+from score_cli.sampling.engine import Engine, make_engine
 from score_cli.stages.sample import sample
+from score_cli.stages.train import train_sft
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.training.sft import train_sft
-from tests.conftest import rewrite
+from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.verification.grader import Grader
 
 pytestmark = pytest.mark.pipeline
 
@@ -36,22 +37,24 @@ ONE_THREAD = {"threads": 1}
 SAMPLE = {"samples": 4, "problems_per_iteration": 6, "max_tokens": 16, **ONE_THREAD}
 
 
-def invent_verdicts(*arguments: Any, out: Path, **keywords: Any) -> None:
-    """The real stage, so that the footer is right, with other verdicts in the file."""
-    verify(*arguments, out=out, **keywords)
+def invent(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
+    """The real verdicts with others in their stead."""
+    return [invented(verdict) for verdict in GRADE(grader, traces, problems)]
 
-    def change(row: dict[str, Any]) -> None:
-        names = [f"{row['problem_id']} {row['sample_index']} {attempt}" for attempt in range(len(row["verdicts"]))]
-        row["rewards"] = [float(hashlib.sha256(name.encode()).digest()[0] % 3 == 0) for name in names]
-        row["verdicts"] = ["correct" if value else "incorrect" for value in row["rewards"]]
 
-    rewrite(out, change)
+def invented(verdict: Verdict) -> Verdict:
+    names = [f"{verdict.problem_id} {verdict.sample_index} {attempt}" for attempt in range(len(verdict.verdicts))]
+    right = [hashlib.sha256(name.encode()).digest()[0] % 3 == 0 for name in names]
+    verdicts = ["correct" if value else "incorrect" for value in right]
+    return replace(verdict, rewards=[float(value) for value in right], verdicts=verdicts)
+
+
+GRADE = Grader.grade
 
 
 @pytest.fixture
 def start(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> RunInputs:
-    for module in (run_module, sft_rounds):
-        monkeypatch.setattr(module, "verify", invent_verdicts)
+    monkeypatch.setattr(Grader, "grade", invent)
     return RunInputs(model=checkpoint, problems=problems, eval_problems=problems)
 
 
@@ -111,12 +114,7 @@ def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: Run
         files = {name: tmp_path / f"{name}{number}.parquet" for name in ("traces", "rewards", "examples")}
         settings = SampleConfig(samples=4, max_tokens=16, threads=1, seed=3)
         sample(settings, policy=load_policy(model), problems=folder / "train.parquet", out=files["traces"])
-        invent_verdicts(
-            Run(recipe(), tmp_path / "other", start).settings.verify,
-            traces=files["traces"],
-            problems=folder / "train.parquet",
-            out=files["rewards"],
-        )
+        verify(VerifyConfig(), traces=files["traces"], problems=folder / "train.parquet", out=files["rewards"])
         train_sft(config, model=model, out=tmp_path / f"next{number}", **files)
         model = tmp_path / f"next{number}"
         for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("examples", "sft")):
@@ -161,8 +159,7 @@ def test_one_engine_is_held_at_a_time(start: RunInputs, tmp_path: Path, monkeypa
         monkeypatch.setattr(engine, "close", lambda: held.remove(engine))
         return engine
 
-    for module in (engines, run_module):
-        monkeypatch.setattr(module, "make_engine", make)
+    monkeypatch.setattr(sampler, "make_engine", make)
     Run(recipe(**ROUNDS), tmp_path / "run", start).execute()
     assert set(counts) == {1} and not held
 
@@ -195,11 +192,11 @@ def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
 ) -> None:
     Run(recipe(**ROUNDS), tmp_path / "whole", start).execute()
     moments: list[tuple[Any, str, int]] = [
-        (sft_rounds, "verify", 2),
-        (sft_rounds, "train_sft", 2),
-        (sft_rounds, "keep_round_metrics", 1),
-        (sft_rounds, "keep_round_metrics", 3),
-        (run_module, "check_logprobs_match", 4),
+        (Grader, "grade", 4),
+        (run_module, "sft_round", 2),
+        (RunFolder, "copy_metrics", 1),
+        (RunFolder, "copy_metrics", 3),
+        (loop, "check_logprobs_match", 4),
     ]
     for module, function, call in moments:
         folder = tmp_path / f"{function}{call}"
@@ -237,7 +234,7 @@ def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
     Run(recipe(3, **THREE), tmp_path / "whole", start).execute()
     for call in (3, 4):
         folder = tmp_path / str(call)
-        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, run_module, "check_logprobs_match", call)
+        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, loop, "check_logprobs_match", call)
         assert digests(folder) == digests(tmp_path / "whole"), call
 
 
@@ -291,10 +288,10 @@ def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
 ) -> None:
     made = recipe(stage1_iterations=1, stage2_iterations=2, offline_first_attempts=1.0)
     Run(made, tmp_path / "whole", start).execute()
-    for call in (2, 3):  # before the first attempts are drawn, and after
-        folder = tmp_path / str(call)
-        stop_and_go_on(made, start, folder, monkeypatch, run_module, "sample", call)
-        assert digests(folder) == digests(tmp_path / "whole"), call
+    for function in ("sample", "read_offline"):  # before the first attempts are drawn, and after
+        folder = tmp_path / function
+        stop_and_go_on(made, start, folder, monkeypatch, run_module, function, 1)
+        assert digests(folder) == digests(tmp_path / "whole"), function
 
 
 def test_first_attempts_without_a_stage_two_are_refused(start: RunInputs, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.engine import Decoding
+from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.seeds import attempt_uniforms, draw_problems, sample_digest
 from score_cli.sampling.transformers_engine import TransformersEngine, choose_tokens, truncate
-from score_cli.stages.sample import Renderer, sample
+from score_cli.stages.sample import sample
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import read_traces
@@ -24,7 +25,7 @@ CONFIG = SampleConfig(samples=4, max_tokens=9, iteration=0, seed=3, threads=1)
 
 
 def rollouts(policy: Policy, config: SampleConfig = CONFIG, count: int = 5) -> list[Rollout]:
-    dialogues = Renderer(policy, {"division"})
+    dialogues = Renderer(policy, CONFIG)
     return [
         dialogues.rollout(problem, dialogues.prompt(problem), index, config)
         for problem in division.split_problems("train")[:count]
@@ -246,7 +247,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_its_id(policy: Policy) -> No
 
 def test_engine_scores_given_tokens_as_it_samples_them(policy: Policy) -> None:
     grown = sampled(policy, 64)
-    scores = TransformersEngine(policy.model, batch_size=3).score([r.token_ids for r in grown], 1.0)
+    scores = TransformersEngine(policy.model, batch_size=3).token_logprobs([r.token_ids for r in grown], 1.0)
     for rollout, found in zip(grown, scores, strict=True):
         for owner, own, other in zip(rollout.attempt_ids, rollout.logprobs, found, strict=True):
             assert not owner or own == pytest.approx(other, abs=1e-5)

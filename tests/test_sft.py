@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from score_cli.cli import run_command
 from score_cli.config import SftConfig, Stage2Config
 from score_cli.errors import JobError, UserError
+from score_cli.stages.train import train, train_sft
 from score_cli.tables.checkpoints import load_optimizer, load_policy
 from score_cli.tables.parquet import EXAMPLES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.training.sft import accumulate_gradient, fine_tune, learned_trace, train_sft
+from score_cli.training.sft import fine_tune, learned_trace, sft_forward_backward
 from score_cli.training.sft_examples import Example
-from score_cli.training.trainer import train
 from tests.conftest import make_batch, rewrite, small_model, write_checkpoint
 from tests.test_train import reward_some
 
@@ -87,7 +87,7 @@ def test_loss_and_gradient_are_torchs_cross_entropy(loss_on: str, owners: set[in
     ours, theirs = small_model(), small_model()
     rows = [learned_trace(one, config.loss_on) for one in EXAMPLES_BY_HAND]
     assert sum(int((row.attempt_ids > 0).sum()) for row in rows) == count
-    loss = accumulate_gradient(ours, rows, config)
+    loss = sft_forward_backward(ours, rows, config)
     expected = loss_by_torch(theirs, EXAMPLES_BY_HAND, owners)
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -194,14 +194,14 @@ def test_traces_of_the_parent_are_taken(proved: Path, monkeypatch: pytest.Monkey
 
 def test_no_example_is_a_failed_job_that_leaves_nothing(batch: Path) -> None:
     rewrite(batch / "rewards.parquet", lambda row: row.update(rewards=[0.0, 0.0], verdicts=["incorrect"] * 2))
-    with pytest.raises(JobError, match="gives no example of method star"):
+    with pytest.raises(JobError, match="give no example of method star"):
         round_of(batch, "next")
     assert not (batch / "next").exists() and not (batch / "next.parquet").exists()
 
 
 def test_another_number_of_attempts_is_refused(tmp_path: Path, checkpoint: Path, problems: Path) -> None:
     make_batch(tmp_path, checkpoint, problems, attempts=3)
-    with pytest.raises(UserError, match="row 0: 3 attempts, expected 2: sample with --attempts 2"):
+    with pytest.raises(UserError, match="has 3 attempts, expected 2: sample with --attempts 2"):
         round_of(tmp_path, "next")
 
 

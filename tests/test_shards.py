@@ -11,9 +11,8 @@ import pytest
 from score_cli.cli import run_command
 from score_cli.config import SampleConfig
 from score_cli.errors import UserError
-from score_cli.sampling.shards import Shard, merge
 from score_cli.sampling.transformers_engine import TransformersEngine
-from score_cli.stages.sample import sample
+from score_cli.stages.sample import Shard, merge, sample
 from score_cli.tables.atomic import resumable_folder
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.parquet import TRACES, read_footer

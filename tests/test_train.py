@@ -11,13 +11,13 @@ import torch
 from score_cli.config import SampleConfig, Stage1Config, Stage2Config, VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.stages.sample import sample
+from score_cli.stages.train import train
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import load_optimizer, load_policy
 from score_cli.tables.records import Trace
 from score_cli.tables.traces import read_traces, read_verdicts
-from score_cli.training.trainer import Reference, Trainer, train
-from score_cli.training.update import TrainBatch, accumulate_gradient
-from tests.conftest import make_batch, rewrite, write_checkpoint
+from score_cli.training.trainer import Trainer
+from tests.conftest import make_batch, rewrite, take_gradient, write_checkpoint
 
 STAGE1 = Stage1Config(learning_rate=1e-3, kl="full", threads=1)
 STAGE2 = Stage2Config(learning_rate=1e-3, kl="full", threads=1)
@@ -54,19 +54,10 @@ def rewarded(batch: Path) -> Path:
 def gradient_of(folder: Path, config: Stage1Config | Stage2Config) -> list[torch.Tensor]:
     """The clipped gradient of the folder's batch, from the parts that the trainer puts together."""
     policy, traces = load_policy(folder / "ckpt"), read_traces(folder / "traces.parquet")
-    names = [trace.problem_id for trace in traces]
-    inputs = TrainBatch(
-        traces=traces,
-        rewards=torch.tensor(
-            [
-                [math.nan if r is None else r for r in reward.rewards]
-                for reward in read_verdicts(folder / "rewards.parquet")
-            ]
-        ),
-        groups=torch.tensor([names.index(name) for name in names]),
-        temperature=1.0,
-    )
-    accumulate_gradient(policy.model, load_policy(folder / "ckpt").model, inputs, config)
+    rewards = [
+        [math.nan if r is None else r for r in verdict.rewards] for verdict in read_verdicts(folder / "rewards.parquet")
+    ]
+    take_gradient(policy.model, load_policy(folder / "ckpt").model, traces, torch.tensor(rewards), config)
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
     return [parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None]
 
@@ -112,14 +103,14 @@ def test_moments_and_step_are_carried_from_one_command_to_the_next(rewarded: Pat
 def gradient_of_with_reference(folder: Path, reference: Path) -> list[torch.Tensor]:
     policy = load_policy(folder / "ckpt")
     base = load_policy(reference)
-    trainer = Trainer(STAGE2, policy, Reference(base.model, base.state.fingerprint), None)
+    trainer = Trainer(STAGE2, policy, base)
     taken: list[torch.Tensor] = []
 
     def keep() -> None:
         taken.extend(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)
 
     trainer._optimizer.step = lambda closure=None: keep()  # type: ignore[method-assign,assignment,misc]
-    trainer.update(folder / "traces.parquet", folder / "rewards.parquet")
+    trainer.update(read_traces(folder / "traces.parquet"), read_verdicts(folder / "rewards.parquet"))
     return taken
 
 
@@ -164,19 +155,11 @@ def test_an_offline_first_attempt_is_not_trained_on(rewarded: Path) -> None:
     traces = read_traces(rewarded / "traces.parquet")
     offline = [replace(trace, offline_attempts=1) for trace in traces]
     policy = load_policy(rewarded / "ckpt")
-    names = [trace.problem_id for trace in traces]
-    rewards = torch.tensor([reward.rewards for reward in read_verdicts(rewarded / "rewards.parquet")])
+    rewards = torch.tensor([verdict.rewards for verdict in read_verdicts(rewarded / "rewards.parquet")])
+    config = replace(STAGE2, log_grad_norm_by_attempt=True)
 
-    def loss_parts(chosen: list[Trace]) -> tuple[float, float]:
-        inputs = TrainBatch(
-            traces=chosen,
-            rewards=rewards,
-            groups=torch.tensor([names.index(name) for name in names]),
-            temperature=1.0,
-        )
-        config = replace(STAGE2, log_grad_norm_by_attempt=True)
-        first, second = accumulate_gradient(policy.model, policy.model, inputs, config).grad_norms_by_attempt
-        return first, second
+    def loss_parts(chosen: list[Trace]) -> list[float]:
+        return take_gradient(policy.model, policy.model, chosen, rewards, config)[1].grad_norms_by_attempt
 
     online_first, online_second = loss_parts(traces)
     offline_first, offline_second = loss_parts(offline)
@@ -250,7 +233,7 @@ def test_logprobs_that_are_not_the_policys_fail_the_proof(rewarded: Path) -> Non
         out=rewarded / "rewards.parquet",
         overwrite=True,
     )
-    with pytest.raises(JobError, match="policy proof failed.* differ by 0.1 nats"):
+    with pytest.raises(JobError, match="not on policy.* differ by 0.1 nats"):
         step(rewarded, "next")
     assert not (rewarded / "next").exists()
 
@@ -372,7 +355,7 @@ def test_a_footer_is_proved_even_where_foreign_tables_are_allowed(rewarded: Path
         lambda row: row.update(logprobs=[value - 0.5 if value else 0.0 for value in row["logprobs"]]),  # type: ignore[attr-defined]
     )
     rewrite(rewarded / "rewards.parquet", lambda row: None, keep_footer=False)
-    with pytest.raises(JobError, match="policy proof failed"):
+    with pytest.raises(JobError, match="not on policy"):
         step(rewarded, "next", allow_foreign=True)
 
 

@@ -14,11 +14,11 @@ from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables import measures
 from score_cli.tables.records import Trace, Verdict
-from score_cli.training import credit, logprobs, losses, update
+from score_cli.training import credit, logprobs, losses, step
 from score_cli.training.batching import MicroBatch
 from score_cli.training.trainer import Trainer
 from tests import test_checkpoints, test_logprobs, test_metrics, test_objectives, test_sampling, test_train
-from tests.conftest import small_policy
+from tests.conftest import sampler_of, small_policy
 
 CASE = ("stage2", 0.0, "leave-one-out", "sampled")
 
@@ -59,24 +59,18 @@ def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPat
     real = logprobs.batch_logprobs
 
     def without_first_attempt(
-        model: object,
-        batch: MicroBatch,
-        columns: Tensor,
-        temperature: float,
-        *,
-        whole: bool = False,
-        entropy: bool = False,
+        model: object, batch: MicroBatch, temperature: float, *, whole: bool = False, entropy: bool = False
     ) -> logprobs.Logprobs:
         blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
         tokens = torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)
-        found = real(model, batch._replace(token_ids=tokens), columns, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
+        found = real(model, batch._replace(token_ids=tokens), temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
         assert found.distribution is not None
-        own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
+        own = found.distribution.gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
         return found._replace(logprobs=own)
 
     monkeypatch.setattr(test_logprobs, "batch_logprobs", without_first_attempt)
     caught(lambda: test_logprobs.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
-    monkeypatch.setattr(update, "batch_logprobs", without_first_attempt)
+    monkeypatch.setattr(step, "batch_logprobs", without_first_attempt)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 
@@ -97,23 +91,17 @@ def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
     real = logprobs.batch_logprobs
 
     def unshifted(
-        model: object,
-        batch: MicroBatch,
-        columns: Tensor,
-        temperature: float,
-        *,
-        whole: bool = False,
-        entropy: bool = False,
+        model: object, batch: MicroBatch, temperature: float, *, whole: bool = False, entropy: bool = False
     ) -> logprobs.Logprobs:
-        late = torch.clamp(columns + 1, max=batch.token_ids.shape[1] - 1)
-        found = real(model, batch, late, temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
+        late = torch.clamp(batch.positions + 1, max=batch.token_ids.shape[1] - 1)
+        found = real(model, batch._replace(positions=late), temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
         assert found.distribution is not None
-        own = found.distribution.gather(-1, batch.token_ids[:, columns][..., None])[..., 0]
-        return found._replace(columns=columns, logprobs=own)
+        own = found.distribution.gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
+        return found._replace(logprobs=own)
 
     monkeypatch.setattr(test_logprobs, "batch_logprobs", unshifted)
     caught(lambda: test_logprobs.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
-    monkeypatch.setattr(update, "batch_logprobs", unshifted)
+    monkeypatch.setattr(step, "batch_logprobs", unshifted)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 
@@ -130,8 +118,8 @@ def uneven_prompts_score_as_they_do_alone() -> None:
     policy = small_policy()
     sequences = [[13, 5, 9], [13, 5, 9, 7, 14, 8], [13, 4, 4, 4, 4, 4, 4, 8, 1]]
     engine = TransformersEngine(policy.model, batch_size=3)
-    for sequence, together in zip(sequences, engine.score(sequences, 1.0), strict=True):
-        alone = engine.score([sequence], 1.0)[0]
+    for sequence, together in zip(sequences, engine.token_logprobs(sequences, 1.0), strict=True):
+        alone = engine.token_logprobs([sequence], 1.0)[0]
         assert together == pytest.approx(alone, abs=1e-5)
 
 
@@ -181,18 +169,19 @@ def test_stale_sampler_after_an_update(batch: Path) -> None:
     from score_cli.errors import JobError
     from score_cli.loop import check_logprobs_match
     from score_cli.tables.checkpoints import load_policy
-    from score_cli.tables.traces import read_traces
+    from score_cli.tables.traces import read_traces, read_verdicts
 
     test_train.reward_some(batch)
     policy, stale = load_policy(batch / "ckpt"), load_policy(batch / "ckpt")
-    trainer = Trainer(test_train.STAGE2, policy, None, None)
-    probe = read_traces(batch / "traces.parquet")[:8]
-    engine = TransformersEngine(stale.model, batch_size=8)
-    check_logprobs_match(trainer, engine, probe, 1.0)
-    trainer.update(batch / "traces.parquet", batch / "rewards.parquet")
+    trainer = Trainer(test_train.STAGE2, policy)
+    traces, verdicts = read_traces(batch / "traces.parquet"), read_verdicts(batch / "rewards.parquet")
+    sampler = sampler_of(TransformersEngine(stale.model, batch_size=8), policy)
+    check_logprobs_match(trainer, sampler, traces[:8], 1.0)
+    trainer.update(traces, verdicts)
     with pytest.raises(JobError, match="the sampler holds another policy"):
-        check_logprobs_match(trainer, engine, probe, 1.0)
-    check_logprobs_match(trainer, TransformersEngine(policy.model, batch_size=8), probe, 1.0)
+        check_logprobs_match(trainer, sampler, traces[:8], 1.0)
+    sampler.load(trainer.policy)
+    check_logprobs_match(trainer, sampler, traces[:8], 1.0)
 
 
 def test_a_sampler_that_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

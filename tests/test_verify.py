@@ -13,7 +13,7 @@ from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.tasks.boxed import last_boxed
 from score_cli.verification.answers import NumberGrader, same_number
-from score_cli.verification.graders import Item
+from score_cli.verification.task_grader import Item
 from tests.conftest import rewrite
 
 

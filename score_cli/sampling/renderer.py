@@ -1,4 +1,4 @@
-"""The tokens of a conversation that are not sampled: the prompt, and the bridge between attempts.
+"""Problems to the tokens that are not sampled: the prompt, and the bridge between attempts; and tokens back to text.
 
     prompt, y1, bridge, y2, bridge, y3 ...      one strictly growing sequence, never re-encoded
 
@@ -8,34 +8,112 @@ template that trims or strips earlier turns cannot change tokens that were alrea
 """
 
 import datetime
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.control_tokens import ControlTokens
-from score_cli.tables.schemas import STOP
-from score_cli.tasks.prompts import Prompts
+from score_cli.sampling.engine import context_limit
+from score_cli.sampling.rollout import Bridge, Rollout
+from score_cli.sampling.seeds import sample_digest
+from score_cli.tables.checkpoints import Policy
+from score_cli.tables.records import Problem, Trace
+from score_cli.tasks.prompts import Prompts, override, prompts_of
 
+MOST_TOKENS = 1024
 _SENTINEL = "ATTEMPTTEXT"
 # The day that Llama 3's own template names where it is told none.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 
 
-class Bridge(NamedTuple):
-    """What stands between an attempt and the next generation prompt.
+class Renderer:
+    """Asks the problems of every task in one policy's tokens, and reads finished rollouts back.
 
-    `end_of_turn` closes the attempt's turn; a model that stopped has sampled it, a truncated one
-    has not. `rest` is the correction request and the opening of the next turn.
+    A task's template and bridge are found when its first problem comes, and kept.
     """
 
-    end_of_turn: list[int]
-    rest: list[int]
+    def __init__(self, policy: Policy, config: SampleConfig) -> None:
+        """Raises:
+        UserError: the context that `config` asks for is longer than the model's.
+        """
+        self.context = context_limit(policy, config.max_model_len)
+        self._policy = policy
+        self._correction = config.correction
+        self._overrides = config.prompts
+        self._tasks: dict[str, TaskRenderer] = {}
 
-    def after(self, finish_reason: str) -> list[int]:
-        """The context tokens that follow an attempt, so that its turn ends exactly once."""
-        return self.rest if finish_reason == STOP else self.end_of_turn + self.rest
+    def task(self, name: str) -> "TaskRenderer":
+        """The renderer of one task.
+
+        Raises:
+            UserError: there is no such task, or its conversations cannot be written in this policy's tokens.
+        """
+        if name not in self._tasks:
+            prompts = prompts_of(name)
+            for task, field, text in self._overrides:
+                if task == name:
+                    prompts = override(prompts, {field: text})
+            if self._correction is not None:
+                prompts = prompts._replace(correction=self._correction)
+            self._tasks[name] = TaskRenderer(self._policy.tokenizer, self._policy.model, prompts)
+        return self._tasks[name]
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """Prompt tokens of a problem.
+
+        Raises:
+            UserError: the problem cannot be asked in this policy's tokens.
+        """
+        task = self.task(problem.task)
+        try:
+            tokens = task.prompt(task.prompts.first_turn(problem))
+        except UserError as error:
+            raise UserError(f"problem {problem.problem_id}: {error}") from None
+        if not tokens:
+            raise UserError(f"problem {problem.problem_id} gives an empty prompt: give it a question")
+        return tokens
+
+    def room(self, prompts: Sequence[Sequence[int]], attempts: int) -> int:
+        """Tokens that each attempt may have within the model's context, at most `MOST_TOKENS`.
+
+        Raises:
+            UserError: the longest prompt leaves no room.
+        """
+        if self.context is None:
+            return MOST_TOKENS
+        bridge = max(len(task.bridge.end_of_turn) + len(task.bridge.rest) for task in self._tasks.values())
+        longest = max(map(len, prompts))
+        room = (self.context - longest - (attempts - 1) * bridge) // attempts
+        if room < 1:
+            raise UserError(
+                f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
+                f"{self.context}: leave long problems out, or lower --attempts"
+            )
+        return min(room, MOST_TOKENS)
+
+    def rollout(self, problem: Problem, prompt: Sequence[int], index: int, config: SampleConfig) -> Rollout:
+        """A trace of a problem, not yet begun."""
+        assert config.max_tokens is not None and config.iteration is not None
+        task = self.task(problem.task)
+        return Rollout(
+            problem_id=problem.problem_id,
+            sample_index=index,
+            prompt=prompt,
+            bridge=task.bridge,
+            stop_ids=task.stop_ids,
+            seeds=[
+                sample_digest(config.seed, config.iteration, problem.problem_id, index, attempt)
+                for attempt in range(1, config.attempts + 1)
+            ],
+            max_tokens=config.max_tokens,
+        )
+
+    def trace(self, rollout: Rollout, problem: Problem) -> Trace:
+        """A rollout that has come to its end, as a record."""
+        return rollout.trace(self.task(problem.task).text)
 
 
 class TaskRenderer:
@@ -47,7 +125,7 @@ class TaskRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Prompts) -> None:
         self._tokenizer = tokenizer
-        self._prompts = prompts
+        self.prompts = prompts
         between, at_the_end = self._text_after_attempts()
         stops = _stop_tokens(tokenizer, model)
         # Some templates put a space between an attempt and the token that ends its turn; the policy never writes it.
@@ -92,7 +170,7 @@ class TaskRenderer:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _opening(self) -> list[dict[str, str]]:
-        system = self._prompts.system
+        system = self.prompts.system
         return [] if system is None else [{"role": "system", "content": system}]
 
     def _first_turn(self, content: str) -> str:
@@ -131,14 +209,14 @@ class TaskRenderer:
     def _text_after_attempts(self) -> tuple[str, str]:
         """What the template writes after an attempt: before the next one, and where nothing follows."""
         if self._tokenizer.chat_template is None:
-            return f"\n\n{self._prompts.correction}\n\n", ""
+            return f"\n\n{self.prompts.correction}\n\n", ""
         self._check_system()
-        words = f"{self._prompts.system}{self._prompts.correction}{self._tokenizer.chat_template}"
+        words = f"{self.prompts.system}{self.prompts.correction}{self._tokenizer.chat_template}"
         sentinel = _SENTINEL
         while sentinel in words:
             sentinel += _SENTINEL[-1]
         turns = [*self._opening(), _user("question"), {"role": "assistant", "content": sentinel}]
-        rendered = self._render([*turns, _user(self._prompts.correction)])
+        rendered = self._render([*turns, _user(self.prompts.correction)])
         if rendered.count(sentinel) != 1:
             raise UserError(
                 "the chat template does not repeat an assistant turn exactly once, so no second attempt can follow it: "
@@ -152,7 +230,7 @@ class TaskRenderer:
         Raises:
             UserError: it refuses system turns, or leaves them out.
         """
-        system = self._prompts.system
+        system = self.prompts.system
         if system is None:
             return
         advice = "leave the system prompt out, and put its words before {question} in `first`"

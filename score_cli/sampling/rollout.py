@@ -1,11 +1,29 @@
 """One trace while it grows: which tokens are fed, which are sampled, when an attempt ends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 
 from score_cli.errors import UserError
-from score_cli.sampling.renderer import Bridge
+from score_cli.tables.records import Trace
 from score_cli.tables.schemas import LENGTH, STOP
+
+
+class Bridge(NamedTuple):
+    """What stands between an attempt and the next generation prompt.
+
+    `end_of_turn` closes the attempt's turn; a model that stopped has sampled it, a truncated one
+    has not. `rest` is the correction request and the opening of the next turn.
+    """
+
+    end_of_turn: list[int]
+    rest: list[int]
+
+    def after(self, finish_reason: str) -> list[int]:
+        """The context tokens that follow an attempt, so that its turn ends exactly once."""
+        return self.rest if finish_reason == STOP else self.end_of_turn + self.rest
 
 
 @dataclass
@@ -74,6 +92,20 @@ class Rollout:
     def attempt_tokens(self, attempt: int) -> list[int]:
         """The tokens sampled in one attempt, its stop token included."""
         return [token for token, owner in zip(self.token_ids, self.attempt_ids, strict=True) if owner == attempt]
+
+    def trace(self, text: Callable[[list[int]], str]) -> Trace:
+        """The finished trace as a record; `text` spells the tokens of an attempt out."""
+        assert self.done
+        return Trace(
+            problem_id=self.problem_id,
+            sample_index=self.sample_index,
+            attempts=[text(self.attempt_tokens(attempt)) for attempt in range(1, len(self.finish_reasons) + 1)],
+            finish_reasons=self.finish_reasons,
+            token_ids=np.array(self.token_ids, dtype=np.int32),
+            attempt_ids=np.array(self.attempt_ids, dtype=np.int8),
+            logprobs=np.array(self.logprobs, dtype=np.float32),
+            offline_attempts=self.offline_attempts,
+        )
 
     def _end_attempt(self, reason: str) -> None:
         self.finish_reasons.append(reason)

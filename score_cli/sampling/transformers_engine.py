@@ -6,7 +6,7 @@ it while the others keep their places, so attempts of different length cost no p
 
 import statistics
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.row_cache import RowCache
 from score_cli.sampling.seeds import attempt_uniforms
-from score_cli.tables.checkpoints import Policy
+from score_cli.tables.checkpoints import Policy, context_length
 from score_cli.tables.device import compute_precision
 
 
@@ -85,8 +85,8 @@ class TransformersEngine:
             _drop_finished(cache, rows)
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
-        """See `Engine.score`; goes through the same cache and masks that sampling uses."""
+    def token_logprobs(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+        """See `Engine.token_logprobs`; goes through the same cache and masks that sampling uses."""
         results: list[list[float]] = []
         for start in range(0, len(sequences), self.batch_size):
             part = [list(sequence) for sequence in sequences[start : start + self.batch_size]]
@@ -110,7 +110,7 @@ class TransformersEngine:
         device = self.model.device
         with compute_precision(self.model):
             alone = [self.model(input_ids=torch.tensor([tokens], device=device)).logits[0] for tokens in sequences]
-        for tokens, logits, together in zip(sequences, alone, self.score(sequences, 1.0), strict=True):
+        for tokens, logits, together in zip(sequences, alone, self.token_logprobs(sequences, 1.0), strict=True):
             targets = torch.tensor(tokens[1:], device=device)[:, None]
             expected = logits[:-1].float().log_softmax(-1).gather(-1, targets)[:, 0].tolist()
             # The mean: two bfloat16 passes may round one token's logit a whole step apart.
@@ -184,22 +184,6 @@ class TransformersEngine:
             )
         logits: Tensor = output.logits
         return logits
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens up to which a trace's positions mean the same whatever else is in the batch; None without a limit.
-
-    Some rotary embeddings change for the whole batch once its longest row passes the original length.
-    """
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        limit = min(size for size in (original, limit) if size is not None)
-    return None if limit is None else int(limit)
 
 
 def truncate(logprobs: Tensor, *, top_k: int, top_p: float) -> Tensor:
@@ -278,9 +262,3 @@ def _drop_finished(cache: RowCache, rows: list[_Row]) -> None:
     for gap, mover in zip(gaps, movers, strict=True):
         rows[gap] = rows[mover]
     del rows[remaining:]
-
-
-def in_chunks(count: int, size: int) -> Iterator[range]:
-    """Consecutive ranges of at most `size`: the pieces that work is cut into."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))

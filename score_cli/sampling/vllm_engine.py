@@ -18,8 +18,7 @@ import torch
 
 from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
-from score_cli.sampling.engine import Decoding
-from score_cli.sampling.engines import context_limit
+from score_cli.sampling.engine import Decoding, context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.vllm_worker import tensor_digest
 from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
@@ -75,8 +74,8 @@ class VllmEngine:
                 if not rollout.done:
                     waiting[self._queue_attempt(rollout, decoding)] = rollout
 
-    def score(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
-        """See `Engine.score`.
+    def token_logprobs(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
+        """See `Engine.token_logprobs`.
 
         vLLM scores a prompt at temperature 1 alone. Elsewhere each token is asked for by itself,
         through the sampler, with the tokens before it as the prompt.
@@ -131,7 +130,7 @@ class VllmEngine:
         with _failures("show its weights"):
             found = self._engine.collective_rpc("embedding_digest", kwargs={"rows": rows, "width": width})
         if any(digest not in (None, expected) for digest in found):
-            raise JobError("policy proof failed: vLLM did not take the new policy's weights: run the command again")
+            raise JobError("vLLM did not take the new policy's weights: run the command again")
 
     def close(self) -> None:
         """Stop vLLM's processes and remove what was written for them."""

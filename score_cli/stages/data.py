@@ -7,7 +7,6 @@ from pathlib import Path
 from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.stages.verify import make_graders
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import PROBLEMS, write_table
 from score_cli.tables.provenance import Footer, file_sha256
@@ -17,7 +16,8 @@ from score_cli.tasks import division
 from score_cli.tasks.layout_custom import Columns
 from score_cli.tasks.loaded import Loaded
 from score_cli.tasks.loaders import DATASETS, gold_responses, load_problems
-from score_cli.verification.graders import Item
+from score_cli.verification.grader import make_graders
+from score_cli.verification.task_grader import Item
 
 DIVISION = "division"
 SPLITS = ("train", "validation", "test")

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import EvalConfig, SampleConfig, VerifyConfig, read_counts
+from score_cli.config import EvalConfig, SampleConfig, SamplingConfig, VerifyConfig, read_counts
 from score_cli.errors import UserError
 from score_cli.evaluation.compare import MINUS, comparison_rows
 from score_cli.evaluation.evaluate import GREEDY, SAMPLED, Row, evaluate, metric_rows, read_pair, score_traces
 from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.voting import VOTES, vote_rows
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.engine import Engine
-from score_cli.sampling.engines import holding, policy_device
+from score_cli.sampling.engine import policy_device
+from score_cli.sampling.sampler import Sampler, sampler_for
 from score_cli.stages.sample import sample
-from score_cli.stages.verify import PROGRAM_TASKS, verify
+from score_cli.stages.verify import verify
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.device import setup_device
@@ -23,6 +23,7 @@ from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, writ
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.traces import read_problems, rewards_beside
+from score_cli.verification.grader import PROGRAM_TASKS, Grader, grader_for
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleCon
     Args:
         given: first attempts are given. They differ between samples, so greedy corrections of them do too.
     """
-    names = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvalConfig)}
-    sampled = SampleConfig(**{name: getattr(config, name) for name in names}, iteration=0)
+    shared = {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}
+    sampled = SampleConfig(**shared, iteration=0)
     greedy = replace(sampled, samples=config.samples if given else 1, temperature=0.0, top_p=1.0, top_k=0)
     plan = {SAMPLED: sampled, GREEDY: greedy}
     plan = {decoding: plan[decoding] for decoding in decodings(config)}
@@ -89,17 +90,19 @@ def evaluate_policy(
     first_attempts: Path | None = None,
     progress: Progress = SILENT,
     grading: VerifyConfig | None = None,
-    engine: Engine | None = None,
+    sampler: Sampler | None = None,
+    grader: Grader | None = None,
 ) -> list[Row]:
     """Metrics of one policy, sampled and greedy; the traces and rewards stay in `folder`.
 
     Args:
         first_attempts: traces whose first attempts the policy goes on from, in place of its own.
-        engine: an engine that holds exactly this policy; made here if left out.
+        sampler: a warm one that holds exactly this policy; made here if left out, as is the grader.
     """
     plan = samplings(config, given=first_attempts is not None)
     rows = []
-    with holding(policy, next(iter(plan.values())), engine) as held:
+    grading = grading or VerifyConfig()
+    with sampler_for(next(iter(plan.values())), policy, sampler) as held, grader_for(grading, grader) as judge:
         for decoding, settings in plan.items():
             traces, rewards = files_of(folder, name, decoding)
             sample(
@@ -109,15 +112,16 @@ def evaluate_policy(
                 first_attempts=first_attempts,
                 out=traces,
                 overwrite=True,
-                engine=held,
+                sampler=held,
                 progress=progress,
             )
             verify(
-                grading or VerifyConfig(),
+                grading,
                 traces=traces,
                 problems=problems,
                 out=rewards,
                 overwrite=True,
+                grader=judge,
                 progress=progress,
             )
             if decoding == VOTES:

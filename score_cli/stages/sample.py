@@ -1,34 +1,68 @@
-"""`score sample`: problems to traces.
+"""`score sample`: problems to traces; `score merge`: the traces of all shards to those of the whole.
 
-Work is cut into chunks of problems. A chunk's traces depend on the policy, the settings and the
-problems in it alone, and fill one row group of the output. Shards are slices of the chunks; every
+Every chunk of problems fills one row group of the output. Shards are slices of the chunks; every
 finished chunk is kept beside the output until the output is whole (see `tables.parts`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from score_cli.config import SampleConfig, check_config
+from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.dialogues import MOST_TOKENS, Renderer
-from score_cli.sampling.engine import Decoding, Engine
-from score_cli.sampling.engines import holding
-from score_cli.sampling.first_attempts import Expected, FirstAttempt, Key, read_first_attempts
-from score_cli.sampling.rollout import check_lengths
-from score_cli.sampling.seeds import draw_problems, offline_samples
-from score_cli.sampling.shards import Shard
-from score_cli.sampling.transformers_engine import in_chunks
+from score_cli.sampling.offline import read_offline
+from score_cli.sampling.renderer import MOST_TOKENS
+from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration, sampler_for
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import numerics
-from score_cli.tables.parquet import TRACES
+from score_cli.tables.parquet import TRACES, join_tables, read_footer, writing_table
 from score_cli.tables.parts import open_parts
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem
-from score_cli.tables.traces import read_problems
+from score_cli.tables.records import Trace
+from score_cli.tables.traces import read_problems, trace_row
+
+Chunk = TypeVar("Chunk")
+
+
+class Shard(NamedTuple):
+    """The `part`-th of `of` slices of the work, counted from 1."""
+
+    part: int
+    of: int
+
+    @staticmethod
+    def parse(text: str) -> "Shard":
+        """Read `2/3`.
+
+        Raises:
+            UserError: it is not of that form.
+        """
+        if re.fullmatch("[0-9]{1,9}/[0-9]{1,9}", text):
+            shard = Shard(*map(int, text.split("/")))
+            if 1 <= shard.part <= shard.of:
+                return shard
+        raise UserError(f"shard is {text}, expected I/N with I from 1 to N, such as 1/3")
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.of}"
+
+    def slice(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """This shard's consecutive chunks; the shards' slices after one another are all of them.
+
+        Raises:
+            UserError: there are fewer chunks than shards.
+        """
+        if len(chunks) < self.of:
+            raise UserError(
+                f"shard is {self}, but there are only {len(chunks)} chunks of problems: "
+                f"use at most {len(chunks)} shards, or lower --chunk-problems"
+            )
+        start, end = ((self.part + step) * len(chunks) // self.of for step in (-1, 0))
+        return list(chunks[start:end])
 
 
 def sample(
@@ -39,7 +73,7 @@ def sample(
     out: Path,
     first_attempts: Path | None = None,
     overwrite: bool = False,
-    engine: Engine | None = None,
+    sampler: Sampler | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Sample `config.samples` traces of each problem (or of this iteration's problems) from a policy.
@@ -49,146 +83,145 @@ def sample(
     Args:
         policy: the policy to sample from; its fingerprint goes into the footer.
         first_attempts: traces, of any policy, whose first attempts `config.offline_share` of the samples go on from.
-        engine: an engine that holds exactly this policy; made here if left out.
+        sampler: a warm one that holds exactly this policy; made here if left out.
     Raises:
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
-    check_config(config)
-    work = _plan(config, policy, problems, first_attempts)
-    if config.max_tokens is None and work.config.max_tokens != MOST_TOKENS:
+    with sampler_for(config, policy, sampler) as held:
+        _sample(held, config, problems=problems, first_attempts=first_attempts, out=out, progress=progress)
+
+
+def _sample(
+    sampler: Sampler,
+    config: SampleConfig,
+    *,
+    problems: Path,
+    first_attempts: Path | None,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Sample what is missing of a table, chunk by chunk, and join it."""
+    job = _plan(config, sampler, problems, first_attempts)
+    if config.max_tokens is None and job.config.max_tokens != MOST_TOKENS:
         progress.line(
-            f"{out}: an attempt may have {work.config.max_tokens} tokens, an equal share of the context of "
-            f"{work.dialogues.context}; longer ones are cut off and score 0"
+            f"{out}: an attempt may have {job.config.max_tokens} tokens, an equal share of the context of "
+            f"{job.renderer.context}; longer ones are cut off and score 0"
         )
-    chunks = work.chunks()
-    inputs = {"problems": file_sha256(problems), "renderer": renderer_digest(policy)}
-    if first_attempts is not None:
-        inputs["first_attempts"] = file_sha256(first_attempts)
-    with holding(policy, work.config, engine) as held:
-        footer = Footer(
-            table=TRACES.name,
-            stage="sample",
-            config=_recorded(work.config, held),
-            seed=config.seed,
-            inputs=inputs,
-            policy=policy.state.fingerprint,
-        )
-        with open_parts(out, TRACES, footer, machine=numerics(policy.model.device)) as parts:
-            missing = [number for number in range(len(chunks)) if not parts.has(number)]
-            if len(missing) < len(chunks):
-                progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
-            with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
-                for number in missing:
-                    parts.write(number, work.sample_chunk(chunks[number], held))
-                    task.advance(len(chunks[number]) * config.samples)
-            parts.join(out, len(chunks))
+    chunks = job.chunks if job.config.shard is None else Shard.parse(job.config.shard).slice(job.chunks)
+    footer = traces_footer(job, sampler, problems=file_sha256(problems))
+    with open_parts(out, TRACES, footer, machine=numerics(sampler.policy.model.device)) as parts:
+        missing = [number for number in range(len(chunks)) if not parts.has(number)]
+        if len(missing) < len(chunks):
+            progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
+        with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
+            for number in missing:
+                parts.write(number, [trace_row(trace) for trace in sampler.sample_chunk(job, chunks[number])])
+                task.advance(len(chunks[number]) * config.samples)
+        parts.join(out, len(chunks))
 
 
-def check_room(config: SampleConfig, *, policy: Policy, problems: Path) -> None:
-    """See that traces of every problem fit the model's context, long before the last of them is sampled.
+def write_traces(path: Path, job: SampleJob, traces: Sequence[Trace], footer: Footer) -> None:
+    """Write the traces of a whole job, a row group a chunk, in place of any that were there."""
+    start = 0
+    with writing_table(path, TRACES, footer) as writer:
+        for chunk in job.chunks:
+            stop = start + len(chunk) * job.config.samples
+            writer.write_rows([trace_row(trace) for trace in traces[start:stop]])
+            start = stop
 
-    Raises:
-        UserError: as `sample`.
+
+def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
+    """The provenance of a job's traces: the engine that ran instead of `auto`, and no device or memory.
+
+    Args:
+        problems: sha256 of the file that the problems were drawn from.
     """
-    _plan(replace(config, problems_per_iteration=None), policy, problems, None)
+    settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
+    del settings["device"], settings["gpu_memory_utilization"]
+    inputs = {"problems": problems, "renderer": renderer_digest(sampler.policy)}
+    if job.offline is not None and job.offline.sha256 is not None:
+        inputs["first_attempts"] = job.offline.sha256
+    return Footer(
+        table=TRACES.name,
+        stage="sample",
+        config=settings,
+        seed=job.config.seed,
+        inputs=inputs,
+        policy=sampler.policy.state.fingerprint,
+    )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is to be sampled: settings with nothing left open, the problems drawn, their prompts, attempts given."""
-
-    config: SampleConfig
-    problems: Sequence[Problem]
-    prompts: Sequence[list[int]]
-    dialogues: Renderer
-    given: Mapping[Key, FirstAttempt] = field(default_factory=dict)
-
-    def chunks(self) -> list[range]:
-        """The rows of `problems` that this process samples, cut into chunks."""
-        chunks = list(in_chunks(len(self.problems), self.config.chunk_problems))
-        return chunks if self.config.shard is None else Shard.parse(self.config.shard).slice(chunks)
-
-    def sample_chunk(self, chunk: range, engine: Engine) -> list[dict[str, Any]]:
-        """The finished rows of one chunk."""
-        rows = [row for row in chunk for _ in range(self.config.samples)]
-        rollouts = [
-            self.dialogues.rollout(self.problems[row], self.prompts[row], index, self.config)
-            for row in chunk
-            for index in range(self.config.samples)
-        ]
-        for rollout in rollouts:
-            if attempt := self.given.get((rollout.problem_id, rollout.sample_index)):
-                attempt.give_to(rollout)
-        engine.generate(rollouts, Decoding(self.config.temperature, self.config.top_p, self.config.top_k))
-        return [
-            self.dialogues.row(rollout, self.problems[row].task) for rollout, row in zip(rollouts, rows, strict=True)
-        ]
-
-
-def _plan(config: SampleConfig, policy: Policy, path: Path, first_attempts: Path | None) -> _Work:
-    """Draw the iteration's problems, write their prompts, and settle what the settings leave open.
-
-    Nothing here depends on the shard, so that all shards sample alike.
-    """
-    if config.iteration is None:
-        config = replace(config, iteration=policy.state.iteration)
+def _plan(config: SampleConfig, sampler: Sampler, path: Path, first_attempts: Path | None) -> SampleJob:
+    """The job of a problems file. Nothing here depends on the shard, so that all shards sample alike."""
+    iteration = sampler.policy.state.iteration if config.iteration is None else config.iteration
     if config.shard is not None:
         config = replace(config, shard=str(Shard.parse(config.shard)))
-    problems = _drawn(config, path)
-    tasks = {problem.task for problem in problems}
-    dialogues = Renderer(policy, tasks, config.correction, config.prompts, config.max_model_len)
-    prompts = [dialogues.prompt(problem) for problem in problems]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if not prompt:
-            raise UserError(f"{path}: problem {problem.problem_id} gives an empty prompt: give it a question")
-    if config.max_tokens is None:
-        config = replace(config, max_tokens=dialogues.room(prompts, config.attempts))
-    # All of them, before an engine takes its time to start.
-    drafts = (dialogues.rollout(problem, prompt, 0, config) for problem, prompt in zip(problems, prompts, strict=True))
-    check_lengths(drafts, dialogues.context)
+    problems = problems_of_iteration(read_problems(path), config, iteration)
+    offline = None
     if first_attempts is not None:
-        config = replace(config, offline_share=1.0 if config.offline_share is None else config.offline_share)
-    elif config.offline_share is not None:
-        raise UserError("offline_share is set, but no first attempts are given: pass --first-attempts, or leave it out")
-    work = _Work(config, problems, prompts, dialogues)
-    if first_attempts is None:
-        return work
-    return replace(work, given=_given(first_attempts, work, renderer_digest(policy)))
+        offline = read_offline(first_attempts, {problem.problem_id for problem in problems})
+    return sampler.plan(problems, replace(config, iteration=iteration), offline)
 
 
-def _given(path: Path, work: _Work, renderer: str) -> dict[Key, FirstAttempt]:
-    """The first attempts that this job's samples go on from."""
-    config = work.config
-    assert config.iteration is not None and config.offline_share is not None and config.max_tokens is not None
-    if config.attempts < 2:
-        raise UserError("first attempts are given and attempts is 1, so nothing is left to sample: raise --attempts")
-    wanted = {}
-    for problem, prompt in zip(work.problems, work.prompts, strict=True):
-        expected = Expected(prompt, work.dialogues.stop_ids(problem))
-        name = problem.problem_id
-        for index in offline_samples(config.seed, config.iteration, name, config.samples, config.offline_share):
-            wanted[name, index] = expected
-    return read_first_attempts(path, wanted, renderer=renderer, max_tokens=config.max_tokens)
+def merge(shards: Sequence[Path], *, out: Path, overwrite: bool = False) -> int:
+    """Join the traces of all shards of one sampling job into the file of the whole.
 
-
-def _drawn(config: SampleConfig, path: Path) -> list[Problem]:
-    """The problems of this iteration; all of them where the settings do not say how many."""
-    problems = read_problems(path)
-    if config.problems_per_iteration is None:
-        return problems
-    names = [problem.problem_id for problem in problems]
-    if config.problems_per_iteration > len(names):
+    Args:
+        shards: one file a shard, in any order.
+    Returns:
+        How many shards there were.
+    Raises:
+        UserError: a file is no shard, is another job's, stands twice, or is missing; nothing is written.
+    """
+    check_output(out, overwrite=overwrite)
+    found: dict[Shard, Path] = {}
+    whole: Footer | None = None
+    for path in shards:
+        shard, footer = _shard_of(path)
+        whole = whole or footer
+        if footer != whole:
+            raise UserError(
+                f"{path} is not of the same job as {shards[0]} ({_difference(whole, footer)}): "
+                "merge shards of one policy, one problems file and one set of settings"
+            )
+        if shard in found:
+            raise UserError(f"{path} and {found[shard]} are both shard {shard}: give each shard once")
+        found[shard] = path
+    if whole is None:
+        raise UserError("no shard was given, expected the traces of every shard: name their files")
+    count = next(iter(found)).of
+    others = [f"{path} is shard {shard}" for shard, path in found.items() if shard.of != count]
+    if others:
+        raise UserError(f"{shards[0]} is one of {count} shards, but {others[0]}: merge shards of one cutting")
+    every = [Shard(part, count) for part in range(1, count + 1)]
+    missing = [str(shard) for shard in every if shard not in found]
+    if missing:
         raise UserError(
-            f"problems_per_iteration is {config.problems_per_iteration}, but {path} has {len(names)} problems: "
-            "lower it, or make more problems"
+            f"shard {', '.join(missing)} is missing: sample it with --shard {missing[0]}, and give all {count} files"
         )
-    rows = draw_problems(config.seed, config.iteration or 0, names, config.problems_per_iteration)
-    return [problems[row] for row in rows]
+    join_tables([found[shard] for shard in every], out, TRACES, whole)
+    return count
 
 
-def _recorded(config: SampleConfig, engine: Engine) -> dict[str, Any]:
-    """What the footer says of the settings: the engine that ran instead of `auto`, and no device or memory."""
-    settings = asdict(config) | {"engine": engine.name}
-    del settings["device"], settings["gpu_memory_utilization"]
-    return settings
+def _shard_of(path: Path) -> tuple[Shard, Footer]:
+    """Which shard a file is, and the footer of the whole it belongs to."""
+    footer = read_footer(path, TRACES)
+    text = None if footer is None else footer.config.get("shard")
+    if footer is None or text is None:
+        raise UserError(f"{path} is not a shard: `score sample --shard I/N` makes them")
+    return Shard.parse(text), replace(footer, config=footer.config | {"shard": None})
+
+
+def _difference(one: Footer, other: Footer) -> str:
+    """The first thing in which two footers differ."""
+    for name in ("policy", "seed"):
+        if getattr(one, name) != getattr(other, name):
+            return f"another {name}"
+    for role in sorted(one.inputs.keys() | other.inputs.keys()):
+        if one.inputs.get(role) != other.inputs.get(role):
+            return f"another input: {role}"
+    for key in sorted(one.config.keys() | other.config.keys()):
+        if one.config.get(key) != other.config.get(key):
+            return f"{key} is {other.config.get(key)}, not {one.config.get(key)}"
+    return "another footer"

@@ -87,6 +87,29 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked_folder(folder: Path) -> Iterator[int]:
+    """Hold a folder for this process and the children that inherit the descriptor yielded.
+
+    The kernel lets go when the last of them has ended, however that came about.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is at work there: wait until it has ended, or name another output"
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def resumable_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` for finished parts of it.
 

@@ -182,6 +182,22 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
     return Policy(model, tokenizer, read_state(Path(name), model), str(name))
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens up to which a trace's positions mean the same whatever else is in the batch; None without a limit.
+
+    Some rotary embeddings change for the whole batch once its longest row passes the original length.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limit = min(size for size in (original, limit) if size is not None)
+    return None if limit is None else int(limit)
+
+
 def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
     """Where a checkpoint stands in its chain; a model without `trainer/` is a base policy.
 

@@ -4,9 +4,11 @@ Problem --Sampler--> Trace --Grader--> Verdict        (Trace, Verdict) --Trainer
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a problem alone, as the command line's surface knows it, needs no arrays
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,9 @@ class Trace:
     sample_index: int
     attempts: list[str]
     finish_reasons: list[str]
-    token_ids: NDArray[np.int32]
-    attempt_ids: NDArray[np.int8]
-    logprobs: NDArray[np.float32]
+    token_ids: "NDArray[np.int32]"
+    attempt_ids: "NDArray[np.int8]"
+    logprobs: "NDArray[np.float32]"
     offline_attempts: int
 
 

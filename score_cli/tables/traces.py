@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from score_cli.errors import UserError
-from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_table
+from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_footer, read_table
+from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import UNSCORED, VERDICTS
 
@@ -69,6 +71,37 @@ def read_verdicts(path: Path) -> list[Verdict]:
     return [reward for part in iterate_verdicts(path) for reward in part]
 
 
+@dataclass(frozen=True)
+class GradedTraces:
+    """Traces and their verdicts, row by row, and where the traces come from."""
+
+    traces: list[Trace]
+    verdicts: list[Verdict]
+    footer: Footer | None
+
+
+def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> GradedTraces:
+    """Traces and the rewards of exactly these traces: the one place that sees whether two tables belong together.
+
+    Args:
+        allow_foreign: take tables that carry no footer, of which nobody can say where they come from.
+    Raises:
+        UserError: a table cannot be read, the rewards were made from other traces, or a footer is missing.
+    """
+    origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
+    for path, footer in ((traces, origin), (rewards, judged)):
+        if footer is None and not allow_foreign:
+            raise UserError(
+                f"{path} was not made by score, so nothing says which policy sampled it: "
+                "pass --allow-foreign to train on it"
+            )
+    if judged is not None and judged.inputs.get("traces") not in (None, file_sha256(traces)):
+        raise UserError(f"{rewards} was made from other traces than {traces}: run `score verify` again on these traces")
+    rows, grades = read_traces(traces), read_verdicts(rewards)
+    check_pairs(rows, grades, traces, rewards)
+    return GradedTraces(rows, grades, origin)
+
+
 def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, rewards_path: Path) -> None:
     """Check that rewards stand row by row for the traces.
 
@@ -87,6 +120,16 @@ def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, 
                 f"row {row} of {rewards_path} grades {len(reward.verdicts)} attempts, of {traces_path} has "
                 f"{len(trace.attempts)}: {again}"
             )
+
+
+def trace_row(trace: Trace) -> dict[str, Any]:
+    """A trace as a row of its table."""
+    return dict(vars(trace))
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as a row of the rewards table."""
+    return dict(vars(verdict))
 
 
 def _rows(batch: pa.Table) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from score_cli.tables.records import Trace
 
 
 class MicroBatch(NamedTuple):
-    """Some traces, padded on the right; B traces, T tokens of the longest.
+    """Some traces, padded on the right; B traces, T tokens of the longest, P positions with a sampled token.
 
     Causal attention never looks right, so padding there cannot reach a real token.
     """
@@ -21,6 +21,12 @@ class MicroBatch(NamedTuple):
     attempt_ids: Tensor  # [B, T] int64, 0 on context and padding
     attention: Tensor  # [B, T] 1 on real tokens
     sampler_logprobs: Tensor  # [B, T] float32, 0 on context and padding
+    positions: Tensor  # [P] int64, where any trace of the batch has a sampled token: logits are made there alone
+
+    @property
+    def sampled_attempt_ids(self) -> Tensor:
+        """[B, P] attempt numbers at the positions."""
+        return self.attempt_ids[:, self.positions]
 
 
 def micro_batches(
@@ -43,15 +49,16 @@ def micro_batches(
 def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -> MicroBatch:
     width = max(len(traces[row].token_ids) for row in rows)
     tokens = np.zeros((len(rows), width), dtype=np.int64)
-    owners = np.zeros((len(rows), width), dtype=np.int64)
+    attempt_ids = np.zeros((len(rows), width), dtype=np.int64)
     attention = np.zeros((len(rows), width), dtype=np.int64)
     logprobs = np.zeros((len(rows), width), dtype=traces[rows[0]].logprobs.dtype)
     for index, row in enumerate(rows):
         trace = traces[row]
         length = len(trace.token_ids)
         tokens[index, :length] = trace.token_ids
-        owners[index, :length] = trace.attempt_ids
+        attempt_ids[index, :length] = trace.attempt_ids
         attention[index, :length] = 1
         logprobs[index, :length] = trace.logprobs
-    tensors = [torch.from_numpy(array).to(device) for array in (tokens, owners, attention, logprobs)]
-    return MicroBatch(rows, *tensors)
+    positions = np.flatnonzero((attempt_ids > 0).any(0))
+    arrays = (tokens, attempt_ids, attention, logprobs, positions)
+    return MicroBatch(rows, *(torch.from_numpy(array).to(device) for array in arrays))

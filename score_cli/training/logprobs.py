@@ -15,26 +15,19 @@ CHUNK_ELEMENTS = 2**26
 
 
 class Logprobs(NamedTuple):
-    """What a policy gives the tokens at the columns where some trace of the batch has a sampled one.
+    """What a policy gives the tokens at the positions where some trace of the batch has a sampled one.
 
-    Shapes: B traces, C such columns, V vocabulary.
+    Shapes: B traces, P such positions, V vocabulary.
     """
 
-    columns: Tensor  # [C] token positions
-    logprobs: Tensor  # [B, C] of the tokens that stand there
-    distribution: Tensor | None  # [B, C, V] log-probabilities of every token, where asked for
-    entropy: Tensor | None  # [B, C] of the distribution, nats, without gradient, where asked for
-
-
-def sampled_columns(batch: MicroBatch) -> Tensor:
-    """[C] positions at which any trace of the batch has a sampled token."""
-    return (batch.attempt_ids > 0).any(0).nonzero()[:, 0]
+    logprobs: Tensor  # [B, P] of the tokens that stand there
+    distribution: Tensor | None  # [B, P, V] log-probabilities of every token, where asked for
+    entropy: Tensor | None  # [B, P] of the distribution, nats, without gradient, where asked for
 
 
 def batch_logprobs(
     model: PreTrainedModel,
     batch: MicroBatch,
-    columns: Tensor,
     temperature: float,
     *,
     whole: bool = False,
@@ -42,7 +35,7 @@ def batch_logprobs(
 ) -> Logprobs:
     """Score the tokens of a batch with one forward pass over the whole conversations.
 
-    Logits exist for `columns` alone: the output at position t - 1 predicts the token at t.
+    Logits exist for `batch.positions` alone: the output at position t - 1 predicts the token at t.
 
     Args:
         temperature: divides the logits, as it did when the tokens were sampled.
@@ -55,13 +48,13 @@ def batch_logprobs(
             input_ids=batch.token_ids,
             attention_mask=batch.attention,
             use_cache=False,
-            logits_to_keep=columns - 1,
+            logits_to_keep=batch.positions - 1,
         )
-    tokens = batch.token_ids[:, columns]
+    tokens = batch.token_ids[:, batch.positions]
     if whole:
         distribution = _log_softmax(output.logits, temperature)
         logprobs = _of_tokens(distribution, tokens)
-        return Logprobs(columns, logprobs, distribution, _entropy(distribution) if entropy else None)
+        return Logprobs(logprobs, distribution, _entropy(distribution) if entropy else None)
     logits = output.logits.flatten(0, 1)
     pieces = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
     owns = tokens.flatten().split(len(pieces[0]))
@@ -71,9 +64,9 @@ def batch_logprobs(
     ]
     logprobs = torch.cat(found).view(tokens.shape)
     if not entropy:
-        return Logprobs(columns, logprobs, None, None)
+        return Logprobs(logprobs, None, None)
     entropies = [_entropy(_log_softmax(piece.detach(), temperature)) for piece in pieces]
-    return Logprobs(columns, logprobs, None, torch.cat(entropies).view(tokens.shape))
+    return Logprobs(logprobs, None, torch.cat(entropies).view(tokens.shape))
 
 
 def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:

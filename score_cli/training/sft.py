@@ -1,7 +1,6 @@
-"""`score train-sft`: one round of a supervised baseline (STaR, Pair-SFT) on a policy's own traces.
+"""One round of a supervised baseline (STaR, Pair-SFT) on a policy's own traces.
 
-The examples are written first, as a table to be read; then the policy learns them. Each round
-starts with fresh Adam moments. The loss is minus the logprob of the learned tokens, averaged over
+Each round starts with fresh Adam moments. The loss is minus the logprob of the learned tokens, averaged over
 all of them in a batch, so a long response counts for more than a short one.
 """
 
@@ -9,8 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,89 +16,84 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import LossOn, SftConfig, check_config
+from score_cli.config import LossOn, SftConfig
 from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.tables.atomic import check_output, replacing_folder
-from score_cli.tables.checkpoints import (
-    METRICS_FILE,
-    TRAINER,
-    Policy,
-    TrainerState,
-    fingerprint,
-    load_policy,
-    save_policy,
-)
-from score_cli.tables.device import setup_device
-from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
-from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.checkpoints import Policy, TrainerState, context_length, fingerprint
+from score_cli.tables.provenance import short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import STOP
-from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 from score_cli.training.batching import MicroBatch, micro_batches
-from score_cli.training.logprobs import batch_logprobs, sampled_columns
+from score_cli.training.logprobs import batch_logprobs
 from score_cli.training.sft_examples import Example, build_examples
 from score_cli.training.train_metrics import answer_rows
-from score_cli.training.trainer import check_tokens, read_origin
 
 STAGE = "sft"
 
 
-def train_sft(
-    config: SftConfig,
-    *,
-    model: Path,
-    traces: Path,
-    rewards: Path,
-    examples: Path,
-    out: Path,
-    overwrite: bool = False,
-    allow_foreign: bool = False,
-    progress: Progress = SILENT,
-) -> str:
-    """Write the examples that traces give, train a policy on them, and write the next policy.
+@dataclass(frozen=True)
+class SftRound:
+    """What one round made: the next policy, what it learned, and the rows of its train metrics."""
 
-    Args:
-        allow_foreign: learn from another policy's traces too, or from tables without a footer.
-    Returns:
-        One line that sums the round up.
+    policy: Policy
+    examples: list[Example]
+    metrics: list[dict[str, Any]]
+    summary: str
+
+
+def make_examples(
+    config: SftConfig, policy: Policy, traces: Sequence[Trace], verdicts: Sequence[Verdict]
+) -> list[Example]:
+    """The examples that traces of two attempts give.
+
     Raises:
-        UserError: an input does not fit; nothing is written.
-        JobError: no trace makes an example, or the loss is not finite.
+        UserError: an example outgrew the model's context, or traces have another number of attempts.
+        JobError: no trace makes an example.
     """
-    check_config(config)
-    check_output(examples, overwrite=overwrite)
-    check_output(out, overwrite=overwrite, folder=True)
-    policy = load_policy(model, device=setup_device(config))
-    found, judged = _read_inputs(traces, rewards, policy, allow_foreign)
-    made = build_examples(found, judged, config.method, seed=config.seed)
+    for trace in traces:
+        if len(trace.attempts) != 2:
+            raise UserError(
+                f"a trace of problem {trace.problem_id} has {len(trace.attempts)} attempts, expected 2: sample with "
+                "--attempts 2"
+            )
+    made = build_examples(traces, verdicts, config.method, seed=config.seed)
     if not made:
         raise JobError(
-            f"{traces} gives no example of method {config.method}, which needs right responses (star: second attempts "
+            f"the traces give no example of method {config.method}, which needs right responses (star: second attempts "
             "right after wrong first ones): sample more"
         )
-    _check_context(made, policy.model, traces)
-    _write_examples(examples, made, config, policy, traces, rewards)
-    measured = fine_tune(policy.model, made, config, iteration=policy.state.iteration, progress=progress)
-    values = [*answer_rows(found, judged), *((name, None, value) for name, value in measured.items())]
+    _check_context(made, policy)
+    return made
+
+
+def sft_round(
+    config: SftConfig,
+    policy: Policy,
+    traces: Sequence[Trace],
+    verdicts: Sequence[Verdict],
+    examples: Sequence[Example],
+    *,
+    progress: Progress = SILENT,
+) -> SftRound:
+    """Train a policy, in place, on the examples of its traces.
+
+    Raises:
+        JobError: a gradient is not finite.
+    """
+    iteration = policy.state.iteration
+    measured = fine_tune(policy.model, examples, config, iteration=iteration, progress=progress)
+    values = [*answer_rows(traces, verdicts), *((name, None, value) for name, value in measured.items())]
     trained = _advance(policy)
-    rows = [
-        {"stage": STAGE, "iteration": policy.state.iteration, "name": name, "attempt": attempt, "value": value}
-        for name, attempt, value in values
-    ]
-    footer = Footer(
-        table=TRAIN_METRICS.name,
-        stage=STAGE,
-        policy=policy.state.fingerprint,
-        inputs={"examples": file_sha256(examples)},
-    )
-    with replacing_folder(out) as folder:
-        save_policy(folder, trained.model, trained.tokenizer, trained.state)
-        write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, rows, footer)
-    return (
-        f"policy {short_digest(trained.state.fingerprint)}, round {trained.state.iteration} ({config.method}); "
-        f"{len(made)} examples of {len(found)} traces, {measured['steps']:.0f} steps, "
-        f"loss {measured['loss_before']:.4f} to {measured['loss_after']:.4f} nats a token"
+    return SftRound(
+        policy=trained,
+        examples=list(examples),
+        metrics=[
+            {"stage": STAGE, "iteration": iteration, "name": name, "attempt": attempt, "value": value}
+            for name, attempt, value in values
+        ],
+        summary=f"policy {short_digest(trained.state.fingerprint)}, round {trained.state.iteration} ({config.method}); "
+        f"{len(examples)} examples of {len(traces)} traces, {measured['steps']:.0f} steps, "
+        f"loss {measured['loss_before']:.4f} to {measured['loss_after']:.4f} nats a token",
     )
 
 
@@ -134,7 +127,7 @@ def fine_tune(
     with progress.phase(config.method, steps) as task:
         for batch in _batches(rows, config, iteration):
             model.zero_grad()
-            loss = accumulate_gradient(model, batch, config)
+            loss = sft_forward_backward(model, batch, config)
             norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item())
             if not math.isfinite(norms[-1]):
                 raise JobError("the gradient of the examples is not finite: lower --learning-rate")
@@ -165,7 +158,7 @@ def learned_trace(example: Example, loss_on: LossOn) -> Trace:
     )
 
 
-def accumulate_gradient(model: PreTrainedModel, batch: Sequence[Trace], config: SftConfig) -> float:
+def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config: SftConfig) -> float:
     """Add the gradient of the batch's mean loss a learned token to the model's; returns the loss, nats.
 
     Micro-batches change the order of additions, nothing else.
@@ -188,9 +181,8 @@ def mean_loss(model: PreTrainedModel, rows: Sequence[Trace], config: SftConfig) 
 
 def _summed_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Minus the logprobs of a batch's learned tokens, summed, nats."""
-    columns = sampled_columns(batch)
-    logprobs = batch_logprobs(model, batch, columns, temperature=1.0).logprobs
-    return -(logprobs * (batch.attempt_ids[:, columns] > 0)).sum()
+    logprobs = batch_logprobs(model, batch, temperature=1.0).logprobs
+    return -(logprobs * (batch.sampled_attempt_ids > 0)).sum()
 
 
 def _count_tokens(rows: Sequence[Trace]) -> int:
@@ -207,53 +199,15 @@ def _batches(rows: Sequence[Trace], config: SftConfig, iteration: int) -> Iterat
             yield [rows[row] for row in order[start : start + config.batch_size]]
 
 
-def _read_inputs(traces: Path, rewards: Path, policy: Policy, allow_foreign: bool) -> tuple[list[Trace], list[Verdict]]:
-    """Traces of two attempts, of this policy or one that it was made from, and their rewards."""
-    origin = read_origin(traces, rewards, policy, allow_foreign=allow_foreign)
-    state = policy.state
-    if origin is not None and not allow_foreign:
-        ancestors = {state.fingerprint, state.parent, state.reference} - {None}
-        if origin.policy not in ancestors:
-            raise UserError(
-                f"{traces} was sampled from policy {short_digest(origin.policy)}, but --model is "
-                f"{short_digest(state.fingerprint)}, which was not made from it: "
-                "resample, or pass --allow-foreign to learn from another policy"
-            )
-    found, judged = read_traces(traces), read_verdicts(rewards)
-    check_pairs(found, judged, traces, rewards)
-    check_tokens(found, policy.model, traces)
-    for number, trace in enumerate(found):
-        if len(trace.attempts) != 2:
-            raise UserError(
-                f"{traces}, row {number}: {len(trace.attempts)} attempts, expected 2: sample with --attempts 2"
-            )
-    return found, judged
-
-
-def _check_context(examples: Sequence[Example], model: PreTrainedModel, traces: Path) -> None:
+def _check_context(examples: Sequence[Example], policy: Policy) -> None:
     """Check that no pairing of a long first attempt with a long response outgrew the model."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(policy.model)
     longest = max(examples, key=lambda example: len(example.token_ids))
     if context is not None and len(longest.token_ids) > context:
         raise UserError(
-            f"an example of {traces} has {len(longest.token_ids)} tokens (problem {longest.problem_id}), the model's "
-            f"context is {context}: sample with a lower --max-tokens"
+            f"an example has {len(longest.token_ids)} tokens (problem {longest.problem_id}), the model's context is "
+            f"{context}: sample with a lower --max-tokens"
         )
-
-
-def _write_examples(
-    path: Path, examples: Sequence[Example], config: SftConfig, policy: Policy, traces: Path, rewards: Path
-) -> None:
-    footer = Footer(
-        table=EXAMPLES.name,
-        stage="train-sft",
-        config={"method": config.method},
-        seed=config.seed,
-        inputs={"traces": file_sha256(traces), "rewards": file_sha256(rewards)},
-        policy=policy.state.fingerprint,
-    )
-    rows: list[dict[str, Any]] = [asdict(example) for example in examples]
-    write_table(path, EXAMPLES, rows, footer)
 
 
 def _advance(policy: Policy) -> Policy:

@@ -17,30 +17,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from score_cli.tables.measures import measures_of
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import LENGTH
-from score_cli.training.update import StepStats
+from score_cli.training.step import StepStats, TrainBatch
 
 Row = tuple[str, int | None, float]
 
 
 def train_metric_rows(
-    stage: str,
-    iteration: int,
-    *,
-    update: StepStats,
-    groups: Tensor,
-    traces: Sequence[Trace],
-    rewards: Sequence[Verdict],
-    grad_norm: float,
+    stage: str, iteration: int, *, batch: TrainBatch, stats: StepStats, grad_norm: float
 ) -> list[dict[str, Any]]:
-    """Rows of the curve table for one update; what could not be measured has no row."""
+    """Rows of the train metrics for one update; what could not be measured has no row."""
     found = [
-        *_per_attempt(update, groups, traces),
-        *answer_rows(traces, rewards),
+        *_per_attempt(batch, stats),
+        *answer_rows(batch.traces, batch.verdicts),
         ("grad_norm", None, grad_norm),
     ]
     return [
@@ -50,26 +42,26 @@ def train_metric_rows(
     ]
 
 
-def _per_attempt(update: StepStats, groups: Tensor, traces: Sequence[Trace]) -> Iterator[Row]:
-    sums = update.sums
-    for column in range(update.active.shape[1]):
+def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
+    sums = stats.sums
+    for column in range(batch.trainable.shape[1]):
         attempt = column + 1
-        taking_part = update.active[:, column] > 0
+        taking_part = batch.trainable[:, column] > 0
         tokens = sums.tokens[taking_part, column].sum()
-        yield "reward", attempt, update.shaped[taking_part, column].nanmean().item()
+        yield "reward", attempt, batch.shaped_rewards[taking_part, column].nanmean().item()
         yield "length", attempt, sums.tokens[taking_part, column].mean().item()
-        for name in ("kl", "k3", "full_kl") if update.has_full_kl else ("kl", "k3"):
+        for name in ("kl", "k3", "full_kl") if stats.has_full_kl else ("kl", "k3"):
             yield name, attempt, getattr(sums, name)[taking_part, column].mean().item()
         for name in ("entropy", "logprob_diff", "logprob_diff_abs"):
             yield name, attempt, (getattr(sums, name)[taking_part, column].sum() / tokens).item()
-        advantage = update.advantages[:, column]
+        advantage = batch.advantages[:, column]
         if taking_part.any():  # torch warns of the spread of nothing
             yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
-        silent = torch.zeros(int(groups.max()) + 1).index_add(0, groups, advantage.abs()) == 0
+        silent = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, advantage.abs()) == 0
         yield "frac_zero_advantage", attempt, silent.float().mean().item()
-        truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in traces]
+        truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in batch.traces]
         yield "truncated", attempt, sum(truncated) / len(truncated)
-    for column, norm in enumerate(update.grad_norms_by_attempt):
+    for column, norm in enumerate(stats.grad_norms_by_attempt):
         yield "grad_norm", column + 1, norm
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
 from score_cli.tasks.boxed import last_boxed
-from score_cli.verification.graders import Graded, Item
+from score_cli.verification.task_grader import Graded, Item
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|/\d+)?")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from score_cli.config import BaseConfig, SampleConfig
+from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.vllm_engine import VllmEngine
-from score_cli.stages.sample import Renderer
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
@@ -53,7 +53,7 @@ def engine(warm: VllmEngine, policy: Policy) -> VllmEngine:
 @pytest.fixture
 def rollouts(policy: Policy) -> MakeRollouts:
     """Makes rollouts of the first problems, not yet begun."""
-    dialogues = Renderer(policy, {"division"})
+    dialogues = Renderer(policy, CONFIG)
 
     def make(config: SampleConfig = CONFIG, count: int = 12) -> list[Rollout]:
         return [

@@ -20,6 +20,7 @@ from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Trace
 from score_cli.tables.schemas import LENGTH, STOP
 from score_cli.training.trainer import Trainer
+from tests.conftest import sampler_of
 from tests.vllm.conftest import CONFIG, MakeRollouts, noisy_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -44,7 +45,7 @@ def plain_logprobs(model: torch.nn.Module, tokens: list[int], temperature: float
 
 def largest_gap(engine: VllmEngine, model: torch.nn.Module, sequences: list[list[int]]) -> float:
     expected = [plain_logprobs(model, tokens) for tokens in sequences]
-    given = engine.score(sequences, 1.0)
+    given = engine.token_logprobs(sequences, 1.0)
     return max(abs(a - b) for x, y in zip(expected, given, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -65,7 +66,7 @@ def test_given_tokens_are_scored_as_the_model_scores_them(
     # The last sequence fills the context, where vLLM takes no whole prompt.
     full = [index % 11 + 1 for index in range(64)]
     sequences = [rollout.token_ids for rollout in grown(engine, rollouts())[:5]] + [full]
-    for tokens, scores in zip(sequences, engine.score(sequences, temperature), strict=True):
+    for tokens, scores in zip(sequences, engine.token_logprobs(sequences, temperature), strict=True):
         assert scores == pytest.approx(plain_logprobs(policy.model, tokens, temperature), abs=1e-4)
 
 
@@ -218,7 +219,9 @@ def test_a_bare_reload_leaves_a_policy_that_is_neither_and_the_proof_stops_it(
     mixed.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())
     assert largest_gap(engine, mixed, sequences) < 1e-4
     with pytest.raises(JobError, match="the sampler holds another policy"):
-        check_logprobs_match(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
+        check_logprobs_match(
+            Trainer(Stage2Config(), after_an_update), sampler_of(engine, after_an_update), traces_of(made), 1.0
+        )
 
 
 def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
@@ -246,7 +249,9 @@ def test_the_refresh_chosen_leaves_the_new_policy_and_the_proof_passes(
     sequences = [rollout.token_ids for rollout in made]
     engine.refresh(after_an_update)
     assert largest_gap(engine, after_an_update.model, sequences) < 1e-4
-    check_logprobs_match(Trainer(Stage2Config(), after_an_update, None, None), engine, traces_of(made), 1.0)
+    check_logprobs_match(
+        Trainer(Stage2Config(), after_an_update), sampler_of(engine, after_an_update), traces_of(made), 1.0
+    )
     # What it samples now, it samples from the new policy, prompts that the old one has cached included.
     for rollout in grown(engine, rollouts()):
         expected = plain_logprobs(after_an_update.model, rollout.token_ids)

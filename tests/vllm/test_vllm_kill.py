@@ -18,7 +18,7 @@ import time
 from score_cli.sampling.vllm_engine import VllmEngine
 from tests.vllm.conftest import CONFIG, noisy_policy
 engine = VllmEngine(noisy_policy(0), CONFIG)
-engine.score([[1, 2, 3]], 1.0)
+engine.token_logprobs([[1, 2, 3]], 1.0)
 print("ready", flush=True)
 time.sleep(600)
 """

@@ -16,7 +16,6 @@ from score_cli.tables.schemas import (
     TIMEOUT,
     UNSCORED,
 )
-from score_cli.verification.graders import Graded, Item
 from score_cli.verification.programs import judge
 from score_cli.verification.programs.confinement import LEVELS, NONE
 from score_cli.verification.programs.worker import (
@@ -29,6 +28,7 @@ from score_cli.verification.programs.worker import (
     signal_of,
     wait_for,
 )
+from score_cli.verification.task_grader import Graded, Item
 
 _VERDICTS = {
     judge.PASSED: CORRECT,

@@ -20,8 +20,7 @@ from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Trace
 from score_cli.tables.traces import read_traces
-from score_cli.training.update import TrainBatch, accumulate_gradient
-from tests.conftest import rewrite, write_checkpoint
+from tests.conftest import rewrite, take_gradient, write_checkpoint
 
 BASE = SampleConfig(samples=4, max_tokens=6, threads=1, seed=5)
 CONFIG = SampleConfig(samples=4, max_tokens=6, threads=1, seed=9)
@@ -114,7 +113,7 @@ def test_three_attempts_go_on_from_a_given_first(folder: Path) -> None:
 
 
 def test_shards_with_given_attempts_are_the_whole(folder: Path) -> None:
-    from score_cli.sampling.shards import merge
+    from score_cli.stages.sample import merge
 
     config = replace(CONFIG, chunk_problems=3, offline_share=0.5)
     go_on(folder, config, "whole")
@@ -208,8 +207,7 @@ def test_the_gradient_is_that_of_online_tokens_alone_with_online_baselines(folde
     """Brute force: returns minus the mean of siblings whose attempt this policy sampled, times plain logprobs."""
     traces, rewards, groups = mixed_batch(folder)
     model = load_policy(folder / "next").model
-    inputs = TrainBatch(traces=traces, rewards=rewards, groups=groups, temperature=1.0)
-    update = accumulate_gradient(model, model, inputs, STAGE2)
+    batch, _ = take_gradient(model, model, traces, rewards, STAGE2)
     found = [parameter.grad.clone() for parameter in model.parameters()]
 
     model.zero_grad()
@@ -233,7 +231,7 @@ def test_the_gradient_is_that_of_online_tokens_alone_with_online_baselines(folde
             for place in own:
                 loss = loss - (value(row) - mean) * logprobs[place - 1, tokens[place]]
             expected = 0.0 if trace.offline_attempts >= attempt else value(row) - mean
-            assert update.advantages[row, attempt - 1].item() == pytest.approx(expected, abs=1e-5)
+            assert batch.advantages[row, attempt - 1].item() == pytest.approx(expected, abs=1e-5)
     (loss / len(traces)).backward()
     assert max(gradient.abs().max().item() for gradient in found) > 1e-3
     for parameter, gradient in zip(model.parameters(), found, strict=True):
@@ -242,7 +240,7 @@ def test_the_gradient_is_that_of_online_tokens_alone_with_online_baselines(folde
 
 def test_a_given_first_attempt_conditions_the_second(folder: Path) -> None:
     """Another first attempt before the same second one gives the second another gradient, and itself none."""
-    traces, rewards, groups = mixed_batch(folder)
+    traces, rewards, _ = mixed_batch(folder)
     traces = [replace(trace, offline_attempts=1) for trace in traces]
     changed = []
     for trace in traces:
@@ -254,14 +252,13 @@ def test_a_given_first_attempt_conditions_the_second(folder: Path) -> None:
     norms = []
     for batch in (traces, changed):
         model.zero_grad()
-        inputs = TrainBatch(traces=batch, rewards=rewards, groups=groups, temperature=1.0)
-        norms.append(accumulate_gradient(model, model, inputs, STAGE2).grad_norms_by_attempt)
+        norms.append(take_gradient(model, model, batch, rewards, STAGE2)[1].grad_norms_by_attempt)
     assert norms[0][0] == norms[1][0] == 0
     assert abs(norms[0][1] - norms[1][1]) > 1e-3 * norms[0][1] > 0
 
 
 def test_the_commands_train_on_half_offline_traces(folder: Path) -> None:
-    """The policy proof looks at this policy's own tokens alone: another policy wrote the given ones."""
+    """The on-policy check looks at this policy's own tokens alone: another policy wrote the given ones."""
     model, problems, traces = folder / "next", folder / "problems.parquet", folder / "traces.parquet"
     options = ["--samples", "4", "--max-tokens", "6", "--offline-share", "0.5", "--threads", "1"]
     given = ["--first-attempts", str(folder / "base.parquet"), "--problems", str(problems)]

@@ -1,4 +1,4 @@
-"""The seam between the verify stage and the graders of each kind of task.
+"""The seam between `Grader` and what grades each kind of task.
 
 A grader takes a chunk of items and answers each one, in order. It owns whatever it needs
 (worker processes, a sandbox) and gives it back in `close`. It never raises for what a response
@@ -29,7 +29,7 @@ class Graded(NamedTuple):
     verdict: str
 
 
-class Grader(Protocol):
+class TaskGrader(Protocol):
     """Grades the items of the tasks it serves."""
 
     def grade(self, items: Sequence[Item]) -> list[Graded]:

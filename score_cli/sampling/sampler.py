@@ -1,0 +1,242 @@
+"""Problems to traces: a policy's engine and renderer, kept warm, and what one job samples with them.
+
+Work is cut into chunks of problems. A chunk's traces depend on the policy, the settings and the
+problems in it alone: not on the file, the shard or the process that they are sampled in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from score_cli.config import SampleConfig, check_config
+from score_cli.errors import UserError
+from score_cli.sampling.engine import Decoding, Engine, engine_name, make_engine
+from score_cli.sampling.offline import OfflineAttempts
+from score_cli.sampling.renderer import Renderer
+from score_cli.sampling.rollout import check_lengths
+from score_cli.sampling.seeds import draw_problems, offline_samples
+from score_cli.tables.checkpoints import Policy, renderer_digest
+from score_cli.tables.device import setup_device
+from score_cli.tables.records import Problem, Trace
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """What is to be sampled: settings with nothing left open, the problems, their prompts, and what is given.
+
+    Attributes:
+        offline: first attempts that `config.offline_share` of each problem's samples go on from.
+    """
+
+    config: SampleConfig
+    problems: Sequence[Problem]
+    prompts: Sequence[list[int]]
+    renderer: Renderer
+    offline: OfflineAttempts | None = None
+
+    @property
+    def chunks(self) -> list[range]:
+        """The rows of `problems`, in pieces of `config.chunk_problems`."""
+        count, size = len(self.problems), self.config.chunk_problems
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def offline_samples(self, problem: Problem) -> list[int]:
+        """Which of a problem's samples go on from a given first attempt."""
+        config = self.config
+        if self.offline is None:
+            return []
+        assert config.iteration is not None and config.offline_share is not None
+        return offline_samples(config.seed, config.iteration, problem.problem_id, config.samples, config.offline_share)
+
+    def check_offline(self) -> None:
+        """See that every first attempt needed is there and fits, before any trace is begun.
+
+        Raises:
+            UserError: one does not.
+        """
+        if self.offline is None:
+            return
+        wanted = [(problem, index) for problem in self.problems for index in self.offline_samples(problem)]
+        self.offline.check_keys([(problem.problem_id, index) for problem, index in wanted])
+        for problem, prompt in zip(self.problems, self.prompts, strict=True):
+            for index in self.offline_samples(problem):
+                self.offline.give_to(self.renderer.rollout(problem, prompt, index, self.config))
+
+
+class Sampler:
+    """Samples traces from a policy. The renderer is made once, the engine at the first trace; both stay warm.
+
+    Args:
+        config: how to sample; a call may bring other settings for the same engine.
+    """
+
+    def __init__(self, config: SampleConfig, policy: Policy) -> None:
+        """Raises:
+        UserError: a setting is out of bounds, or the engine is not installed.
+        """
+        check_config(config)
+        self.config = config
+        self.policy = policy
+        self.engine_name = engine_name(config)
+        self._engine: Engine | None = None
+        self._renderers: dict[tuple[object, ...], Renderer] = {}
+
+    def sample(self, problems: Sequence[Problem], config: SampleConfig | None = None) -> list[Trace]:
+        """`samples` traces of each problem, sampled from the policy as it is now.
+
+        Args:
+            config: in place of the sampler's own; its iteration says which random numbers are drawn, and is the
+                number of the policy's updates if left out.
+        Returns:
+            The traces problem by problem, sample by sample.
+        Raises:
+            UserError: a problem cannot be asked of this policy, or its traces could outgrow the context.
+        """
+        return self.run(self.plan(problems, config))
+
+    def run(self, job: SampleJob) -> list[Trace]:
+        """All traces of a job, problem by problem, sample by sample."""
+        setup_device(job.config)
+        return [trace for chunk in job.chunks for trace in self.sample_chunk(job, chunk)]
+
+    def plan(
+        self, problems: Sequence[Problem], config: SampleConfig | None = None, offline: OfflineAttempts | None = None
+    ) -> SampleJob:
+        """Write the prompts, and settle what the settings leave open; no engine is started.
+
+        Args:
+            offline: first attempts that `config.offline_share` of each problem's samples go on from.
+        Raises:
+            UserError: as `sample`.
+        """
+        config = self.config if config is None else config
+        check_config(config)
+        if config.iteration is None:
+            config = replace(config, iteration=self.policy.state.iteration)
+        renderer = self._renderer(config)
+        prompts = [renderer.prompt(problem) for problem in problems]
+        if config.max_tokens is None:
+            config = replace(config, max_tokens=renderer.room(prompts, config.attempts))
+        if offline is not None:
+            config = replace(config, offline_share=1.0 if config.offline_share is None else config.offline_share)
+            self._check_offline(config, offline)
+        elif config.offline_share is not None:
+            raise UserError(
+                "offline_share is set, but no first attempts are given: pass --first-attempts, or leave it out"
+            )
+        job = SampleJob(config, problems, prompts, renderer, offline)
+        drafts = (renderer.rollout(*drafted, 0, config) for drafted in zip(problems, prompts, strict=True))
+        check_lengths(drafts, renderer.context)
+        job.check_offline()
+        return job
+
+    def plan_iteration(
+        self,
+        problems: Sequence[Problem],
+        iteration: int,
+        attempts: int | None = None,
+        offline: OfflineAttempts | None = None,
+        offline_share: float | None = None,
+    ) -> SampleJob:
+        """The job of one update: its own problems out of all, its own random numbers; errors as `plan`."""
+        config = replace(
+            self.config,
+            iteration=iteration,
+            attempts=self.config.attempts if attempts is None else attempts,
+            offline_share=None if offline is None else offline_share,
+        )
+        return self.plan(problems_of_iteration(problems, config, iteration), config, offline)
+
+    def sample_chunk(self, job: SampleJob, chunk: range) -> list[Trace]:
+        """The finished traces of some of a job's problems."""
+        config = job.config
+        asked = [job.problems[row] for row in chunk for _ in range(config.samples)]
+        rollouts = [
+            job.renderer.rollout(job.problems[row], job.prompts[row], index, config)
+            for row in chunk
+            for index in range(config.samples)
+        ]
+        for rollout, problem in zip(rollouts, asked, strict=True):
+            if job.offline is not None and rollout.sample_index in job.offline_samples(problem):
+                job.offline.give_to(rollout)
+        self.engine.generate(rollouts, Decoding(config.temperature, config.top_p, config.top_k))
+        return [job.renderer.trace(rollout, problem) for rollout, problem in zip(rollouts, asked, strict=True)]
+
+    def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
+        """The engine's own logprob of every token of some traces; 0.0 for each first token."""
+        return self.engine.token_logprobs([trace.token_ids.tolist() for trace in traces], temperature)
+
+    def load(self, policy: Policy) -> None:
+        """Sample from another policy of the same architecture from now on."""
+        self.policy = policy
+        if self._engine is not None:
+            self._engine.refresh(policy)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, started when it is first needed.
+
+        Raises:
+            UserError: it cannot sample from this kind of model.
+        """
+        if self._engine is None:
+            self._engine = make_engine(self.config, self.policy)
+        return self._engine
+
+    def close(self) -> None:
+        """Give back what the engine holds; the next trace starts another."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _renderer(self, config: SampleConfig) -> Renderer:
+        words = tuple(tuple(change) for change in config.prompts)
+        key = (config.correction, words, config.max_model_len)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(self.policy, config)
+        return self._renderers[key]
+
+    def _check_offline(self, config: SampleConfig, offline: OfflineAttempts) -> None:
+        if config.attempts < 2:
+            raise UserError(
+                "first attempts are given and attempts is 1, so nothing is left to sample: raise --attempts"
+            )
+        if offline.renderer not in (None, renderer_digest(self.policy)):
+            raise UserError(
+                f"{offline.name} was sampled with another tokenizer, chat template or stop token than this policy has: "
+                "give first attempts of the same family of policies"
+            )
+
+
+@contextmanager
+def sampler_for(config: SampleConfig, policy: Policy, sampler: Sampler | None = None) -> Iterator[Sampler]:
+    """The sampler given, which its owner closes, or one of our own, closed at the end."""
+    if sampler is not None:
+        yield sampler
+        return
+    with Sampler(config, policy) as own:
+        yield own
+
+
+def problems_of_iteration(problems: Sequence[Problem], config: SampleConfig, iteration: int) -> list[Problem]:
+    """The problems of one update; all of them where the settings do not say how many.
+
+    Raises:
+        UserError: there are fewer problems than an update draws.
+    """
+    if config.problems_per_iteration is None:
+        return list(problems)
+    if config.problems_per_iteration > len(problems):
+        raise UserError(
+            f"problems_per_iteration is {config.problems_per_iteration}, but there are {len(problems)} problems: "
+            "lower it, or make more problems"
+        )
+    names = [problem.problem_id for problem in problems]
+    rows = draw_problems(config.seed, iteration, names, config.problems_per_iteration)
+    return [problems[row] for row in rows]

@@ -1,0 +1,228 @@
+"""`score train-stage1`, `train-stage2` and `train-sft`: traces, rewards and a policy to the next policy.
+
+The policy must be the one that the traces were sampled from: by fingerprint before anything is
+computed, and by the logprobs themselves before a step is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from score_cli.config import SftConfig, check_config
+from score_cli.errors import UserError
+from score_cli.progress import SILENT, Progress
+from score_cli.tables.atomic import check_output, replacing_folder
+from score_cli.tables.checkpoints import (
+    METRICS_FILE,
+    TRAINER,
+    Policy,
+    context_length,
+    load_optimizer,
+    load_policy,
+    renderer_digest,
+    save_policy,
+)
+from score_cli.tables.device import setup_device
+from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
+from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.records import Trace
+from score_cli.tables.traces import read_graded
+from score_cli.training.sft import STAGE, SftRound, make_examples, sft_round
+from score_cli.training.sft_examples import Example
+from score_cli.training.step import StageConfig
+from score_cli.training.trainer import Trainer
+
+
+def train(
+    config: StageConfig,
+    *,
+    model: Path,
+    reference: Path | None,
+    traces: Path,
+    rewards: Path,
+    out: Path,
+    allow_foreign: bool = False,
+    new_phase: bool = False,
+) -> str:
+    """Load a policy, take one step on a file of its traces, and write the next policy.
+
+    Args:
+        new_phase: as for `Trainer`; the reference is then the policy itself if left out.
+    Returns:
+        One line that sums the update up.
+    Raises:
+        UserError, JobError: see `Trainer`; nothing is written.
+    """
+    device = setup_device(config)
+    policy = load_policy(model, device=device)
+    if new_phase and reference is None:
+        reference = model
+    other = None if reference is None else load_policy(reference, device=device)
+    trainer = Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
+    graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
+    _check_policy(graded.footer, traces, {policy.state.fingerprint}, policy)
+    settings = graded.footer.config if graded.footer else {}
+    temperature = float(settings.get("temperature", config.temperature))
+    _check_distribution(settings, temperature, traces)
+    check_tokens(graded.traces, policy.model, traces)
+    _check_logprobs(graded.traces, traces)
+    trainer.update(
+        graded.traces,
+        graded.verdicts,
+        temperature=temperature,
+        other_engine=settings.get("engine") != "transformers",
+        check=graded.footer is not None,
+    )
+    trainer.save(out)
+    return _summary(trainer)
+
+
+def _summary(trainer: Trainer) -> str:
+    values = {(row["name"], row["attempt"]): row["value"] for row in trainer.metrics}
+    accuracies = [f"t{a} {100 * v:.1f}%" for (name, a), v in values.items() if name == "accuracy"]
+    kls = [f"{v:.3g}" for (name, _), v in values.items() if name == "kl"]
+    state = trainer.policy.state
+    return (
+        f"policy {short_digest(state.fingerprint)}, update {state.iteration} ({trainer.stage}); "
+        f"on its traces {', '.join(accuracies)}, KL by attempt {', '.join(kls)} nats, "
+        f"gradient norm {values['grad_norm', None]:.3g}"
+    )
+
+
+def train_sft(
+    config: SftConfig,
+    *,
+    model: Path,
+    traces: Path,
+    rewards: Path,
+    examples: Path,
+    out: Path,
+    overwrite: bool = False,
+    allow_foreign: bool = False,
+    progress: Progress = SILENT,
+) -> str:
+    """Write the examples that traces give, train a policy on them, and write the next policy.
+
+    Args:
+        allow_foreign: learn from another policy's traces too, or from tables without a footer.
+    Returns:
+        One line that sums the round up.
+    Raises:
+        UserError: an input does not fit; nothing is written.
+        JobError: no trace makes an example, or the loss is not finite.
+    """
+    check_config(config)
+    check_output(examples, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, folder=True)
+    policy = load_policy(model, device=setup_device(config))
+    graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
+    ancestors = {policy.state.fingerprint, policy.state.parent, policy.state.reference}
+    _check_policy(graded.footer, traces, None if allow_foreign else ancestors, policy)
+    check_tokens(graded.traces, policy.model, traces)
+    made = make_examples(config, policy, graded.traces, graded.verdicts)
+    write_examples(examples, made, config, policy, traces=file_sha256(traces), rewards=file_sha256(rewards))
+    done = sft_round(config, policy, graded.traces, graded.verdicts, made, progress=progress)
+    save_sft_round(out, done, examples=file_sha256(examples))
+    return done.summary
+
+
+def write_examples(
+    path: Path, examples: Sequence[Example], config: SftConfig, policy: Policy, *, traces: str, rewards: str
+) -> None:
+    """Write what a round learns, row by row.
+
+    Args:
+        policy: before the round.
+        traces, rewards: sha256 of the tables that the examples are made of.
+    """
+    footer = Footer(
+        table=EXAMPLES.name,
+        stage="train-sft",
+        config={"method": config.method},
+        seed=config.seed,
+        inputs={"traces": traces, "rewards": rewards},
+        policy=policy.state.fingerprint,
+    )
+    write_table(path, EXAMPLES, [asdict(example) for example in examples], footer)
+
+
+def save_sft_round(out: Path, done: SftRound, *, examples: str) -> None:
+    """Write the checkpoint that a round ended in, with its metrics; `examples` is the sha256 of their table."""
+    state = done.policy.state
+    footer = Footer(table=TRAIN_METRICS.name, stage=STAGE, policy=state.parent, inputs={"examples": examples})
+    with replacing_folder(out) as folder:
+        save_policy(folder, done.policy.model, done.policy.tokenizer, state)
+        write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, done.metrics, footer)
+
+
+def _check_policy(footer: Footer | None, traces: Path, allowed: set[str | None] | None, policy: Policy) -> None:
+    """Refuse traces of another policy, or asked in other tokens, as far as a footer says so.
+
+    Args:
+        allowed: fingerprints of the policies whose traces are taken; None takes any.
+    """
+    if footer is None:
+        return
+    renderer = renderer_digest(policy)
+    if footer.inputs.get("renderer", renderer) != renderer:
+        raise UserError(
+            f"{traces} was sampled with another tokenizer, chat template or stop token than {policy.name} has: resample"
+        )
+    if allowed is not None and footer.policy not in allowed:
+        chain = ", which was not made from it" if len(allowed) > 1 else ""
+        remedy = (
+            ", or pass --allow-foreign to learn from another policy"
+            if chain
+            else ", or pass the checkpoint it came from"
+        )
+        raise UserError(
+            f"{traces} was sampled from policy {short_digest(footer.policy)}, but --model is "
+            f"{short_digest(policy.state.fingerprint)}{chain}: resample{remedy}"
+        )
+
+
+def _check_distribution(settings: dict[str, object], temperature: float, traces: Path) -> None:
+    """Refuse traces that are not samples of the policy's whole distribution."""
+    if temperature <= 0:
+        raise UserError(f"{traces} was decoded greedily, expected samples: sample with --temperature 1")
+    top_p, top_k = float(str(settings.get("top_p", 1.0))), int(str(settings.get("top_k", 0)))
+    if top_p < 1 or top_k > 0:
+        raise UserError(
+            f"{traces} was sampled with top_p {top_p:g} and top_k {top_k}, "
+            "expected the policy's whole distribution: sample without --top-p and --top-k"
+        )
+
+
+def check_tokens(traces: Sequence[Trace], model: PreTrainedModel, path: Path) -> None:
+    """Check that the token columns are those of conversations this model can have had.
+
+    Raises:
+        UserError: a row's tokens could not have been sampled as the row says.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    context = context_length(model)
+    for number, trace in enumerate(traces):
+        sampled = trace.attempt_ids[trace.attempt_ids > 0]
+        wrong = None
+        if len(trace.token_ids) == 0 or trace.attempt_ids[0] != 0:
+            wrong = "it does not begin with context"
+        elif (sampled[1:] < sampled[:-1]).any() or set(sampled.tolist()) != set(range(1, len(trace.attempts) + 1)):
+            wrong = f"attempt_ids do not run through attempts 1 to {len(trace.attempts)} in order"
+        elif trace.token_ids.min() < 0 or trace.token_ids.max() >= vocabulary:
+            wrong = f"a token id is outside the model's vocabulary of {vocabulary}"
+        elif context is not None and len(trace.token_ids) > context:
+            wrong = f"{len(trace.token_ids)} tokens, the model's context is {context}"
+        elif trace.logprobs.max() > 1e-3:
+            wrong = "a logprob is above 0"
+        elif not 0 <= trace.offline_attempts <= len(trace.attempts):
+            wrong = f"{trace.offline_attempts} offline attempts of {len(trace.attempts)}"
+        if wrong is not None:
+            raise UserError(f"{path}, row {number}: {wrong}: sample again with this model")
+
+
+def _check_logprobs(traces: Sequence[Trace], path: Path) -> None:
+    """Check that the sampler wrote its logprobs down."""
+    if not any(trace.logprobs.any() for trace in traces):
+        raise UserError(f"{path} has no logprobs but 0, expected the sampler's: write them down when you sample")

@@ -1,0 +1,273 @@
+"""One on-policy step: what is known of a batch before its gradient, and the gradient, micro-batch by micro-batch.
+
+Shapes: M traces, A attempts, B traces of a micro-batch, P positions with sampled tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from score_cli.config import Stage1Config, Stage2Config
+from score_cli.tables.records import Trace, Verdict
+from score_cli.training import credit, losses
+from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.logprobs import batch_logprobs
+
+StageConfig = Stage1Config | Stage2Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatch:
+    """Traces with everything that is constant while their gradient is taken.
+
+    Attributes:
+        rewards: [M, A] as verified, NaN where unscored.
+        groups: [M] problem numbers.
+        trainable: [M, A] 1 where an attempt is scored and was sampled from this policy: what the loss is made of.
+        shaped_rewards: [M, A] the stage's rewards, before KL.
+        advantages: [M, A] returns minus baseline, 0 where not trainable.
+        kl_coefficients: [A] of this stage.
+        micro_batches: the traces as padded tensors; every trace is in one of them.
+        reference_logprobs: [B, P] a micro-batch, where KL is sampled; none where it is taken over the vocabulary.
+        temperature: that the traces were sampled at.
+        other_engine: the sampler computes a little otherwise than the trainer, which importance weights correct.
+        verdicts: what the rewards come from, for logging.
+    """
+
+    traces: Sequence[Trace]
+    rewards: Tensor
+    groups: Tensor
+    trainable: Tensor
+    shaped_rewards: Tensor
+    advantages: Tensor
+    kl_coefficients: Tensor
+    micro_batches: list[MicroBatch]
+    reference_logprobs: list[Tensor]
+    temperature: float
+    other_engine: bool
+    verdicts: Sequence[Verdict] = ()
+
+    @property
+    def count(self) -> float:
+        """Traces that take part: the loss is a mean over them."""
+        return max(1.0, self.trainable.amax(1).sum().item())
+
+
+@dataclass
+class AttemptSums:
+    """Sums over the tokens of each attempt that take part, [M, A]; means come later."""
+
+    kl: Tensor
+    k3: Tensor
+    full_kl: Tensor
+    entropy: Tensor
+    logprob_diff: Tensor
+    logprob_diff_abs: Tensor
+    tokens: Tensor
+
+    @staticmethod
+    def zeros(traces: int, attempts: int) -> "AttemptSums":
+        """Nothing counted yet."""
+        return AttemptSums(*(torch.zeros(traces, attempts) for _ in range(7)))
+
+    def record(self, name: str, batch: MicroBatch, values: Tensor, masks: Tensor) -> None:
+        """Sum a micro-batch's [B, P] values by attempt into its rows."""
+        held: Tensor = getattr(self, name)
+        held[batch.rows] = losses.sum_by_attempt(values, masks).to(held)
+
+
+@dataclass
+class StepStats:
+    """What was measured on the way to the gradient, for logging and for the check that the batch is on policy."""
+
+    sums: AttemptSums
+    has_full_kl: bool
+    grad_norms_by_attempt: list[float] = field(default_factory=list)
+
+    @property
+    def logprob_diff(self) -> float:
+        """Mean absolute difference between the trainer's and the sampler's logprob of a token, nats."""
+        return self.sums.logprob_diff_abs.sum().item() / max(1.0, self.sums.tokens.sum().item())
+
+
+def prepare(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    traces: Sequence[Trace],
+    rewards: Tensor,
+    config: StageConfig,
+    *,
+    temperature: float = 1.0,
+    other_engine: bool = False,
+) -> TrainBatch:
+    """Turn traces and their rewards into advantages, on all traces at once: a baseline needs a problem's siblings.
+
+    Args:
+        rewards: [M, A], NaN where unscored.
+    """
+    trainable = _trainable(traces, rewards)
+    batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
+    coefficients = kl_coefficients(config, rewards.shape[1])
+    shaped = shaped_rewards(config, rewards)
+    reference_logprobs: list[Tensor] = []
+    rewards_minus_kl = shaped
+    if config.kl == "sampled":
+        # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
+        reference_logprobs = [_token_logprobs(reference, batch, temperature) for batch in batches]
+        log_ratios = torch.zeros_like(shaped)
+        for batch, known in zip(batches, reference_logprobs, strict=True):
+            # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
+            own = batch.sampler_logprobs[:, batch.positions]
+            if other_engine:
+                own = _token_logprobs(model, batch, temperature)
+            masks = losses.attempt_masks(batch.sampled_attempt_ids, shaped.shape[1])
+            log_ratios[batch.rows] = losses.sum_by_attempt(own - known, masks).to(log_ratios)
+        rewards_minus_kl = shaped - coefficients * log_ratios
+    # What this policy did not sample, or nobody scored, is nobody's sibling either.
+    returns = credit.returns(rewards_minus_kl, config.discount).masked_fill(trainable == 0, torch.nan)
+    groups = group_numbers(traces)
+    return TrainBatch(
+        traces=traces,
+        rewards=rewards,
+        groups=groups,
+        trainable=trainable,
+        shaped_rewards=shaped,
+        advantages=credit.advantages(returns, groups, rewards, config.baseline),
+        kl_coefficients=coefficients,
+        micro_batches=batches,
+        reference_logprobs=reference_logprobs,
+        temperature=temperature,
+        other_engine=other_engine,
+    )
+
+
+def forward_backward(
+    model: PreTrainedModel, reference: PreTrainedModel, batch: TrainBatch, config: StageConfig
+) -> StepStats:
+    """Add the gradient of the stage's loss to `model`'s parameters.
+
+    The loss is the mean over traces of minus the sum over tokens of advantage times logprob, plus,
+    with `kl="full"`, the KL terms. Micro-batches change the order of additions, nothing else.
+    """
+    stats = StepStats(AttemptSums.zeros(*batch.trainable.shape), has_full_kl=config.kl == "full")
+    attempts = batch.trainable.shape[1]
+    gradients = _Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
+    for number in range(len(batch.micro_batches)):
+        # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
+        loss_by_attempt = _micro_loss(model, reference, batch, number, config, stats.sums)
+        gradients.add(loss_by_attempt / batch.count)
+    stats.grad_norms_by_attempt = gradients.finish()
+    return stats
+
+
+def reward_matrix(verdicts: Sequence[Verdict]) -> Tensor:
+    """[M, A] rewards, NaN where unscored.
+
+    Raises:
+        ValueError: the verdicts are of different numbers of attempts.
+    """
+    widths = sorted({len(verdict.rewards) for verdict in verdicts})
+    if len(widths) != 1:
+        raise ValueError(f"traces of {widths} attempts are mixed, expected one number: train on one at a time")
+    return torch.tensor([[math.nan if value is None else value for value in verdict.rewards] for verdict in verdicts])
+
+
+def group_numbers(traces: Sequence[Trace]) -> Tensor:
+    """[M] problem numbers, in order of appearance: the traces of one problem are a group."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(trace.problem_id, len(numbers)) for trace in traces])
+
+
+def shaped_rewards(config: StageConfig, rewards: Tensor) -> Tensor:
+    """The stage's reward of each attempt, [M, A]."""
+    if isinstance(config, Stage1Config):
+        return credit.stage1_rewards(rewards)
+    return credit.stage2_rewards(rewards, config.alpha, config.stagnation_penalty)
+
+
+def kl_coefficients(config: StageConfig, attempts: int) -> Tensor:
+    """The stage's KL coefficient of each attempt, [A]."""
+    if isinstance(config, Stage1Config):
+        return torch.tensor(credit.stage1_kl_coefficients(attempts, beta1=config.beta1, beta2=config.beta2))
+    return torch.tensor(credit.stage2_kl_coefficients(attempts, beta1=config.beta1))
+
+
+def _trainable(traces: Sequence[Trace], rewards: Tensor) -> Tensor:
+    offline = torch.tensor([trace.offline_attempts for trace in traces])
+    sampled = torch.arange(1, rewards.shape[1] + 1)[None] > offline[:, None]
+    return (sampled & ~rewards.isnan()).float()
+
+
+def _token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
+    """[B, P] logprobs of the batch's tokens, without gradient."""
+    with torch.no_grad():
+        return batch_logprobs(model, batch, temperature).logprobs
+
+
+def _micro_loss(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: TrainBatch,
+    number: int,
+    config: StageConfig,
+    sums: AttemptSums,
+) -> Tensor:
+    """The summed loss of a micro-batch, one entry an attempt: [A]. Fills the sums."""
+    micro, device = batch.micro_batches[number], model.device
+    trainable = batch.trainable[micro.rows].to(device)
+    masks = losses.attempt_masks(micro.sampled_attempt_ids, trainable.shape[1]) * trainable[:, :, None]
+    own = batch_logprobs(model, micro, batch.temperature, whole=config.kl == "full", entropy=True)
+    sampler = micro.sampler_logprobs[:, micro.positions]
+    weights = None
+    if batch.other_engine:
+        weights = losses.importance_weights(own.logprobs, sampler, config.importance_sampling_cap)
+    advantages = batch.advantages[micro.rows].to(device)
+    loss = losses.policy_gradient_loss(own.logprobs, advantages, masks, weights)
+    if config.kl == "full":
+        with torch.no_grad():
+            known = batch_logprobs(reference, micro, batch.temperature, whole=True)
+        assert own.distribution is not None and known.distribution is not None
+        divergence = losses.full_kl(own.distribution, known.distribution)
+        loss = loss + losses.kl_loss(divergence, masks, batch.kl_coefficients.to(device))
+        sums.record("full_kl", micro, divergence.detach(), masks)
+        reference_logprobs = known.logprobs
+    else:
+        reference_logprobs = batch.reference_logprobs[number]
+    assert own.entropy is not None
+    with torch.no_grad():
+        logprobs = own.logprobs
+        sums.record("kl", micro, logprobs - reference_logprobs, masks)
+        sums.record("k3", micro, losses.k3(logprobs, reference_logprobs), masks)
+        sums.record("entropy", micro, own.entropy, masks)
+        sums.record("logprob_diff", micro, logprobs - sampler, masks)
+        sums.record("logprob_diff_abs", micro, (logprobs - sampler).abs(), masks)
+        sums.record("tokens", micro, torch.ones_like(logprobs), masks)
+    return loss
+
+
+class _Gradients:
+    """Adds up gradients over micro-batches, by attempt where their norms are wanted."""
+
+    def __init__(self, model: PreTrainedModel, parts: int) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parts = [[torch.zeros_like(p) for p in self._parameters] for _ in range(parts)] if parts > 1 else []
+
+    def add(self, losses_by_attempt: Tensor) -> None:
+        if not self._parts:
+            losses_by_attempt.sum().backward()
+            return
+        for index, part in enumerate(self._parts):
+            more = index < len(self._parts) - 1
+            found = torch.autograd.grad(losses_by_attempt[index], self._parameters, retain_graph=more)
+            torch._foreach_add_(part, list(found))
+
+    def finish(self) -> list[float]:
+        """Leave the sum in the parameters' `.grad`; return the norm of each part."""
+        for place, parameter in enumerate(self._parameters):
+            for part in self._parts:
+                parameter.grad = part[place] if parameter.grad is None else parameter.grad + part[place]
+        return [torch.nn.utils.get_total_norm(part).item() for part in self._parts]
