@@ -11,9 +11,8 @@ import pytest
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, OUT_OF_MEMORY, TIMEOUT
 from score_cli.verification.programs import grader as grader_module
-from score_cli.verification.programs.confinement import LANDLOCK, LEVELS
 from score_cli.verification.programs.grader import ProgramGrader
-from score_cli.verification.programs.namespaces import scratch_folder
+from score_cli.verification.programs.isolation import LANDLOCK, LEVELS, scratch_folder
 from score_cli.verification.programs.worker import Limits, StartError, Worker
 from tests.processes import runs
 from tests.programs_support import ADDITION, item, verdict

@@ -7,7 +7,7 @@ import ast
 import re
 import warnings
 
-from score_cli.verification.programs.names import defines_any
+from score_cli.verification.programs.free_names import defines_any
 
 # No solution is longer; the rest of a flood is not read.
 MAXIMUM_CHARACTERS = 65_536

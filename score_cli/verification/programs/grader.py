@@ -17,7 +17,7 @@ from score_cli.tables.schemas import (
     UNSCORED,
 )
 from score_cli.verification.programs import judge
-from score_cli.verification.programs.confinement import LEVELS, NONE
+from score_cli.verification.programs.isolation import LEVELS, NONE
 from score_cli.verification.programs.worker import (
     TIMED_OUT,
     Ending,

@@ -17,11 +17,10 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from score_cli.verification.programs.candidate import LOADER
 from score_cli.verification.programs.extraction import extract_program, parse, prelude_of
-from score_cli.verification.programs.names import STANDARD_MODULES, Names, names_of_tests
-from score_cli.verification.programs.peer import Peer, ProgramExit
-from score_cli.verification.programs.wire import ClosedError, WireError
+from score_cli.verification.programs.free_names import STANDARD_MODULES, Names, names_of_tests
+from score_cli.verification.programs.program import LOADER
+from score_cli.verification.programs.rpc import ClosedError, Peer, ProgramExit, WireError
 
 # How a judgement ended. PASSED to NO_PROGRAM are about the response; GONE needs the keeper to say how the program
 # ended; BAD_TESTS is the problem's own fault.

@@ -20,8 +20,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from score_cli.verification.programs import candidate, judge, namespaces
-from score_cli.verification.programs.confinement import LANDLOCK, NONE, Confinement, die_with
+from score_cli.verification.programs import isolation, judge, program
+from score_cli.verification.programs.isolation import LANDLOCK, NONE, Confinement, die_with
 
 READY, FAILED = b"R", b"F"
 # One end of a job: whether it ran out of time, whether the judge answered, the program's wait status.
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     confinement = Confinement(level=level, memory_mb=int(memory_mb), cpu_seconds=cpu_seconds)
     try:
         if level not in (LANDLOCK, NONE):
-            namespaces.enter()
+            isolation.enter_namespaces()
     except OSError as error:
         control.sendall(FAILED + str(error).encode())
         return
@@ -94,7 +94,7 @@ class _Keeper:
         self._timeout_seconds = timeout_seconds
         self._judge_process: int | None = None
         self._jobs_of_judge = 0
-        self._peer = candidate.prepare(_CHANNEL)
+        self._peer = program.prepare(_CHANNEL)
         self._private = confinement.level not in (LANDLOCK, NONE)
 
     def run(self) -> None:
@@ -102,7 +102,7 @@ class _Keeper:
         for name in _PRELOADED.split():
             importlib.import_module(name)
         if self._private:
-            namespaces.build_root()
+            isolation.build_root()
         self._quiet()
         self._confinement.prepare()
         self._prove()
@@ -163,16 +163,16 @@ class _Keeper:
         judge_end, program_end = socket.socketpair()
         keeper = os.getpid()
 
-        def program() -> int:
+        def run_program() -> int:
             if self._private:
                 # Here and not in the keeper: the folder of the last program may have been replaced.
-                os.chdir(namespaces.SCRATCH)
+                os.chdir(isolation.SCRATCH)
             self._confinement.confine(keeper)
             # Away with everything that leads to the judge before anything from outside runs.
             _keep_only(program_end.fileno())
-            return candidate.run(self._peer)
+            return program.run(self._peer)
 
-        program_pid = _fork(program)
+        program_pid = _fork(run_program)
         program_end.close()
         orders = self._ready_judge()
         try:
@@ -189,7 +189,7 @@ class _Keeper:
             self._end_judge()
         status = _end(program_pid, patience=_LEAVING_SECONDS if answer == judge.LOST else 0.0)
         if self._private:
-            namespaces.renew_scratch()
+            isolation.renew_scratch()
         if readable == [self._control]:
             return None
         return not readable, bool(answer), status

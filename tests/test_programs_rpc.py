@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from score_cli.verification.programs.wire import Channel, ClosedError, WireError
+from score_cli.verification.programs.rpc import Channel, ClosedError, WireError
 
 HANDLE: Any = object()
 

@@ -1,7 +1,7 @@
-"""The system calls a confined program may make, as a seccomp filter.
+"""Linux system calls by their numbers: those that Python does not offer, and a filter of those a program may make.
 
-What is not listed answers ENOSYS, as a kernel that lacks the call would: libraries know how to live with that.
-A listed call with arguments that reach beyond the process (a signal to another, a new process) answers EPERM.
+What the filter does not list answers ENOSYS, as a kernel that lacks the call would: libraries know how to live with
+that. A listed call with arguments that reach beyond the process (a signal to another, a new process) answers EPERM.
 """
 
 import ctypes
@@ -9,9 +9,41 @@ import errno
 import os
 import platform
 import struct
+import sys
 from typing import NamedTuple
 
-from score_cli.verification.programs.system import call
+_NUMBERS = {
+    "x86_64": dict(capset=126, mount=165, pivot_root=155, prctl=157, seccomp=317, umount2=166, unshare=272),  # noqa: C408
+    "aarch64": dict(capset=91, mount=40, pivot_root=41, prctl=167, seccomp=277, umount2=39, unshare=97),  # noqa: C408
+}
+# These were added after the numbering of the architectures became one.
+_COMMON = {
+    "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
+    "mount_setattr": 442,
+}
+
+_MACHINE_NUMBERS = _NUMBERS.get(platform.machine(), {}) | _COMMON
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def call(name: str, *arguments: int | bytes | None) -> int:
+    """Make a system call; integers, byte strings and null pointers may be passed.
+
+    Raises:
+        OSError: the call failed, or this machine has no such call.
+    """
+    if _libc is None or name not in _MACHINE_NUMBERS:
+        raise OSError(errno.ENOSYS, f"{name} is not known on {sys.platform} {platform.machine()}")
+    # A bare Python int would be passed as a C int, and an address cut to its lower half.
+    converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = _libc.syscall(ctypes.c_long(_MACHINE_NUMBERS[name]), *converted)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result
+
 
 # name:number on x86-64:number on aarch64, "-" where an architecture lacks the call.
 _ALWAYS = """
@@ -178,7 +210,7 @@ def _search(ranges: list[tuple[int, int]]) -> bytes:
     return _instruction(_JUMP_AT_LEAST, ranges[middle][0], _length(lower), 0) + lower + upper
 
 
-def supported() -> bool:
+def filter_supported() -> bool:
     """Whether the filter is written for this machine's system calls."""
     return platform.machine() in _ARCHITECTURES
 

@@ -11,8 +11,7 @@ import sys
 import types
 from typing import Any
 
-from score_cli.verification.programs.peer import ALL_OPERATIONS, Peer
-from score_cli.verification.programs.wire import ClosedError
+from score_cli.verification.programs.rpc import ALL_OPERATIONS, ClosedError, Peer
 
 # The number of the first object lent: the function that loads the program.
 LOADER = 0
