@@ -143,7 +143,7 @@ def pool() -> Iterator[CallPool]:
 
 @pytest.fixture
 def impatient() -> Iterator[CallPool]:
-    pool = CallPool(workers=2, timeout_seconds=0.5)
+    pool = CallPool(workers=2, timeout_seconds=1.5, preload=[HERE])
     pool.start()
     yield pool
     pool.close()
@@ -264,7 +264,7 @@ def test_a_child_has_its_channel_and_the_standard_descriptors_alone(pool: CallPo
 def test_preloading_happens_once_in_the_server_and_first_in_each_child() -> None:
     pool = CallPool(
         workers=2,
-        timeout_seconds=0.5,
+        timeout_seconds=1.5,
         preload=[f"{HERE}:loaded_in_server"],
         first=call("load", "child"),
     )

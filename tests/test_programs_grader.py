@@ -147,13 +147,14 @@ def test_a_killed_worker_costs_no_result() -> None:
     assert [result.verdict for result in graded] == [CORRECT] * 8
 
 
-# Kills, one after another, a watcher, a keeper, and what the keeper forked last, while items are judged.
+# Kills, one after another, a watcher, a server, and what the server forked last, while items are judged.
 _KILLER = """
 import os, sys, time, signal, pathlib
 def below(process):
     try: return [int(x) for x in pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError: return []
-def workers(): return [p for p in below(int(sys.argv[1])) if "keeper" in pathlib.Path(f"/proc/{p}/cmdline").read_text()]
+def serves(process): return "forkserver" in pathlib.Path(f"/proc/{process}/cmdline").read_text()
+def workers(): return [process for process in below(int(sys.argv[1])) if serves(process)]
 for depth in (0, 1, 2):
     time.sleep(0.25)
     found = workers()[:1]
@@ -189,7 +190,7 @@ def test_workers_do_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None
     family = [watcher, *descendants(watcher)]
     command.send_signal(signal.SIGKILL)
     command.wait()
-    assert len(family) >= 4, "watcher, keeper, judge and program"
+    assert len(family) >= 4, "watcher, server, judge and program"
     deadline = time.monotonic() + 3
     while (left := [process for process in family if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.02)

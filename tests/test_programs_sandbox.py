@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, OUT_OF_MEMORY, TIMEOUT
+from score_cli.verification.forkserver import ForkServerError
 from score_cli.verification.programs import grader as grader_module
 from score_cli.verification.programs.grader import ProgramGrader
 from score_cli.verification.programs.isolation import LANDLOCK, LEVELS, scratch_folder
-from score_cli.verification.programs.worker import Limits, StartError, Worker
+from score_cli.verification.programs.worker import Limits, Worker
 from tests.processes import runs
 from tests.programs_support import ADDITION, item, verdict
 
@@ -29,7 +30,7 @@ def add(a, b): return a + b
 def grader(request: pytest.FixtureRequest) -> Iterator[ProgramGrader]:
     try:
         Worker(request.param, Limits(1.0, 256)).close()
-    except StartError as error:
+    except ForkServerError as error:
         pytest.skip(f"{request.param} is not available here: {error}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grader_module, "LEVELS", (request.param,))
@@ -307,5 +308,5 @@ def test_a_command_with_threads_can_grade() -> None:
 
 def _descendants(process: int) -> list[int]:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    found = [int(child) for child in children if "keeper" in Path(f"/proc/{child}/cmdline").read_text()]
+    found = [int(child) for child in children if "forkserver" in Path(f"/proc/{child}/cmdline").read_text()]
     return [*found, *(below for child in found for below in _descendants(child))]

@@ -67,7 +67,7 @@ class Limits:
     def prepare(self) -> None:
         """Run once in the server when everything is imported. An OSError ends the start."""
 
-    def confine(self, server: int) -> None:
+    def confine(self, server: int, entry: str) -> None:
         """Run in each child before its entry; a child where this fails ends without running anything."""
         die_with(server)
         if self.memory_mb is not None:
@@ -346,7 +346,7 @@ class _Server:
     def __init__(self, control: socket.socket, limits: Limits, entries: list[str]) -> None:
         self._control = control
         self._limits = limits
-        self._entries = [resolve(entry) for entry in entries]
+        self._entries = [(entry, resolve(entry)) for entry in entries]
         self._children: dict[int, int | None] = {}
 
     def run(self, preload: list[str]) -> None:
@@ -370,16 +370,17 @@ class _Server:
                 return
             kind, number, entry, patience = _ORDER.unpack(message)
             if kind == _FORK:
-                self._fork(number, self._entries[entry], descriptors[0])
+                name, work = self._entries[entry]
+                self._fork(number, name, work, descriptors[0])
                 continue
             self._control.sendall(_ENDED.pack(number, self._end(number, patience)))
 
-    def _fork(self, number: int, entry: Callable[[], int], descriptor: int) -> None:
+    def _fork(self, number: int, name: str, entry: Callable[[], int], descriptor: int) -> None:
         server = os.getpid()
 
         def work() -> int:
             os.setpgid(0, 0)
-            self._limits.confine(server)
+            self._limits.confine(server, name)
             # Away with every descriptor of the server before anything from outside runs.
             os.dup2(descriptor, CHANNEL)
             os.closerange(CHANNEL + 1, _MOST_DESCRIPTORS)

@@ -16,6 +16,8 @@ from score_cli.tables.schemas import (
     TIMEOUT,
     UNSCORED,
 )
+from score_cli.verification.forkserver import ForkServerError
+from score_cli.verification.task_grader import Graded, Item
 from score_cli.verification.programs import judge
 from score_cli.verification.programs.isolation import LEVELS, NONE
 from score_cli.verification.programs.worker import (
@@ -23,12 +25,10 @@ from score_cli.verification.programs.worker import (
     Ending,
     Fault,
     Limits,
-    StartError,
     Worker,
     signal_of,
     wait_for,
 )
-from score_cli.verification.task_grader import Graded, Item
 
 _VERDICTS = {
     judge.PASSED: CORRECT,
@@ -98,7 +98,7 @@ class ProgramGrader:
             worker.close()
         try:
             return Worker(self.level, self._limits)
-        except StartError as error:
+        except ForkServerError as error:
             raise JobError(f"a worker for programs could not be started ({error}): free memory or processes") from error
 
     def release(self, worker: Worker) -> None:
@@ -158,7 +158,7 @@ class _Batch:
         worker = self._grader.worker()
         try:
             worker.start(job)
-        except ConnectionError:
+        except (OSError, ForkServerError):
             # It died while it was idle, which says nothing about the job.
             worker.close()
             self._waiting.appendleft((job, attempt))
@@ -168,7 +168,7 @@ class _Batch:
     def _wait(self) -> None:
         if not self._running:
             return
-        descriptors = [descriptor for worker in self._running for descriptor in worker.descriptors()]
+        descriptors = [worker.descriptor for worker in self._running]
         nearest = min(worker.deadline for worker in self._running)
         wait_for(descriptors, nearest - time.monotonic() + 0.001)
 
@@ -176,7 +176,7 @@ class _Batch:
         job, attempt = self._running[worker]
         try:
             ending = worker.read()
-        except OSError:
+        except (OSError, ForkServerError):
             del self._running[worker]
             worker.close()
             self._settle(job, attempt, Ending(None, Fault.WORKER, -1))
@@ -220,7 +220,7 @@ def _strongest(limits: Limits, allow_unsandboxed: bool) -> tuple[str, Worker]:
     for level in LEVELS:
         try:
             return level, Worker(level, limits)
-        except StartError as error:
+        except ForkServerError as error:
             reasons.append(f"{level}: {error}")
     if not allow_unsandboxed:
         raise UserError(
@@ -229,5 +229,5 @@ def _strongest(limits: Limits, allow_unsandboxed: bool) -> tuple[str, Worker]:
         )
     try:
         return NONE, Worker(NONE, limits)
-    except StartError as error:
+    except ForkServerError as error:
         raise JobError(f"a worker for programs could not be started ({error}): free memory or processes") from error

@@ -8,7 +8,6 @@ Landlock and the filter alone. `none` keeps only the resource limits and is for 
 import errno
 import os
 import resource
-import signal
 import stat
 import struct
 import sys
@@ -16,6 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from score_cli.verification.forkserver import Limits, fork, lower_limit
 from score_cli.verification.programs.system_calls import FilterTemplate, call, filter_supported
 
 NAMESPACES = "namespaces+landlock+seccomp"
@@ -29,94 +29,124 @@ _FILE_BYTES = 16 * _MEGABYTE
 _STACK_BYTES = 64 * _MEGABYTE
 _OPEN_FILES = 256
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-class Confinement:
-    """The limits of one keeper's programs, prepared once so that each program costs only a few system calls."""
+class Confinement(Limits):
+    """What the fork server of programs does to itself and to each child, prepared once so that a fork is cheap."""
 
-    def __init__(self, *, level: str, memory_mb: int, cpu_seconds: int) -> None:
-        """Enter nothing yet: `level` says what `confine` applies, and must be one this machine allows."""
-        self.level = level
-        self.memory_bytes = memory_mb * _MEGABYTE
-        self.cpu_seconds = cpu_seconds
+    def __init__(self, *, level: str, memory_mb: int, cpu_seconds: int, unlimited: str) -> None:
+        """Enter nothing yet.
+
+        Args:
+            level: one of `LEVELS`, or `NONE`.
+            memory_mb: address space of one child.
+            cpu_seconds: processor time of one child.
+            unlimited: the entry whose children serve many jobs, and so without a limit on their processor time.
+        """
+        super().__init__(memory_mb=memory_mb)
+        self._level = level
+        self._cpu_seconds = cpu_seconds
+        self._unlimited = unlimited
+        self._private = level not in (LANDLOCK, NONE)
         self._rules: int | None = None
         self._filter: FilterTemplate | None = None
 
+    def enter(self) -> None:
+        """Leave the machine's namespaces; the server is the first process of the new ones."""
+        if self._private:
+            enter_namespaces()
+
     def prepare(self) -> None:
-        """Build the rules in the keeper, once it stands in its namespaces.
+        """Build the root folder and the rules in the server, and prove that they hold.
 
         Raises:
-            OSError: the level is not available on this machine.
+            OSError: the level is not available on this machine, or something forbidden succeeded.
         """
-        if self.level == NONE:
+        if self._private:
+            build_root()
+        _forget()
+        if self._level == NONE:
             return
         if not filter_supported():
             raise OSError(errno.ENOSYS, "no system call filter for this architecture")
-        scratch = self.level != LANDLOCK
-        if self.level != NAMESPACES_WITHOUT_LANDLOCK:
+        if self._level != NAMESPACES_WITHOUT_LANDLOCK:
             if not landlock_version():
                 raise OSError(errno.ENOSYS, "no Landlock in this kernel")
             readable = [*library_paths(), *DEVICES]
-            writable = [SCRATCH, "/dev/null"] if scratch else ["/dev/null"]
+            writable = [SCRATCH, "/dev/null"] if self._private else ["/dev/null"]
             self._rules = landlock_rules(readable=readable, writable=writable)
-        truncation = scratch or landlock_governs_truncation()
-        self._filter = FilterTemplate(scratch=scratch, truncation=truncation)
+        truncation = self._private or landlock_governs_truncation()
+        self._filter = FilterTemplate(scratch=self._private, truncation=truncation)
+        self._prove()
 
-    def confine(self, keeper: int | None, *, lasting: bool = False) -> None:
-        """Give up everything, in the forked process.
-
-        Args:
-            keeper: the process whose death must end this one.
-            lasting: leave the processor time unlimited, for a process that serves many jobs.
+    def confine(self, server: int, entry: str) -> None:
+        """Give up everything, in the child.
 
         Raises:
             OSError: a step failed; the process must end without running anything.
         """
-        for kind, limit in (
-            (resource.RLIMIT_AS, self.memory_bytes),
-            (resource.RLIMIT_CPU, resource.RLIM_INFINITY if lasting else self.cpu_seconds),
-            (resource.RLIMIT_FSIZE, _FILE_BYTES),
-            (resource.RLIMIT_NOFILE, _OPEN_FILES),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            _lower(kind, limit)
+        super().confine(server, entry)
+        lasting = entry == self._unlimited
+        lower_limit(resource.RLIMIT_CPU, resource.RLIM_INFINITY if lasting else self._cpu_seconds)
+        lower_limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
+        lower_limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
         _raise_stack()
+        if self._private and not lasting:
+            # Here and not in the server: the folder of the last program may have been replaced.
+            os.chdir(SCRATCH)
         if self._filter is None:
-            if sys.platform == "linux":
-                die_with(keeper)
             return
         call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
         call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
-        die_with(keeper)
         call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if self._rules is not None:
             restrict_files(self._rules)
             os.close(self._rules)
         self._filter.install()
 
-    def prove(self) -> None:
+    def tidy(self) -> None:
+        """Empty the scratch folder where a program left something in it."""
+        if self._private:
+            renew_scratch()
+
+    def _prove(self) -> None:
         """Try, in a confined process, what must be impossible.
 
         Raises:
             OSError: something forbidden succeeded.
         """
-        if self.level == NONE:
-            return
-        for name, attempt in _FORBIDDEN.items():
+        reader, writer = os.pipe()
+        server = os.getpid()
+
+        def attempt() -> int:
             try:
-                attempt()
-            except OSError:
-                continue
-            raise OSError(errno.EPERM, f"a confined process could {name}")
+                self.confine(server, "")
+                _try_what_is_forbidden()
+            except OSError as error:
+                os.write(writer, str(error).encode()[:512])
+            return 0
+
+        child = fork(attempt)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            problem = file.read().decode()
+        _, status = os.waitpid(child, 0)
+        if problem or status:
+            raise OSError(problem or f"a confined process ended with wait status {status}")
 
 
-def _lower(kind: int, limit: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    if hard != resource.RLIM_INFINITY:
-        limit = hard if limit == resource.RLIM_INFINITY else min(limit, hard)
-    resource.setrlimit(kind, (limit, limit))
+def _forget() -> None:
+    """Point input and output nowhere, and forget the environment and where this package was imported from."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    os.environ.clear()
+    os.chdir("/")
+    sys.argv[:] = [""]
+    sys.path[:] = [path for path in sys.path if path.startswith((sys.base_prefix, sys.base_exec_prefix))]
 
 
 def _raise_stack() -> None:
@@ -125,15 +155,13 @@ def _raise_stack() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES if hard < 0 else min(_STACK_BYTES, hard), hard))
 
 
-def die_with(keeper: int | None) -> None:
-    """Ask the kernel to kill this process when its parent dies; `keeper` is the parent, where it can be seen.
-
-    Raises:
-        OSError: the parent is gone already.
-    """
-    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if keeper is not None and os.getppid() != keeper:
-        raise OSError(errno.ESRCH, "the parent is gone")
+def _try_what_is_forbidden() -> None:
+    for name, attempt in _FORBIDDEN.items():
+        try:
+            attempt()
+        except OSError:
+            continue
+        raise OSError(errno.EPERM, f"a confined process could {name}")
 
 
 def _fork() -> None:
@@ -157,7 +185,7 @@ _FORBIDDEN: dict[str, Callable[[], None]] = {
 }
 
 
-# A private view of the machine, entered once by a keeper; the programs it forks share it, one after another. Only the
+# A private view of the machine, entered once by a server; the programs it forks share it, one after another. Only the
 # scratch folder can be written, and it is made anew whenever a program left something there.
 
 SCRATCH_OPTIONS = b"size=16m,nr_inodes=2048,mode=1777"

@@ -12,17 +12,19 @@ import json
 import os
 import random
 import socket
+import struct
 import sys
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from score_cli.verification.forkserver import CHANNEL
 from score_cli.verification.programs.extraction import extract_program, parse, prelude_of
 from score_cli.verification.programs.free_names import STANDARD_MODULES, Names, names_of_tests
 from score_cli.verification.programs.program import LOADER
 from score_cli.verification.programs.rpc import ClosedError, Peer, ProgramExit, WireError
 
-# How a judgement ended. PASSED to NO_PROGRAM are about the response; GONE needs the keeper to say how the program
+# How a judgement ended. PASSED to NO_PROGRAM are about the response; GONE needs the fork server to say how the program
 # ended; BAD_TESTS is the problem's own fault.
 PASSED, FAILED, OUT_OF_MEMORY, NO_PROGRAM, GONE, BAD_TESTS = (
     "passed",
@@ -33,9 +35,10 @@ PASSED, FAILED, OUT_OF_MEMORY, NO_PROGRAM, GONE, BAD_TESTS = (
     "bad_tests",
 )
 
-# What the judge tells the keeper: the job is done; the same, but use another judge for the next; the program is gone.
-DONE, RENEW, LOST = b"D", b"R", b"L"
+# A judge is not used again after these: it may have no memory left, or wait for an answer that never comes.
+SPOILING = frozenset((GONE, OUT_OF_MEMORY))
 
+_HEADER = struct.Struct("=I")
 _RECURSION_LIMIT = 1000
 
 
@@ -48,15 +51,20 @@ class Job(NamedTuple):
     setup: str
     entry_point: str | None
 
-    def to_json(self) -> bytes:
-        """The job as the keeper hands it on."""
-        return json.dumps(self).encode()
+    def to_message(self) -> bytes:
+        """The job as it is sent to a judge."""
+        data = json.dumps(self).encode()
+        return _HEADER.pack(len(data)) + data
 
     @classmethod
-    def from_json(cls, data: bytes) -> "Job":
-        """The job that `to_json` wrote."""
+    def receive(cls, channel: socket.socket) -> tuple["Job", int] | None:
+        """The next job and the descriptor of its program; None where no more will come."""
+        header, descriptors, _, _ = socket.recv_fds(channel, _HEADER.size, 1, socket.MSG_WAITALL)
+        if len(header) < _HEADER.size:
+            return None
+        data = channel.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
         response, question, tests, setup, entry_point = json.loads(data)
-        return cls(response, question, tuple(tests), setup, entry_point)
+        return cls(response, question, tuple(tests), setup, entry_point), descriptors[0]
 
 
 class _Tests(NamedTuple):
@@ -112,44 +120,39 @@ def _call(target: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     return target(*arguments, **keywords)
 
 
-def serve(descriptor: int) -> int:
-    """Judge jobs until the keeper closes its end; each comes as three descriptors and is answered by one byte."""
-    orders = socket.socket(fileno=descriptor)
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(orders, 1, 3)
-        if not message:
-            return 0
-        ending = _run(*descriptors)
-        for descriptor in descriptors[1:]:
-            os.close(descriptor)
-        orders.sendall({GONE: LOST, OUT_OF_MEMORY: RENEW}.get(ending, DONE))
+def serve() -> int:
+    """A child's entry: judge jobs until the command closes its end.
+
+    Each job is answered by two lines: the program that was found, and how the judgement ended.
+    """
+    channel = socket.socket(fileno=CHANNEL)
+    while (received := Job.receive(channel)) is not None:
+        job, program = received
+        try:
+            _run(job, channel, program)
+        finally:
+            os.close(program)
+    return 0
 
 
-def _run(job_descriptor: int, report_descriptor: int, program_descriptor: int) -> str:
-    """Judge one job: write the program that was found as the first line of the report, how it ended as the second."""
+def _run(job: Job, channel: socket.socket, descriptor: int) -> None:
     # Not the program's stream of random numbers, which it could use to foresee a shuffled test.
     random.seed("judge")
     sys.setrecursionlimit(_RECURSION_LIMIT)
-    with os.fdopen(job_descriptor, "rb") as file:
-        job = Job.from_json(file.read())
     tests = _prepare(job.tests, job.setup, job.question, job.entry_point)
     prompt = job.question if job.entry_point else None
     answer = extract_program(job.response, wanted=tests.names.program if tests else frozenset(), prompt=prompt)
-    _write(report_descriptor, answer)
+    _tell(channel, answer)
     if tests is None:
-        ending = BAD_TESTS
+        _tell(channel, BAD_TESTS)
     elif answer is None:
-        ending = NO_PROGRAM
+        _tell(channel, NO_PROGRAM)
     else:
-        ending = _judge(job, tests, answer, _Program(program_descriptor, tests.names))
-    _write(report_descriptor, ending)
-    return ending
+        _tell(channel, _judge(job, tests, answer, _Program(descriptor, tests.names)))
 
 
-def _write(descriptor: int, value: str | None) -> None:
-    view = memoryview(json.dumps(value).encode() + b"\n")
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _tell(channel: socket.socket, value: str | None) -> None:
+    channel.sendall(json.dumps(value).encode() + b"\n")
 
 
 @functools.lru_cache(maxsize=16)

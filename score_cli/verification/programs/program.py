@@ -6,11 +6,13 @@ it says is believed: the judge decodes it as plain values and compares for itsel
 
 import builtins
 import contextlib
+import functools
 import random
 import sys
 import types
 from typing import Any
 
+from score_cli.verification.forkserver import CHANNEL
 from score_cli.verification.programs.rpc import ALL_OPERATIONS, ClosedError, Peer
 
 # The number of the first object lent: the function that loads the program.
@@ -36,17 +38,18 @@ def load(sources: list[str], names: list[str]) -> dict[str, Any]:
     return found
 
 
-def prepare(descriptor: int) -> Peer:
-    """The program's end of a conversation over a descriptor; made in the keeper, so that no program waits for it."""
-    peer = Peer(descriptor, operations=ALL_OPERATIONS, lends=True)
-    peer.lend(load)
-    return peer
+@functools.cache
+def peer() -> Peer:
+    """The program's end of the conversation; made in the fork server, so that no program waits for it."""
+    made = Peer(CHANNEL, operations=ALL_OPERATIONS, lends=True)
+    made.lend(load)
+    return made
 
 
-def run(peer: Peer) -> int:
-    """Serve the judge until it is gone; returns the exit status for the process."""
+def run() -> int:
+    """A child's entry: serve the judge until it is gone."""
     # A fork draws a new seed; every program draws the same numbers, whichever worker it falls to.
     random.seed(0)
     with contextlib.suppress(ClosedError):
-        peer.serve()
+        peer().serve()
     return 0

@@ -175,7 +175,7 @@ def _checks(process: int, truncation: bool) -> dict[str, bytes]:
         "tgkill": myself,
         "rt_sigqueueinfo": myself,
         "rt_tgsigqueueinfo": myself,
-        # PR_SET_PDEATHSIG above all must stay out of reach: it ends the program when its keeper dies.
+        # PR_SET_PDEATHSIG above all must stay out of reach: it ends the program when its server dies.
         "prctl": _one_of(0, (_PR_SET_NAME, _PR_GET_NAME)),
         "ioctl": _one_of(1, _IOCTLS),
         "fcntl": _none_of(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_NOTIFY)),

@@ -1,4 +1,8 @@
-"""The command's handle on one worker process: start it, hand it a job, hear how the job ended."""
+"""One place to judge programs: a fork server in its sandbox, a judge that lasts, and a program for each job.
+
+Judge and program are children of the same server and talk over a socket of their own. The server never sees a job:
+the memory that the next program starts from has never held a test.
+"""
 
 import contextlib
 import enum
@@ -7,27 +11,27 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
+from score_cli.verification.forkserver import KILLED, Child, ForkServer
 from score_cli.verification.programs import judge
-from score_cli.verification.programs.keeper import ENDED, READY
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from score_cli.verification.programs.keeper import main; main(sys.argv[2:])"
+_ROOM = "score_cli.verification.programs"
+_JUDGE, _PROGRAM = f"{_ROOM}.judge:serve", f"{_ROOM}.program:run"
+# What programs commonly import: forked with the server instead of read again for each program.
+_PRELOADED = (
+    "array bisect calendar cmath collections contextlib copy dataclasses datetime decimal enum fractions functools "
+    "heapq inspect itertools json math numbers operator queue random re statistics string textwrap threading time "
+    "typing unicodedata"
 )
-_START_SECONDS = 30.0
-# The keeper holds the deadline; the command steps in only where the keeper itself is stuck.
-_GRACE_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
-
+# What one job leaves in a judge's memory is little, and this bounds it.
+_JOBS_PER_JUDGE = 200
+# How long a program may take to end by itself once it has left the conversation.
+_LEAVING_SECONDS = 0.2
+_ANSWER_SECONDS = 10.0
 
 TIMED_OUT = "timed_out"
 
@@ -50,8 +54,8 @@ class Fault(enum.Enum):
 class Ending(NamedTuple):
     """How a job ended.
 
-    `outcome` is one of the judge's endings, TIMED_OUT, or a Fault; `status` is the program's wait status, -1 where
-    it was still there and was ended.
+    `outcome` is one of the judge's endings, TIMED_OUT, or a Fault; `status` is the program's wait status where the
+    judge found it gone, KILLED where it was ended.
     """
 
     answer: str | None
@@ -59,140 +63,155 @@ class Ending(NamedTuple):
     status: int
 
 
-class StartError(Exception):
-    """A worker could not be started at this level; says why."""
-
-
 class Worker:
-    """One worker process, judging one job at a time."""
+    """One fork server and its children, judging one job at a time."""
 
     def __init__(self, level: str, limits: Limits) -> None:
-        """Start the process and wait until its confinement is proven.
+        """Start the server and wait until its confinement is proven.
 
         Raises:
-            StartError: the level is not available here.
+            ForkServerError: the level is not available here.
         """
         self._limits = limits
-        self._control, theirs = socket.socketpair()
-        arguments = (str(theirs.fileno()), str(os.getpid()), level, str(limits.memory_mb))
-        milliseconds = str(round(limits.timeout_seconds * 1000))
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-P", "-B", "-c", _START, str(_PACKAGE_ROOT), *arguments, milliseconds],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                cwd="/",
-                env=_clean_environment(),
-                # Ctrl-C is the command's to handle; it ends its workers itself.
-                start_new_session=True,
-            )
-        self._report: int | None = None
+        self._server = ForkServer(
+            entries=[_JUDGE, _PROGRAM],
+            preload=[*_PRELOADED.split(), f"{_ROOM}.program:peer"],
+            limits=f"{_ROOM}.isolation:Confinement",
+            options={
+                "level": level,
+                "memory_mb": limits.memory_mb,
+                "cpu_seconds": int(limits.timeout_seconds) + 2,
+                "unlimited": _JUDGE,
+            },
+            environment=_clean_environment(),
+            isolated=True,
+        )
+        self._judge: Child | None = None
+        self._jobs_of_judge = 0
+        self._program: Child | None = None
         self._heard = bytearray()
+        self._outcome: str | Fault | None = None
+        # Children whose ends were asked for and not yet told.
+        self._leaving: deque[Child] = deque()
         self._deadline = 0.0
-        self._control.settimeout(_START_SECONDS)
-        try:
-            answer = self._control.recv(4096)
-        except OSError as error:
-            answer = f"?no answer: {error}".encode()
-        if answer != READY:
-            self.close()
-            raise StartError(answer[1:].decode(errors="replace") or "the worker ended at once")
-        self._control.settimeout(None)
 
     @property
     def pid(self) -> int:
         """The process that the command started; its descendants do the work."""
-        return self._process.pid
+        return self._server.pid
 
     def start(self, job: judge.Job) -> None:
-        """Hand over a job; `descriptors` then say when there is something to read.
+        """Hand over a job; `descriptor` then says when there is something to read.
 
         Raises:
-            OSError: the worker is gone.
+            OSError, ForkServerError: the worker is gone.
         """
-        reader, writer = os.pipe()
-        with tempfile.TemporaryFile() as file:
-            file.write(job.to_json())
-            file.flush()
-            file.seek(0)
-            try:
-                socket.send_fds(self._control, [b"J"], [file.fileno(), writer])
-            except OSError:
-                os.close(reader)
-                raise
-            finally:
-                os.close(writer)
-        self._report = reader
+        if self._judge is None or self._jobs_of_judge == _JOBS_PER_JUDGE:
+            if self._judge is not None:
+                self._dismiss(self._judge)
+            self._judge = self._server.fork(_JUDGE)
+            self._judge.channel.settimeout(_ANSWER_SECONDS)
+            self._jobs_of_judge = 0
+        self._drain()
+        self._jobs_of_judge += 1
         self._heard.clear()
-        self._deadline = time.monotonic() + self._limits.timeout_seconds + _GRACE_SECONDS
+        self._outcome = None
+        self._deadline = time.monotonic() + self._limits.timeout_seconds
+        self._program = self._server.fork(_PROGRAM)
+        message = job.to_message()
+        with self._program.channel as conversation:
+            sent = socket.send_fds(self._judge.channel, [message], [conversation.fileno()])
+        self._judge.channel.sendall(message[sent:])
 
     def alive(self) -> bool:
-        """Whether the process is still there."""
-        return self._process.poll() is None
+        """Whether the server is still there."""
+        return self._server.alive()
 
     @property
     def deadline(self) -> float:
-        """When to give the worker up, by the monotonic clock."""
+        """When to look again, by the monotonic clock, whatever has come until then."""
         return self._deadline
 
-    def descriptors(self) -> list[int]:
+    @property
+    def descriptor(self) -> int:
         """What to wait on while a job runs."""
-        return [self._control.fileno(), *([] if self._report is None else [self._report])]
+        if self._outcome is not None:
+            return self._server.descriptor
+        assert self._judge is not None
+        return self._judge.channel.fileno()
 
     def read(self) -> Ending | None:
         """Take in what has come; the ending once the job is over, None before.
 
         Raises:
-            OSError: the worker is gone, or has overstayed its deadline.
+            OSError, ForkServerError: the worker is gone, or does not answer.
         """
-        over = wait_for([self._control.fileno()], 0)
-        # In this order: what the judge wrote before the end of the job was told is there by now.
-        while self._report is not None and wait_for([self._report], 0):
-            self._take()
-        if not over:
-            if time.monotonic() > self._deadline:
-                raise TimeoutError("the worker does not answer")
-            return None
-        self._close_report()
-        message = self._control.recv(ENDED.size)
-        if len(message) != ENDED.size:
-            raise ConnectionError("the worker is gone")
-        return self._ending(*ENDED.unpack(message))
+        if self._outcome is None:
+            outcome = self._hear()
+            if outcome is None:
+                return None
+            self._end_processes(outcome)
+            if outcome != judge.GONE:
+                # How the program ended says nothing here: the next job need not wait for it.
+                return self._ending(KILLED)
+        status = self._drain()
+        if status is not None:
+            return self._ending(status)
+        if time.monotonic() >= self._deadline:
+            raise TimeoutError("the fork server does not answer")
+        return None
 
-    def _take(self) -> None:
-        assert self._report is not None
-        data = os.read(self._report, 1 << 16)
-        self._heard += data
-        if not data:
-            self._close_report()
+    def _drain(self) -> int | None:
+        """Read the ends that were told; the wait status of this job's program once it is among them."""
+        status = None
+        while self._leaving and wait_for([self._server.descriptor], 0):
+            child = self._leaving.popleft()
+            ended = child.ended()
+            if child is self._program:
+                status = ended
+        return status
 
-    def _close_report(self) -> None:
-        if self._report is not None:
-            os.close(self._report)
-            self._report = None
+    def _ending(self, status: int) -> Ending:
+        assert self._outcome is not None
+        answer = json.loads(self._heard.splitlines()[0]) if b"\n" in self._heard else None
+        killed = self._outcome == judge.GONE and signal_of(status) == signal.SIGKILL
+        return Ending(answer, Fault.PROGRAM if killed else self._outcome, status)
 
-    def _ending(self, timed_out: bool, judged: bool, program_status: int) -> Ending:
-        lines = [json.loads(line) for line in bytes(self._heard).splitlines(keepends=True) if line.endswith(b"\n")]
-        answer = lines[0] if lines else None
-        if timed_out:
-            return Ending(answer, TIMED_OUT, program_status)
-        if not judged or len(lines) != 2:
-            return Ending(answer, Fault.JUDGE, program_status)
-        killed = lines[1] == judge.GONE and signal_of(program_status) == signal.SIGKILL
-        return Ending(answer, Fault.PROGRAM if killed else lines[1], program_status)
+    def _hear(self) -> str | Fault | None:
+        """Read what the judge says: the outcome once it is known, None before."""
+        assert self._judge is not None
+        # First what has come: an answer in time counts, whenever this process finds the time to read it.
+        while wait_for([self._judge.channel.fileno()], 0):
+            data = b""
+            with contextlib.suppress(ConnectionError):
+                data = self._judge.channel.recv(1 << 16)
+            if not data:
+                return Fault.JUDGE
+            self._heard += data
+            if self._heard.count(b"\n") == 2:
+                return str(json.loads(self._heard.splitlines()[1]))
+        return TIMED_OUT if time.monotonic() >= self._deadline else None
+
+    def _end_processes(self, outcome: str | Fault) -> None:
+        """Have the program ended, and with it a judge that cannot be used again."""
+        assert self._judge is not None and self._program is not None
+        self._outcome = outcome
+        self._deadline = time.monotonic() + _ANSWER_SECONDS
+        self._dismiss(self._program, patience=_LEAVING_SECONDS if outcome == judge.GONE else 0.0)
+        if isinstance(outcome, Fault) or outcome == TIMED_OUT or outcome in judge.SPOILING:
+            self._dismiss(self._judge)
+            self._judge = None
+
+    def _dismiss(self, child: Child, *, patience: float = 0.0) -> None:
+        child.ask_end(patience=patience)
+        self._leaving.append(child)
 
     def close(self) -> None:
         """End the worker and everything it started."""
-        self._close_report()
-        # The keeper ends with its socket; if it cannot, killing the watcher kills it and all below it.
-        self._control.close()
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for child in (self._judge, self._program):
+            if child is not None:
+                child.channel.close()
+        self._server.close()
 
 
 def wait_for(descriptors: Iterable[int], seconds: float) -> bool:
@@ -206,12 +225,11 @@ def wait_for(descriptors: Iterable[int], seconds: float) -> bool:
 
 def signal_of(status: int) -> int:
     """The signal that ended a process, by its wait status; 0 where none did."""
-    return os.WTERMSIG(status) if status >= 0 and os.WIFSIGNALED(status) else 0
+    return os.WTERMSIG(status) if status != KILLED and os.WIFSIGNALED(status) else 0
 
 
 def _clean_environment() -> dict[str, str]:
-    # A fixed hash seed gives sets the same order in every worker and every run.
-    environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+    environment = {"LC_ALL": "C.UTF-8"}
     for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
         with contextlib.suppress(KeyError):
             environment[name] = os.environ[name]
