@@ -20,9 +20,9 @@ from typing import Any
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
-from score_cli.verification.math_grader import MathGrader
-from score_cli.verification.math_quick import readings
 from score_cli.verification.task_grader import Item
+from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.math.quick import readings
 
 Row = dict[str, Any]
 SAMPLES = 16

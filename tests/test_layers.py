@@ -36,7 +36,7 @@ PURE = [
     "evaluation/report_stats.py",
     "evaluation/report_text.py",
     "evaluation/subsets.py",
-    "verification/answers.py",
+    "verification/number.py",
     "tasks/prompts.py",
     "tables/measures.py",
 ]

@@ -12,7 +12,7 @@ import pytest
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
-from score_cli.tasks.boxed import boxed_gold, last_boxed
+from score_cli.tasks.latex_boxes import boxed_gold, last_boxed
 from score_cli.tasks.loaders import Columns, gold_responses, load_problems
 from score_cli.tasks.math500 import MATH500
 

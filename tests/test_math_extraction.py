@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from score_cli.verification.math_extraction import extract_answer
-from score_cli.verification.math_tokens import MAX_ANSWER_CHARS
+from score_cli.verification.math.extract import extract_answer
+from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 
 FOUND = [
     ("Final Answer: The final answer is $4$. I hope it is correct.", "$4$"),

@@ -9,9 +9,9 @@ import pytest
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
-from score_cli.verification.math_grader import MathGrader
-from score_cli.verification.math_quick import quick_verdict
 from score_cli.verification.task_grader import Graded, Item
+from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.math.quick import quick_verdict
 
 SHARED = Path(os.environ.get("SCORE_SHARED_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 DEADLINE_SECONDS = 0.3

@@ -11,10 +11,10 @@ import pytest
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, INCORRECT, TIMEOUT, UNSCORED
-from score_cli.verification import math_pool
-from score_cli.verification.math_grader import MathGrader
-from score_cli.verification.math_pool import DIFFERENT, LOST, SAME, TIMED_OUT, MathPool, Pair
 from score_cli.verification.task_grader import Item
+from score_cli.verification.math import pool as math_pool
+from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.math.pool import DIFFERENT, LOST, SAME, TIMED_OUT, MathPool, Pair
 from tests.processes import runs
 
 HANGS = r"\prod_{k=1}^{10000000} k"
@@ -128,7 +128,7 @@ def test_closing_leaves_no_process():
 
 def test_no_process_outlives_a_killed_parent():
     code = (
-        "from score_cli.verification.math_pool import MathPool, Pair; import threading, time\n"
+        "from score_cli.verification.math.pool import MathPool, Pair; import threading, time\n"
         "pool = MathPool(workers=2, timeout_seconds=60.0); pool.start()\n"
         f"threading.Thread(target=lambda: pool.run([Pair({HANGS!r}, '5')] * 2), daemon=True).start()\n"
         "while len(pool.pids()) < 3: time.sleep(0.02)\n"

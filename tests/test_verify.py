@@ -11,9 +11,9 @@ from score_cli.stages.verify import verify
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_traces, read_verdicts
-from score_cli.tasks.boxed import last_boxed
-from score_cli.verification.answers import NumberGrader, same_number
+from score_cli.tasks.latex_boxes import last_boxed
 from score_cli.verification.task_grader import Item
+from score_cli.verification.number import NumberGrader, same_number
 from tests.conftest import rewrite
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
-from score_cli.tasks.boxed import boxed_gold
+from score_cli.tasks.latex_boxes import boxed_gold
 from score_cli.tasks.loaded import Loaded
 from score_cli.tasks.math500 import MATH500
 from score_cli.tasks.prompts import final_answer

@@ -10,7 +10,7 @@ from score_cli.config import VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
-from score_cli.verification.answers import NumberGrader
+from score_cli.verification.number import NumberGrader
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
 NUMBER_TASKS = {"division"}
@@ -146,7 +146,7 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
     graders: dict[str, TaskGrader] = {task: NumberGrader() for task in NUMBER_TASKS & set(tasks)}
     # Tasks of one kind share a grader, and with it the workers. Each kind loads its libraries when it is needed.
     if MATH_TASKS & set(tasks):
-        from score_cli.verification.math_grader import MathGrader
+        from score_cli.verification.math.grader import MathGrader
 
         math = MathGrader(workers=workers, timeout_seconds=config.math_timeout_seconds)
         graders |= dict.fromkeys(MATH_TASKS & set(tasks), math)

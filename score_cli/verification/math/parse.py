@@ -7,7 +7,7 @@ The grammar is that of answers: `\frac12`, `3\sqrt{13}`, `1\frac13` as a mixed n
 from fractions import Fraction
 from typing import NamedTuple
 
-from score_cli.verification.math_tokens import NotUnderstoodError, Token
+from score_cli.verification.math.tokens import NotUnderstoodError, Token
 
 MAX_DEPTH = 60
 _MAX_DIGITS = 1000

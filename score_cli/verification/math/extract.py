@@ -9,7 +9,7 @@ a finished `<think>` block only what follows the block counts, and nothing of a 
 import bisect
 import re
 
-from score_cli.verification.math_tokens import MAX_ANSWER_CHARS
+from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 
 MAX_RESPONSE_CHARS = 65_536
 _REACH = 2 * MAX_ANSWER_CHARS

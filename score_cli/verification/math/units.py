@@ -1,6 +1,6 @@
 """Words around a number: units that may be left out, and the words that make a statement of it."""
 
-from score_cli.verification.math_tokens import Token, word_set
+from score_cli.verification.math.tokens import Token, word_set
 
 MONTHS = word_set(
     "january february march april may june july august september october november december "

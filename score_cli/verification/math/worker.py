@@ -1,6 +1,6 @@
 """The process that may hang: a warmed, single-threaded zygote and the workers it forks, one item at a time.
 
-Started by `math_pool` as a clean interpreter, never forked from the main process, which may hold threads.
+Started by `pool` as a clean interpreter, never forked from the main process, which may hold threads.
 The zygote imports SymPy and math-verify once and then only forks, reaps and waits; a worker grades until its socket
 closes. Neither sets an alarm or prints a parsed result: the parent holds the deadline and kills.
 """
@@ -20,12 +20,12 @@ import sys
 from math_verify import parse, verify  # noqa: TID253 - nothing but a worker imports this module
 from math_verify.parser import LatexExtractionConfig  # noqa: TID253
 
-from score_cli.verification.math_compare import any_of, compare
-from score_cli.verification.math_guards import may_ask_math_verify
-from score_cli.verification.math_precise import PreciseJudge
-from score_cli.verification.math_quick import pair_readings, readings
-from score_cli.verification.math_shapes import Value
-from score_cli.verification.math_tokens import canonical_characters, strip_wrapping
+from score_cli.verification.math.compare import any_of, compare
+from score_cli.verification.math.guards import may_ask_math_verify
+from score_cli.verification.math.precise import PreciseJudge
+from score_cli.verification.math.quick import pair_readings, readings
+from score_cli.verification.math.shapes import Value
+from score_cli.verification.math.tokens import canonical_characters, strip_wrapping
 
 READY, CORRECT, INCORRECT, OUT_OF_MEMORY = b"ready", b"c", b"i", b"m"
 MAX_MESSAGE = 1 << 17

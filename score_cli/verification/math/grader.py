@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED
-from score_cli.verification import math_pool
-from score_cli.verification.math_extraction import extract_answer, last_boxes
-from score_cli.verification.math_pool import MathPool, Pair
-from score_cli.verification.math_quick import is_broken_gold, quick_verdict
-from score_cli.verification.math_tokens import MAX_ANSWER_CHARS, strip_wrapping
 from score_cli.verification.task_grader import Graded, Item
+from score_cli.verification.math import pool as math_pool
+from score_cli.verification.math.extract import extract_answer, last_boxes
+from score_cli.verification.math.pool import MathPool, Pair
+from score_cli.verification.math.quick import is_broken_gold, quick_verdict
+from score_cli.verification.math.tokens import MAX_ANSWER_CHARS, strip_wrapping
 
 DEFAULT_WORKERS = 2
 DEFAULT_TIMEOUT_SECONDS = 2.0

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from score_cli.verification.math_expressions import Node
-from score_cli.verification.math_shapes import Difference, Relation, Sequence, Shape, Union, Value
-from score_cli.verification.math_values import infinity_sign, real_number
+from score_cli.verification.math.parse import Node
+from score_cli.verification.math.shapes import Difference, Relation, Sequence, Shape, Union, Value
+from score_cli.verification.math.values import infinity_sign, real_number
 
 _INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!="))
 _INTERVALS = frozenset(("()", "[]", "(]", "[)"))

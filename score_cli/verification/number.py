@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
-from score_cli.tasks.boxed import last_boxed
+from score_cli.tasks.latex_boxes import last_boxed
 from score_cli.verification.task_grader import Graded, Item
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|/\d+)?")

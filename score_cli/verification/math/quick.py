@@ -4,9 +4,9 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from score_cli.verification.math_compare import QuickJudge, any_of, compare
-from score_cli.verification.math_shapes import Shape, parse_shape
-from score_cli.verification.math_tokens import MAX_ANSWER_CHARS, NotUnderstoodError, group_end, strip_wrapping, tokenize
+from score_cli.verification.math.compare import QuickJudge, any_of, compare
+from score_cli.verification.math.shapes import Shape, parse_shape
+from score_cli.verification.math.tokens import MAX_ANSWER_CHARS, NotUnderstoodError, group_end, strip_wrapping, tokenize
 
 _INTEGER = re.compile(r"[+-]?\d{1,300}")
 _RATIONAL = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{1,300})?|\.\d{1,300}|\d{1,300}/0*[1-9]\d{0,300})")

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import mpmath  # type: ignore[import-untyped]
 
-from score_cli.verification.math_compare import QuickJudge
-from score_cli.verification.math_expressions import Node
-from score_cli.verification.math_values import (
+from score_cli.verification.math.compare import QuickJudge
+from score_cli.verification.math.parse import Node
+from score_cli.verification.math.values import (
     Point,
     UndefinedError,
     UnknownValueError,
@@ -26,7 +26,7 @@ _RATIO_AGREES = mpmath.mpf(10) ** -60
 
 
 class _Precise:
-    """The operations of `math_values.Arithmetic` on mpmath numbers; `scale` is the largest value met."""
+    """The operations of `values.Arithmetic` on mpmath numbers; `scale` is the largest value met."""
 
     def __init__(self, point: Point) -> None:
         self.point = point

@@ -8,9 +8,9 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-from score_cli.verification.math_expressions import Node, number, parse_expression
-from score_cli.verification.math_tokens import NotUnderstoodError, Token
-from score_cli.verification.math_units import MONTHS, PROSE_BEFORE, unit_of
+from score_cli.verification.math.parse import Node, number, parse_expression
+from score_cli.verification.math.tokens import NotUnderstoodError, Token
+from score_cli.verification.math.units import MONTHS, PROSE_BEFORE, unit_of
 
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "<(": ")>", "lfloor": "rfloor", "lceil": "rceil"}
 _CLOSERS = frozenset(_OPENING.values())

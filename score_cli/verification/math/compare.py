@@ -10,10 +10,10 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Protocol
 
-from score_cli.verification.math_expressions import Node, free_symbols, number
-from score_cli.verification.math_regions import is_region, same_region
-from score_cli.verification.math_shapes import Difference, Matrix, Relation, Sequence, Shape, Union, Value, Words
-from score_cli.verification.math_values import (
+from score_cli.verification.math.parse import Node, free_symbols, number
+from score_cli.verification.math.regions import is_region, same_region
+from score_cli.verification.math.shapes import Difference, Matrix, Relation, Sequence, Shape, Union, Value, Words
+from score_cli.verification.math.values import (
     UndefinedError,
     UnknownValueError,
     approximate,

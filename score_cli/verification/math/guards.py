@@ -7,8 +7,8 @@ limits, ...), or where both texts were understood and their values could not be 
 
 import re
 
-from score_cli.verification.math_quick import readings
-from score_cli.verification.math_tokens import canonical_characters, strip_wrapping, word_set
+from score_cli.verification.math.quick import readings
+from score_cli.verification.math.tokens import canonical_characters, strip_wrapping, word_set
 
 MAX_ALGEBRA_CHARS = 600
 _BEYOND = word_set(

@@ -30,7 +30,7 @@ _REPLIES = {b"c": SAME, b"i": DIFFERENT, b"m": NO_MEMORY}
 _OWN_FAULT = frozenset((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from score_cli.verification.math_worker import main; main()"
+    "from score_cli.verification.math.worker import main; main()"
 )
 
 

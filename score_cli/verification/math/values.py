@@ -10,7 +10,7 @@ import zlib
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from score_cli.verification.math_expressions import Node, free_symbols
+from score_cli.verification.math.parse import Node, free_symbols
 
 _MAX_BITS = 6000
 _MAX_FACTORIAL = 300
