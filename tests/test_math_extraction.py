@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from score_cli.tasks.latex_boxes import last_boxed
 from score_cli.verification.math.extract import extract_answer
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 
@@ -79,9 +80,10 @@ def test_an_endless_answer_comes_back_too_long_rather_than_cut_to_an_answer():
     ids=["nested boxes", "phrases", "newlines", "spaces", "open math", "dollars", "boxes"],
 )
 def test_no_response_takes_long_to_read(response):
-    begin = time.monotonic()
+    begin = time.process_time()
     extract_answer(response)
-    assert time.monotonic() - begin < 5
+    last_boxed(response)
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

@@ -1,59 +1,77 @@
-r"""Find `\boxed{...}` in LaTeX: the one way to read the final answer of a solution."""
+r"""Find `\boxed{...}` in LaTeX, the mark of a final answer. Linear in the length of the text, however it is nested."""
 
 import re
 from typing import NamedTuple
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])(?:\s*(?=\{)|[ \t]*)")
+_BRACE = re.compile(r"\\[\\{}]|[{}]")
+_REST_OF_FORMULA = re.compile(r"[^$\n]*")
 
 
 class Box(NamedTuple):
-    r"""One box of a text; `braced` is false for `\boxed 2$`, which TeX accepts too."""
+    r"""One box of a text, from `start` to `end`; `braced` is false for `\boxed 2$`, which TeX accepts too."""
 
+    start: int
+    end: int
     content: str
     braced: bool
 
 
-def _braced_content(text: str, start: int) -> str | None:
-    """The text from `start` up to the brace that closes it, or None where none does."""
-    depth, position = 1, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            # An escaped brace is a set's brace, not a group's.
-            position += 2
-            continue
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return text[start:position].strip()
-        position += 1
-    return None
-
-
 def boxes(text: str) -> list[Box]:
     """Every box in order of its start, empty ones included; a box that is never closed is left out."""
+    starts = list(_BOX.finditer(text))
+    closing = _closing_braces(text) if starts else {}
     found = []
-    for match in _BOX.finditer(text):
-        if text[match.end() : match.end() + 1] == "{":
-            content = _braced_content(text, match.end() + 1)
-            if content is not None:
-                found.append(Box(content, braced=True))
-        else:
-            bare = re.match(r"[^$\n]*", text[match.end() :])
-            assert bare is not None
-            found.append(Box(bare.group().strip(), braced=False))
+    for match in starts:
+        at = match.end()
+        if not text.startswith("{", at):
+            rest = _REST_OF_FORMULA.match(text, at)
+            assert rest is not None
+            found.append(Box(match.start(), rest.end(), rest[0].strip(), braced=False))
+        elif at in closing:
+            found.append(Box(match.start(), closing[at] + 1, text[at + 1 : closing[at]].strip(), braced=True))
     return found
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace is closed; an escaped brace is a set's, not a group's."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for found in _BRACE.finditer(text):
+        if found[0] == "{":
+            opened.append(found.start())
+        elif found[0] == "}" and opened:
+            closing[opened.pop()] = found.start()
+    return closing
+
+
+def outermost_boxes(text: str) -> list[Box]:
+    """The filled, braced boxes that stand in no other; a box that holds nothing but a box gives way to it."""
+    outermost: list[Box] = []
+    for box in boxes(text):
+        if not box.braced:
+            continue
+        if not outermost or box.start >= outermost[-1].end:
+            outermost.append(box)
+        elif text[box.start : box.end] == outermost[-1].content:
+            outermost[-1] = outermost[-1]._replace(content=box.content)
+    return [box for box in outermost if box.content]
 
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last non-empty `\boxed{...}` with balanced braces, or None."""
-    braced = [box.content for box in boxes(text) if box.braced and box.content]
-    return braced[-1] if braced else None
+    starts = [match.end() for match in _BOX.finditer(text)]
+    closing = _closing_braces(text) if starts else {}
+    for at in reversed(starts):
+        if at in closing and (content := text[at + 1 : closing[at]].strip()):
+            return content
+    return None
 
 
 def boxed_gold(solution: str) -> str | None:
     """The last filled box of a reference solution, braced or bare; None without a box, "" where all are empty."""
-    found = [box.content for box in boxes(solution)]
-    filled = [content for content in found if content]
+    contents = [box.content for box in boxes(solution)]
+    filled = [content for content in contents if content]
     if filled:
         return filled[-1]
-    return "" if found else None
+    return "" if contents else None

@@ -9,6 +9,7 @@ a finished `<think>` block only what follows the block counts, and nothing of a 
 import bisect
 import re
 
+from score_cli.tasks.latex_boxes import outermost_boxes
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 
 MAX_RESPONSE_CHARS = 65_536
@@ -34,7 +35,6 @@ _BETWEEN_BOXES = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.;!](?:\s|$)|\n")
 _MATH_SPAN = re.compile(r"(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$[^$\n]*(?<!\\)\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
-_BRACE = re.compile(r"\\[\\{}]|[{}]")
 _REASON = re.compile(r",?\s+(?:because|since|as|so|which|therefore|where|when|hence|thus)\b")
 # A unit, a name, a short list have few words; a sentence that ends in a number has more.
 _MOST_ALONE = 512
@@ -123,40 +123,17 @@ def last_boxes(text: str) -> str | None:
 
     `\boxed{2} and \boxed{3}` is the answer `2 , 3`: whoever lists candidates has not answered with the last one.
     """
-    boxes = _outermost_boxes(text)
+    boxes = outermost_boxes(text)
     if not boxes:
         bare = list(_BARE_BOX.finditer(text))
         return bare[-1][1] if bare else None
-    contents = [boxes[-1][2]]
+    contents = [boxes[-1].content]
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
-        if not _BETWEEN_BOXES.fullmatch(text, before[1], after[0]):
+        if not _BETWEEN_BOXES.fullmatch(text, before.end, after.start):
             break
-        if before[2] not in contents:
-            contents.append(before[2])
+        if before.content not in contents:
+            contents.append(before.content)
     return " , ".join(reversed(contents))
-
-
-def _outermost_boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every closed, non-empty box that stands in no other; a box around a box is opened."""
-    closing: dict[int, int] = {}
-    opened: list[int] = []
-    for found in _BRACE.finditer(text):
-        if found[0] == "{":
-            opened.append(found.start())
-        elif found[0] == "}" and opened:
-            closing[opened.pop()] = found.start()
-    boxes: list[tuple[int, int, str]] = []
-    reach = 0
-    for found in _BOX.finditer(text):
-        end = closing.get(found.end() - 1)
-        if end is None or found.start() < reach:
-            continue
-        start, reach = found.end(), end
-        while (nested := _BOX.match(text, start)) and closing.get(nested.end() - 1) == end - 1:
-            start, end = nested.end(), end - 1
-        if content := text[start:end].strip():
-            boxes.append((found.start(), reach + 1, content))
-    return boxes
 
 
 def _anchored(text: str, anchor: re.Pattern[str]) -> str | None:
