@@ -21,8 +21,8 @@ from typing import Any
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
 from score_cli.verification.task_grader import Item
+from score_cli.verification.math.answers import readings
 from score_cli.verification.math.grader import MathGrader
-from score_cli.verification.math.quick import readings
 
 Row = dict[str, Any]
 SAMPLES = 16
@@ -76,7 +76,7 @@ def naive_in_process(pairs: Sequence[tuple[str, str]]) -> tuple[list[bool], floa
 def graded(pairs: Sequence[tuple[str, str]], workers: int) -> tuple[list[bool], float]:
     """This grader on the same pairs, from an empty memo, with the seconds it took."""
     readings.cache_clear()
-    with MathGrader(workers=workers) as grader:
+    with MathGrader() as grader:
         begin = time.perf_counter()
         results = grader.grade([item_of(response, gold) for response, gold in pairs])
         return [result.verdict == CORRECT for result in results], time.perf_counter() - begin

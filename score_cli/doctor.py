@@ -17,7 +17,7 @@ _PACKAGES = (
     "vllm",
     "typer",
     "rich",
-    "math-verify",
+    "python-flint",
     "sympy",
 )
 

@@ -8,41 +8,43 @@ but two known units must agree.
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
-from typing import Protocol
 
-from score_cli.verification.math.parse import Node, free_symbols, number
+from score_cli.verification.math.parse import BINDERS, Node, free_symbols, number
 from score_cli.verification.math.regions import is_region, same_region
 from score_cli.verification.math.shapes import Difference, Matrix, Relation, Sequence, Shape, Union, Value, Words
 from score_cli.verification.math.values import (
+    HIGH_BITS,
+    LOW_BITS,
+    Point,
     UndefinedError,
     UnknownValueError,
-    approximate,
+    Work,
+    ball,
     exact,
     infinity_sign,
     points_for,
-    separate,
+    real_number,
+    values_at,
 )
 
+WORK_UNITS = 12_000
 _EMPTY = Value(Node("sym", name="empty"))
 _REALS = Node("sym", name="reals")
 _UNORDERED = frozenset(("", "\\{}", "{}"))
 
 
-class Judge(Protocol):
-    """Decides on expressions; None is `not decided`."""
+class EqualityTest:
+    """Decides whether expressions are equal; None is `not decided`. One account of work pays for all that it is asked.
+
+    Args:
+        units: the account, in units of about a microsecond.
+    """
+
+    def __init__(self, units: int = WORK_UNITS) -> None:
+        self._work = Work(units)
 
     def same(self, a: Node, b: Node) -> bool | None:
-        """Whether two expressions are equal."""
-
-    def proportional(self, a: Node, b: Node, *, positive: bool) -> bool | None:
-        """Whether one expression is a constant times the other, a positive constant if so asked."""
-
-
-class QuickJudge:
-    """Exact arithmetic where the values are rational; otherwise it may say that they differ, never that they agree."""
-
-    def same(self, a: Node, b: Node) -> bool | None:
-        """Equal, different, or not decided without more digits."""
+        """Whether two expressions are equal: by form, as rational numbers, or at fixed points of their variables."""
         if a == b:
             return True
         if has_base(a) or has_base(b):
@@ -52,49 +54,91 @@ class QuickJudge:
         if _EMPTY.node in (a, b):
             return False
         try:
-            left = exact(a)
+            self._work.spend(1)
+            left, right = exact(a, self._work), exact(b, self._work)
         except UndefinedError:
             return False
-        try:
-            right = exact(b)
-        except UndefinedError:
-            return False
+        except UnknownValueError:
+            return None
         if left is not None and right is not None:
-            return left == right
-        return False if separate(a, b) else None
+            return bool(left == right)
+        return self._same_at_points(a, b)
+
+    def _same_at_points(self, a: Node, b: Node) -> bool | None:
+        points = points_for(a, b)
+        plain: list[bool] = []
+        branched: list[bool] = []
+        for point in points:
+            agree, has_branches = self._same_at(a, b, point)
+            if agree is None:
+                continue
+            (branched if has_branches and len(points) > 1 else plain).append(agree)
+            if plain and not plain[-1]:
+                return False
+        # Where a branch was chosen the values may differ although the expressions agree wherever both are real.
+        decisive = plain or branched
+        return all(decisive) if decisive else None
+
+    def _same_at(self, a: Node, b: Node, point: Point) -> tuple[bool | None, bool]:
+        """Whether two values agree at a point, and whether a branch was chosen on the way to one."""
+        has_branches = False
+        for bits in (LOW_BITS, HIGH_BITS):
+            try:
+                left, right = ball(a, point, bits, self._work), ball(b, point, bits, self._work)
+            except UndefinedError:
+                return None, False
+            except UnknownValueError:
+                continue
+            has_branches = left.branched or right.branched
+            if not left.value.overlaps(right.value):
+                return False, has_branches
+            if bits == HIGH_BITS and left.accurate() and right.accurate():
+                return True, has_branches
+        return None, has_branches
 
     def proportional(self, a: Node, b: Node, *, positive: bool) -> bool | None:
-        """Never surely proportional; surely not where the ratio moves."""
+        """Whether one expression is a constant times the other, a positive constant if so asked."""
         if free_symbols(a) != free_symbols(b):
             return False
-        ratios = []
-        for point in points_for(a, b):
-            try:
-                (above, _), (below, _) = approximate(a, point), approximate(b, point)
-            except (UndefinedError, UnknownValueError):
-                continue
-            if abs(below.value) > 1e-3 and below.error < 1e-9 and above.error < 1e-9 * (1 + abs(above.value)):
-                ratios.append(above.value / below.value)
-        if any(abs(ratio - ratios[0]) > 1e-5 * (1 + abs(ratio)) for ratio in ratios):
+        surely = False
+        for bits in (LOW_BITS, HIGH_BITS):
+            pairs = [pair for pair in values_at((a, b), bits, self._work) if not pair[1].value.contains(0)]
+            ratios = [above.value / below.value for above, below in pairs]
+            if any(not ratio.overlaps(ratios[0]) for ratio in ratios):
+                return False
+            if ratios and (ratios[0].contains(0) or (positive and ratios[0].real < 0)):
+                return False
+            surely = len(ratios) > 1 and all(above.accurate() and below.accurate() for above, below in pairs)
+        return True if surely and (not positive or ratios[0].real > 0) else None
+
+    def real(self, node: Node) -> float | None:
+        """A constant's real value, None where there is none or it is not known well."""
+        return real_number(node, self._work)
+
+    def is_small(self, node: Node) -> bool:
+        """Whether a number is a fraction of one: 0.25 is 25%, not 0.25%."""
+        try:
+            value = exact(node, self._work)
+        except (UndefinedError, UnknownValueError):
             return False
-        return False if positive and ratios and ratios[0].real < 0 else None
+        return value is not None and abs(value) < 1
 
 
-def compare(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
+def compare(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     """Whether an answer says what the gold answer says; None where that is not decided."""
     if isinstance(answer, Words) or isinstance(gold, Words):
         return answer == gold
     if isinstance(answer, Relation) or isinstance(gold, Relation):
-        return _relations(answer, gold, judge)
+        return _relations(answer, gold, test)
     if isinstance(answer, Matrix) or isinstance(gold, Matrix):
-        return _matrices(answer, gold, judge)
+        return _matrices(answer, gold, test)
     if isinstance(answer, Union | Difference) or isinstance(gold, Union | Difference):
-        return False if _is_one_value(answer) or _is_one_value(gold) else same_region(answer, gold, judge.same)
+        return False if _is_one_value(answer) or _is_one_value(gold) else same_region(answer, gold, test)
     if isinstance(answer, Sequence) and isinstance(gold, Sequence):
-        return _sequences(answer, gold, judge)
+        return _sequences(answer, gold, test)
     if isinstance(answer, Sequence) or isinstance(gold, Sequence):
-        return _sequence_and_value(answer, gold, judge)
-    return same_value(answer, gold, judge)
+        return _sequence_and_value(answer, gold, test)
+    return same_value(answer, gold, test)
 
 
 def all_of(results: Iterable[bool | None]) -> bool | None:
@@ -122,20 +166,20 @@ def has_base(node: Node) -> bool:
     return node.op == "based" or any(has_base(argument) for argument in node.args)
 
 
-def same_value(answer: Value, gold: Value, judge: Judge) -> bool | None:
+def same_value(answer: Value, gold: Value, test: EqualityTest) -> bool | None:
     """Compare two expressions with their marks and units."""
     if answer.unit and gold.unit and answer.unit != gold.unit:
         return False
     if (answer.mark == "%" and gold.unit) or (answer.unit and gold.mark == "%"):
         return False
     if answer.mark == gold.mark:
-        return judge.same(answer.node, gold.node)
+        return test.same(answer.node, gold.node)
     if "time" in (answer.mark, gold.mark):
-        return judge.same(_minutes(answer.node, answer.mark), _minutes(gold.node, gold.mark))
+        return test.same(_minutes(answer.node, answer.mark), _minutes(gold.node, gold.mark))
     readings = []
     if {answer.mark, gold.mark} == {"%", "deg"}:
         return False
-    if not (answer.mark == "%" and _is_small(gold.node)):
+    if not (answer.mark == "%" and test.is_small(gold.node)):
         readings.append((answer.node, gold.node))
     factor = Node("div", (number(1), number(100)))
     if "deg" in (answer.mark, gold.mark):
@@ -144,7 +188,7 @@ def same_value(answer: Value, gold: Value, judge: Judge) -> bool | None:
         readings.append((Node("mul", (answer.node, factor)), gold.node))
     else:
         readings.append((answer.node, Node("mul", (gold.node, factor))))
-    return any_of(judge.same(left, right) for left, right in readings)
+    return any_of(test.same(left, right) for left, right in readings)
 
 
 def _minutes(node: Node, mark: str) -> Node:
@@ -154,16 +198,7 @@ def _minutes(node: Node, mark: str) -> Node:
     return Node("add", (Node("mul", (number(60), node.args[0])), node.args[1]))
 
 
-def _is_small(node: Node) -> bool:
-    """Whether a number is a fraction of one: 0.25 is 25%, not 0.25%."""
-    try:
-        value = exact(node)
-    except UndefinedError:
-        return False
-    return value is not None and abs(value) < 1
-
-
-def _sequences(answer: Sequence, gold: Sequence, judge: Judge) -> bool | None:
+def _sequences(answer: Sequence, gold: Sequence, test: EqualityTest) -> bool | None:
     pairs_only = len(answer.items) == len(gold.items) == 2
     if (
         pairs_only
@@ -174,18 +209,18 @@ def _sequences(answer: Sequence, gold: Sequence, judge: Judge) -> bool | None:
     if pairs_only and answer.brackets != gold.brackets and is_region(answer) and is_region(gold):
         return False
     if is_region(gold) and any(isinstance(item, Relation) for item in answer.items):
-        return same_region(answer, gold, judge.same)
+        return same_region(answer, gold, test)
     answers, golds = _labels(answer, gold)
     if answer.brackets in _UNORDERED and gold.brackets in _UNORDERED:
-        forth = all_of(any_of(compare(item, other, judge) for other in golds) for item in answers)
-        back = all_of(any_of(compare(item, other, judge) for item in answers) for other in golds)
+        forth = all_of(any_of(compare(item, other, test) for other in golds) for item in answers)
+        back = all_of(any_of(compare(item, other, test) for item in answers) for other in golds)
         joined = all_of((forth, back))
         if joined is not True and any(is_region(item) for item in golds):
-            return any_of((joined, same_region(answer, gold, judge.same)))
+            return any_of((joined, same_region(answer, gold, test)))
         return joined
     if len(answers) != len(golds):
         return False
-    return all_of(compare(item, other, judge) for item, other in zip(answers, golds, strict=True))
+    return all_of(compare(item, other, test) for item, other in zip(answers, golds, strict=True))
 
 
 def _labels(answer: Sequence, gold: Sequence) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
@@ -237,21 +272,21 @@ def _only_symbols(node: Node) -> bool:
     return node.op == "sym" or (node.op == "mul" and all(_only_symbols(argument) for argument in node.args))
 
 
-def _relations(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
+def _relations(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     if is_region(gold) or is_region(answer):
-        return _inequalities(answer, gold, judge)
+        return _inequalities(answer, gold, test)
     if isinstance(gold, Relation):
         plain = unnamed(gold)
         if plain is not gold:
             if isinstance(answer, Relation) and unnamed(answer) is not answer and _names_differ(answer, gold):
                 return False
-            said = _value_said(answer, judge)
-            return _equations(answer, gold, judge) if said is None else compare(said, plain, judge)
+            said = _value_said(answer, test)
+            return _equations(answer, gold, test) if said is None else compare(said, plain, test)
         if set(gold.signs) != {"="}:
             return None
-        return _equations(answer, gold, judge)
-    said = _value_said(answer, judge)
-    return False if said is None else compare(said, gold, judge)
+        return _equations(answer, gold, test)
+    said = _value_said(answer, test)
+    return False if said is None else compare(said, gold, test)
 
 
 def _names_differ(answer: Relation, gold: Relation) -> bool:
@@ -262,7 +297,7 @@ def _names_differ(answer: Relation, gold: Relation) -> bool:
     return left.node.op == right.node.op == "sym" and left.node.name.lower() != right.node.name.lower()
 
 
-def _value_said(shape: Shape, judge: Judge) -> Shape | None:
+def _value_said(shape: Shape, test: EqualityTest) -> Shape | None:
     """The value an equation states: of `x = 5` or `2 + 3 = 5` that is 5; None for what states no one value."""
     if not isinstance(shape, Relation):
         return shape
@@ -274,7 +309,7 @@ def _value_said(shape: Shape, judge: Judge) -> Shape | None:
     if len(sides) < len(shape.sides) or any(free_symbols(side.node) for side in sides):
         return None
     # `5 = 6` states nothing; a chain counts only if each step holds.
-    holds = all_of(judge.same(left.node, right.node) for left, right in pairwise(sides))
+    holds = all_of(test.same(left.node, right.node) for left, right in pairwise(sides))
     return sides[-1] if holds else None
 
 
@@ -284,7 +319,7 @@ def _difference(left: Shape, right: Shape) -> Node | None:
     return None
 
 
-def _equations(answer: Shape, gold: Relation, judge: Judge) -> bool | None:
+def _equations(answer: Shape, gold: Relation, test: EqualityTest) -> bool | None:
     target = _difference(gold.sides[0], gold.sides[1])
     if target is None or len(gold.signs) > 1:
         return None
@@ -292,7 +327,7 @@ def _equations(answer: Shape, gold: Relation, judge: Judge) -> bool | None:
         found = _difference(answer.sides[0], answer.sides[1])
         if found is None or set(answer.signs) != {"="} or len(answer.signs) > 1:
             return False if found is not None else None
-        return judge.proportional(found, target, positive=False)
+        return test.proportional(found, target, positive=False)
     if not isinstance(answer, Value):
         return False
     missing = free_symbols(target) - free_symbols(answer.node)
@@ -300,38 +335,40 @@ def _equations(answer: Shape, gold: Relation, judge: Judge) -> bool | None:
         return False
     # `2x + 1` answers `y - 1 = 2x` where y enters linearly.
     name = next(iter(missing))
-    return all_of([judge.same(_substitute(target, name, answer.node), number(0)), _linear_in(target, name, judge)])
+    return all_of([test.same(_substitute(target, name, answer.node), number(0)), _linear_in(target, name, test)])
 
 
-def _linear_in(node: Node, name: str, judge: Judge) -> bool | None:
+def _linear_in(node: Node, name: str, test: EqualityTest) -> bool | None:
     at = [_substitute(node, name, number(Fraction(value))) for value in (1, 2, 3)]
-    return judge.same(Node("add", (at[0], at[2])), Node("mul", (number(2), at[1])))
+    return test.same(Node("add", (at[0], at[2])), Node("mul", (number(2), at[1])))
 
 
 def _substitute(node: Node, name: str, value: Node) -> Node:
     if node.op == "sym" and node.name == name:
         return value
+    if node.op in BINDERS and node.name == name:
+        return node
     return node._replace(args=tuple(_substitute(argument, name, value) for argument in node.args))
 
 
-def _inequalities(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
+def _inequalities(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     if isinstance(answer, Relation) and isinstance(gold, Relation):
         if len(answer.signs) == len(gold.signs) == 1:
-            direct = _one_inequality(answer, gold, judge)
+            direct = _one_inequality(answer, gold, test)
             if direct is not False:
                 return direct
         if set(answer.signs) == {"="} or set(gold.signs) == {"="}:
             return False
     if _is_one_value(answer) or _is_one_value(gold):
         return False
-    return same_region(answer, gold, judge.same)
+    return same_region(answer, gold, test)
 
 
 def _is_one_value(shape: Shape) -> bool:
     return isinstance(shape, Value) and shape.node != _REALS
 
 
-def _one_inequality(answer: Relation, gold: Relation, judge: Judge) -> bool | None:
+def _one_inequality(answer: Relation, gold: Relation, test: EqualityTest) -> bool | None:
     """Bring both to `difference < 0` and compare the differences up to a positive factor."""
     found, target = _difference(*answer.sides), _difference(*gold.sides)
     if found is None or target is None:
@@ -343,10 +380,10 @@ def _one_inequality(answer: Relation, gold: Relation, judge: Judge) -> bool | No
         found = Node("neg", (found,))
     if wanted in (">", ">="):
         target = Node("neg", (target,))
-    return judge.proportional(found, target, positive=sign != "!=")
+    return test.proportional(found, target, positive=sign != "!=")
 
 
-def _matrices(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
+def _matrices(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     def rows(shape: Shape) -> list[tuple[Shape, ...]] | None:
         if isinstance(shape, Matrix):
             return list(shape.rows)
@@ -362,14 +399,14 @@ def _matrices(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
     if left is None or right is None or [len(row) for row in left] != [len(row) for row in right]:
         return False
     pairs = [pair for above, below in zip(left, right, strict=True) for pair in zip(above, below, strict=True)]
-    return all_of(compare(item, other, judge) for item, other in pairs)
+    return all_of(compare(item, other, test) for item, other in pairs)
 
 
-def _sequence_and_value(answer: Shape, gold: Shape, judge: Judge) -> bool | None:
+def _sequence_and_value(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     """One value against several: they agree only where the several are a set of one, or both are the empty set."""
     several, one = (answer, gold) if isinstance(answer, Sequence) else (gold, answer)
     if isinstance(one, Value) and one.node == _REALS:
-        return same_region(answer, gold, judge.same)
+        return same_region(answer, gold, test)
     if not isinstance(several, Sequence) or several.brackets != "\\{}":
         return False
     if not several.items or one == _EMPTY:
@@ -377,4 +414,4 @@ def _sequence_and_value(answer: Shape, gold: Shape, judge: Judge) -> bool | None
     if len(several.items) > 1:
         return False
     item = unnamed(several.items[0])
-    return compare(item, gold, judge) if several is answer else compare(answer, item, judge)
+    return compare(item, gold, test) if several is answer else compare(answer, item, test)

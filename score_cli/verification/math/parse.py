@@ -1,7 +1,8 @@
 r"""Parse the tokens of one expression (no lists, relations or sets) into a tree.
 
 The grammar is that of answers: `\frac12`, `3\sqrt{13}`, `1\frac13` as a mixed number, `\sin^2 x`, `\log_2 3`,
-`|x-2|`, `n!`, `204_6`, `0.\overline{3}`. Division and implicit products associate to the left.
+`|x-2|`, `n!`, `204_6`, `0.\overline{3}`, `\gcd(12, 18)`, `\sum_{k=1}^{10} k^2`. Division and implicit products
+associate to the left.
 """
 
 from fractions import Fraction
@@ -13,12 +14,20 @@ MAX_DEPTH = 60
 _MAX_DIGITS = 1000
 _MAX_TREE_DEPTH = 120
 _CLOSING = {"(": ")", "[": "]", "{": "}", "lfloor": "rfloor", "lceil": "rceil"}
+# Operations that bind `name` in their first argument.
+BINDERS = frozenset(("sum", "prod", "int", "lim"))
+_OF_LISTS = frozenset(("gcd", "lcm", "min", "max"))
+_MAX_LIST = 20
 _SPECIAL_CONSTANTS = frozenset(("pi", "e", "i", "oo"))
 _APPLIED = frozenset("fghFGH")
 
 
 class Node(NamedTuple):
-    """A tree node: op is num, sym, const, add, mul, div, neg, pow, root, fact, based, apply or a function's name."""
+    """A tree node: op is num, sym, const, add, mul, div, neg, pow, root, fact, based, apply or a function's name.
+
+    Binders hold their body first: `sum` and `prod` (body, low, high), `int` (body, low, high) or (body,),
+    `lim` (body, at); `det` holds the entries of a square matrix row by row.
+    """
 
     op: str
     args: tuple["Node", ...] = ()
@@ -34,7 +43,8 @@ def number(value: int | Fraction) -> Node:
 def free_symbols(node: Node) -> frozenset[str]:
     """The variables and unknown functions in a tree."""
     own = frozenset((node.name,)) if node.op in ("sym", "apply") else frozenset()
-    return own.union(*(free_symbols(argument) for argument in node.args))
+    names = own.union(*(free_symbols(argument) for argument in node.args))
+    return names - {node.name} if node.op in BINDERS else names
 
 
 def parse_expression(tokens: list[Token]) -> Node:
@@ -70,6 +80,7 @@ class _Parser:
         self.position = 0
         self.bars = 0
         self.depth = 0
+        self.indices: list[str] = []  # of the sums around this place: `i` is a number only where it counts nothing
 
     def peek(self, ahead: int = 0) -> Token:
         index = self.position + ahead
@@ -274,7 +285,7 @@ class _Parser:
         return Node("based", name=f"{digits.lstrip('0') or '0'}_{base}")
 
     def symbol(self, name: str) -> Node:
-        if name in _SPECIAL_CONSTANTS and not self.at("_"):
+        if name in _SPECIAL_CONSTANTS and name not in self.indices and not self.at("_"):
             return Node("const", name=name)
         while self.at("_", "'"):
             if self.take().value == "'":
@@ -304,6 +315,8 @@ class _Parser:
             self.primary()
             letters = "".join(token.value for token in self.tokens[start : self.position] if token.value not in "{}")
             return Node("sym", name=f"{name} {letters}")
+        if name in BINDERS:
+            return self.binder(name)
         raise NotUnderstoodError(f"command {name}")
 
     def function(self, name: str) -> Node:
@@ -314,8 +327,8 @@ class _Parser:
             else:
                 exponent = self.script()
                 inverse = exponent == Node("neg", (number(1),)) and name in ("sin", "cos", "tan")
-        if name in ("gcd", "lcm", "min", "max"):
-            raise NotUnderstoodError(f"{name} of a list")
+        if name in _OF_LISTS:
+            return self.of_list(name)
         argument = self.function_argument()
         if name == "lg":
             base = number(10)
@@ -330,3 +343,70 @@ class _Parser:
         while self.starts_factor() and self.peek().kind != "fn" and not self.at("(", "["):
             node = Node("mul", (node, self.power()))
         return node
+
+    def of_list(self, name: str) -> Node:
+        r"""`\gcd(12, 18)` and its like, also with a set's braces."""
+        closing = {"(": ")", "[": "]", "\\{": "\\}"}.get(self.take().value)
+        if closing is None:
+            raise NotUnderstoodError(f"{name} of no list")
+        items = [self.sum()]
+        while self.at(","):
+            self.take()
+            items.append(self.sum())
+        self.expect(closing)
+        if not 2 <= len(items) <= _MAX_LIST:
+            raise NotUnderstoodError(f"{name} of so many")
+        return Node(name, tuple(items))
+
+    def binder(self, name: str) -> Node:
+        r"""`\sum_{k=1}^{n} ...`, `\prod`, `\int_a^b ... \,dx`, `\lim_{x \to a} ...`; the body is one product."""
+        variable, low, high = "", None, None
+        while self.at("_", "^"):
+            if self.take().value == "^":
+                high = self.end()
+            elif name == "int":
+                low = self.end()
+            else:
+                variable, low = self.index(name)
+        if name == "int":
+            body, variable = self.integrand()
+            if low is None and high is None:
+                return Node("int", (body,), name=variable)
+        else:
+            self.indices.append(variable)
+            body = self.product()
+            self.indices.pop()
+        ends = (low,) if name == "lim" else (low, high)
+        known = tuple(end for end in ends if end is not None)
+        if not variable or len(known) != len(ends):
+            raise NotUnderstoodError(f"{name} without its ends")
+        return Node(name, (body, *known), name=variable)
+
+    def end(self) -> Node:
+        """One end of an integral or sum: a group, or one token with its sign; a power there would be the other end."""
+        if self.at("-"):
+            self.take()
+            return Node("neg", (self.primary(),))
+        return self.primary()
+
+    def index(self, name: str) -> tuple[str, Node]:
+        r"""`{k=1}` under a sum, `{x \to 0}` under a limit."""
+        self.expect("{")
+        variable, between = self.take(), self.take()
+        if variable.kind not in ("sym", "letter") or between.value != ("to" if name == "lim" else "="):
+            raise NotUnderstoodError(f"{name} over no variable")
+        start = self.sum()
+        self.expect("}")
+        return variable.value, start
+
+    def integrand(self) -> tuple[Node, str]:
+        """The body of an integral up to its `dx`, and the variable."""
+        depth = 0
+        for at in range(self.position, len(self.tokens) - 1):
+            token, after = self.tokens[at], self.tokens[at + 1]
+            depth += (token.value in _CLOSING) - (token.value in _CLOSING.values())
+            if depth == 0 and token.value == "d" and token.kind in ("sym", "letter") and after.kind == "sym":
+                body = parse_expression(self.tokens[self.position : at]) if at > self.position else number(1)
+                self.position = at + 2
+                return body, after.value
+        raise NotUnderstoodError("an integral over nothing")

@@ -1,18 +1,26 @@
 """Sets of real numbers: intervals, unions and inequalities, brought to sorted pieces and compared end by end."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from score_cli.verification.math.parse import Node
 from score_cli.verification.math.shapes import Difference, Relation, Sequence, Shape, Union, Value
-from score_cli.verification.math.values import infinity_sign, real_number
+from score_cli.verification.math.values import infinity_sign
 
 _INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!="))
 _INTERVALS = frozenset(("()", "[]", "(]", "[)"))
 _OO = Node("const", name="oo")
 _MINUS_OO = Node("neg", (_OO,))
-SameNodes = Callable[[Node, Node], bool | None]
+
+
+class ValueTest(Protocol):
+    """What is asked of the ends of pieces."""
+
+    def same(self, a: Node, b: Node) -> bool | None:
+        """Whether two expressions are equal, None where that is not decided."""
+
+    def real(self, node: Node) -> float | None:
+        """A constant's real value, None where it is not known."""
 
 
 class Piece(NamedTuple):
@@ -43,11 +51,11 @@ def is_region(shape: Shape) -> bool:
     return shape.brackets != "()" or any(isinstance(item, Value) and infinity_sign(item.node) for item in shape.items)
 
 
-def same_region(answer: Shape, gold: Shape, same: SameNodes) -> bool | None:
+def same_region(answer: Shape, gold: Shape, test: ValueTest) -> bool | None:
     """Whether two shapes are the same set of reals; None where one is not understood as such a set."""
     try:
-        left, left_name = _pieces(answer)
-        right, right_name = _pieces(gold)
+        left, left_name = _pieces(answer, test)
+        right, right_name = _pieces(gold, test)
     except _NotARegionError:
         return None
     if left_name and right_name and left_name != right_name:
@@ -58,29 +66,29 @@ def same_region(answer: Shape, gold: Shape, same: SameNodes) -> bool | None:
     for a, b in zip(left, right, strict=True):
         if a.low_open != b.low_open or a.high_open != b.high_open:
             return False
-        for result in (same(a.low, b.low), same(a.high, b.high)):
+        for result in (test.same(a.low, b.low), test.same(a.high, b.high)):
             if result is False:
                 return False
             decided = None if result is None else decided
     return decided
 
 
-def _pieces(shape: Shape) -> tuple[list[Piece], str]:
+def _pieces(shape: Shape, test: ValueTest) -> tuple[list[Piece], str]:
     """Sorted, merged pieces and the variable's name ("" where there is none)."""
     if isinstance(shape, Relation):
-        pieces, name = _of_relation(shape)
+        pieces, name = _of_absolute(shape, test) or _of_relation(shape)
     elif isinstance(shape, Union):
-        pieces, name = _joined(shape.pieces)
+        pieces, name = _joined(shape.pieces, test)
     elif isinstance(shape, Difference):
-        pieces, name = _pieces(shape.whole)
-        for hole in _pieces(shape.removed)[0]:
+        pieces, name = _pieces(shape.whole, test)
+        for hole in _pieces(shape.removed, test)[0]:
             if hole.low != hole.high:
                 raise _NotARegionError
             point = hole.low
-            pieces = [part for piece in pieces for part in _without(piece, point)]
+            pieces = [part for piece in pieces for part in _without(piece, point, test)]
     elif isinstance(shape, Sequence) and shape.brackets == "":
-        pieces, name = _joined(shape.items)
-        pieces = _intersected(pieces) if all(isinstance(item, Relation) for item in shape.items) else pieces
+        pieces, name = _joined(shape.items, test)
+        pieces = _intersected(pieces, test) if all(isinstance(item, Relation) for item in shape.items) else pieces
     elif isinstance(shape, Sequence) and shape.brackets == "\\{}":
         pieces, name = [Piece(node, False, node, False) for node in map(_node, shape.items)], ""
     elif isinstance(shape, Sequence) and shape.brackets in _INTERVALS and len(shape.items) == 2:
@@ -91,7 +99,7 @@ def _pieces(shape: Shape) -> tuple[list[Piece], str]:
         pieces, name = [Piece(_MINUS_OO, True, _OO, True)], ""
     else:
         raise _NotARegionError
-    return _merged(pieces), name
+    return _merged(pieces, test), name
 
 
 def _node(shape: Shape) -> Node:
@@ -104,11 +112,11 @@ def _endless(node: Node) -> bool:
     return infinity_sign(node) != 0
 
 
-def _joined(shapes: tuple[Shape, ...]) -> tuple[list[Piece], str]:
+def _joined(shapes: tuple[Shape, ...], test: ValueTest) -> tuple[list[Piece], str]:
     pieces: list[Piece] = []
     names = set()
     for shape in shapes:
-        found, name = _pieces(shape)
+        found, name = _pieces(shape, test)
         pieces += found
         names.add(name)
     names.discard("")
@@ -117,14 +125,38 @@ def _joined(shapes: tuple[Shape, ...]) -> tuple[list[Piece], str]:
     return pieces, names.pop() if names else ""
 
 
-def _without(piece: Piece, point: Node) -> list[Piece]:
+def _without(piece: Piece, point: Node, test: ValueTest) -> list[Piece]:
     """A piece with one point taken out."""
-    low, at, high = (real_number(node) for node in (piece.low, point, piece.high))
+    low, at, high = (test.real(node) for node in (piece.low, point, piece.high))
     if low is None or at is None or high is None:
         raise _NotARegionError
     if not low <= at <= high:
         return [piece]
     return [Piece(piece.low, piece.low_open, point, True), Piece(point, True, piece.high, piece.high_open)]
+
+
+def _of_absolute(shape: Relation, test: ValueTest) -> tuple[list[Piece], str] | None:
+    """`1 <= |x| <= 2` is two pieces, `|x| < 2` one; None where no absolute value of a variable stands there."""
+    nodes = [_node(side) for side in shape.sides]
+    around = [at for at, node in enumerate(nodes) if node.op == "abs" and node.args[0].op == "sym"]
+    if len(around) != 1:
+        return None
+    sides = [Value(node.args[0]) if at == around[0] else Value(node) for at, node in enumerate(nodes)]
+    pieces, name = _of_relation(Relation(tuple(sides), shape.signs))
+    mirrored = []
+    for low, low_open, high, high_open in pieces:
+        bottom, top = test.real(low), test.real(high)
+        if bottom is None or top is None or top < 0:
+            raise _NotARegionError
+        minus_high = Node("neg", (high,))
+        if bottom < 0:
+            mirrored.append(Piece(minus_high, high_open, high, high_open))
+        else:
+            mirrored += [
+                Piece(minus_high, high_open, Node("neg", (low,)), low_open),
+                Piece(low, low_open, high, high_open),
+            ]
+    return mirrored, name
 
 
 def _of_relation(shape: Relation) -> tuple[list[Piece], str]:
@@ -160,7 +192,7 @@ def _half_line(sign: str, end: Node) -> list[Piece]:
     raise _NotARegionError
 
 
-def _intersected(pieces: list[Piece]) -> list[Piece]:
+def _intersected(pieces: list[Piece], test: ValueTest) -> list[Piece]:
     """`x > 1, x < 3` means both where both can hold; `x < 1, x > 3` means either."""
     if len(pieces) != 2:
         return pieces
@@ -168,15 +200,15 @@ def _intersected(pieces: list[Piece]) -> list[Piece]:
     upper = [piece for piece in pieces if _endless(piece.low) and not _endless(piece.high)]
     if len(lower) != 1 or len(upper) != 1:
         return pieces
-    low, high = real_number(lower[0].low), real_number(upper[0].high)
+    low, high = test.real(lower[0].low), test.real(upper[0].high)
     if low is None or high is None or low >= high:
         return pieces
     return [Piece(lower[0].low, lower[0].low_open, upper[0].high, upper[0].high_open)]
 
 
-def _merged(pieces: list[Piece]) -> list[Piece]:
+def _merged(pieces: list[Piece], test: ValueTest) -> list[Piece]:
     """Pieces in ascending order, touching ones joined; as they stand where an end is symbolic."""
-    ends = [(real_number(piece.low), real_number(piece.high)) for piece in pieces]
+    ends = [(test.real(piece.low), test.real(piece.high)) for piece in pieces]
     known: list[tuple[float, float, Piece]] = []
     for (low, high), piece in zip(ends, pieces, strict=True):
         if low is None or high is None:

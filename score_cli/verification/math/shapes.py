@@ -15,7 +15,9 @@ from score_cli.verification.math.units import MONTHS, PROSE_BEFORE, unit_of
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "<(": ")>", "lfloor": "rfloor", "lceil": "rceil"}
 _CLOSERS = frozenset(_OPENING.values())
 MAX_PIECES = 64
-_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
+MAX_SHAPE_DEPTH = 8
+MAX_DETERMINANT = 4
+_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array", "vmatrix"))
 _PLURAL = re.compile(r"(?<=\w{3})(?<!s)s$")
 _ORDINAL = re.compile(r"st|nd|rd|th")
 
@@ -73,19 +75,25 @@ class Words(NamedTuple):
 Shape = Value | Sequence | Union | Difference | Relation | Matrix | Words
 
 
-def parse_shape(tokens: list[Token], *, joined_thousands: bool = True) -> Shape:
-    """The shape of a whole answer.
+def readings_of(tokens: list[Token]) -> list[Shape]:
+    """The shapes that a whole answer may have: of `1,234` one number and two, of all others one.
 
-    Args:
-        joined_thousands: read `1,234` as one number rather than as two.
     Raises:
         NotUnderstoodError: the tokens are none of the shapes.
     """
     tokens = _drop_prose_before(tokens)
-    if not tokens:
-        raise NotUnderstoodError("nothing")
-    if joined_thousands and (whole := _thousands(tokens)) is not None:
-        tokens = whole
+    if not tokens or _is_deep(tokens):
+        raise NotUnderstoodError("nothing, or nested too deep")
+    joined = _thousands(tokens)
+    return [_shape(tokens)] if joined is None else [_shape(joined), _shape(tokens)]
+
+
+def parse_shape(tokens: list[Token]) -> Shape:
+    """The first of `readings_of`."""
+    return readings_of(tokens)[0]
+
+
+def _shape(tokens: list[Token]) -> Shape:
     if any(token.kind == "word" and token.value in MONTHS for token in tokens):
         return words_of(tokens)
     pieces = _split(tokens, "op,", "op;", "sep")
@@ -93,6 +101,19 @@ def parse_shape(tokens: list[Token], *, joined_thousands: bool = True) -> Shape:
         return _single(pieces[0])
     items = [_single(piece) for piece in pieces if piece]
     return items[0] if len(items) == 1 else Sequence("", tuple(_flatten(items)))
+
+
+def _is_deep(tokens: list[Token]) -> bool:
+    """Whether a list, a set or a relation stands inside more brackets than in any answer."""
+    depth = 0
+    for token in tokens:
+        if token.kind == "op" and token.value in _OPENING:
+            depth += 1
+        elif token.kind == "op" and token.value in _CLOSERS:
+            depth -= 1
+        if depth > MAX_SHAPE_DEPTH and (token.kind in ("rel", "sep") or token.value in (",", ";", "\\{")):
+            return True
+    return False
 
 
 def words_of(tokens: list[Token]) -> Words:
@@ -297,16 +318,19 @@ def _value(tokens: list[Token]) -> Shape:
     return Value(node, mark, unit)
 
 
-def _matrix(tokens: list[Token]) -> Matrix:
+def _matrix(tokens: list[Token]) -> Matrix | Value:
     start = next(index for index, token in enumerate(tokens) if token.value == "begin")
     end = len(tokens) - 1 - next(index for index, token in enumerate(reversed(tokens)) if token.value == "end")
     before, content, after = tokens[:start], tokens[start + 1 : end], tokens[end + 1 :]
+    is_determinant = "".join(token.value for token in content[:3]) == "{vmatrix}"
     content, _ = _environment(content)
     _, rest = _environment(after, closing=True)
     if before and rest and before[-1].value in ("(", "[") and rest[0].value in (")", "]"):
         before, rest = before[:-1], rest[1:]
     if rest or any(token.value in ("begin", "end") for token in content):
         raise NotUnderstoodError("more than one matrix")
+    if before and before[-1] == Token("cmd", "det", before[-1].spaced):
+        is_determinant, before = True, before[:-1]
     scale = None
     if before:
         scale = parse_expression(before[:-1] if before[-1].value == "*" else before)
@@ -316,11 +340,20 @@ def _matrix(tokens: list[Token]) -> Matrix:
     for line in _split(content, "op\\\\"):
         if line:
             entries = [parse_expression(entry) for entry in _split(line, "op&")]
-            scaled = entries if scale is None else [Node("mul", (scale, entry)) for entry in entries]
+            scaled = entries if scale is None or is_determinant else [Node("mul", (scale, entry)) for entry in entries]
             rows.append(tuple(Value(entry) for entry in scaled))
     if not rows or any(len(above) != len(below) for above, below in pairwise(rows)):
         raise NotUnderstoodError("rows of unequal length")
+    if is_determinant:
+        return _determinant(rows, scale)
     return Matrix(tuple(rows))
+
+
+def _determinant(rows: list[tuple[Value, ...]], scale: Node | None) -> Value:
+    if len(rows) != len(rows[0]) or len(rows) > MAX_DETERMINANT:
+        raise NotUnderstoodError("not a small square")
+    determinant = Node("det", tuple(entry.node for row in rows for entry in row))
+    return Value(determinant if scale is None else Node("mul", (scale, determinant)))
 
 
 def _environment(tokens: list[Token], *, closing: bool = False) -> tuple[list[Token], list[Token]]:

@@ -9,6 +9,7 @@ import unicodedata
 from typing import NamedTuple
 
 MAX_ANSWER_CHARS = 4096
+MAX_TOKENS = 1500
 
 
 class NotUnderstoodError(Exception):
@@ -42,7 +43,10 @@ _OPERATORS |= {"lvert": "|", "rvert": "|", "colon": ":", "cup": "cup", "setminus
 _OPERATORS |= {"rbrace": "\\}", "langle": "<(", "rangle": ")>", "degree": "deg", "backslash": "setminus"}
 _OPERATORS |= {"lfloor": "lfloor", "rfloor": "rfloor", "lceil": "lceil", "rceil": "rceil", "prime": "'"}
 _OPERATORS |= {"lbrack": "[", "rbrack": "]", "land": ",", "wedge": ",", "lor": ",", "vee": ",", "bigcup": "cup"}
-_COMMANDS = word_set("frac binom sqrt overline bar dot overrightarrow vec hat begin end boxed circ")
+_OPERATORS |= {"to": "to", "rightarrow": "to"}
+_COMMANDS = word_set(
+    "frac binom sqrt overline bar dot overrightarrow vec hat begin end boxed circ sum prod int lim det"
+)
 _CONSTANTS = {"infty": "oo", "pi": "pi", "emptyset": "empty", "varnothing": "empty", "imath": "i", "Pi": "Pi"}
 _CONSTANTS |= dict.fromkeys(("dots", "ldots", "cdots", "dotsc", "dotsb"), "dots")
 _STYLES = word_set(
@@ -186,9 +190,10 @@ def tokenize(text: str) -> list[Token]:
     Raises:
         NotUnderstoodError: a character or command outside the vocabulary, unbalanced braces, or too long a text.
     """
+    text = canonical_characters(strip_wrapping(text)) if len(text) <= MAX_ANSWER_CHARS else text
     if len(text) > MAX_ANSWER_CHARS:
         raise NotUnderstoodError("too long")
-    return _scan(canonical_characters(strip_wrapping(text)), text_mode=False, depth=0)
+    return _scan(text, text_mode=False, depth=0)
 
 
 def _scan(text: str, *, text_mode: bool, depth: int) -> list[Token]:
@@ -197,6 +202,8 @@ def _scan(text: str, *, text_mode: bool, depth: int) -> list[Token]:
     tokens: list[Token] = []
     position, spaced = 0, False
     while position < len(text):
+        if len(tokens) > MAX_TOKENS:
+            raise NotUnderstoodError("too many tokens")
         if text.startswith('\\"', position):
             position, spaced = position + 2, True
             continue

@@ -1,22 +1,35 @@
-"""The value of an expression tree: exactly where it is rational, else in numbers that carry their own error.
+"""The value of an expression tree: exactly where it is rational, else as a ball that surely holds it.
 
-Two expressions are compared at fixed points of their variables. `separate` can only show that they differ; that
-two irrational values are equal is decided elsewhere, with more digits.
+The balls are Arb's (python-flint): each operation widens the radius by all that rounding may have done, so balls
+that do not meet belong to different numbers. Balls that meet to 600 bits are taken for one number, unless something
+was lost on the way that is too small to show (`lost`): `5 + 10^{-400}` is not 5.
+
+Every step is paid for from a `Work` account, so that no expression holds the process.
 """
 
-import cmath
 import math
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from flint import acb, arb, ctx, fmpq
+
 from score_cli.verification.math.parse import Node, free_symbols
 
+LOW_BITS, HIGH_BITS = 64, 2300
+_AGREE_BITS = 600
 _MAX_BITS = 6000
 _MAX_FACTORIAL = 300
-_UNIT = 4e-16
-_SAFETY = 64.0
-_TAKES_INTEGERS = frozenset(("fact", "binom"))
+_MAX_COUNT = 10**6
+_MAX_EXPONENT = 10**15
+MAX_TERMS = 1000
+# tanh is 1 - 2^-577 here; further out it cannot be told from 1.
+_TANH_SATURATES = 200
+_AGREES, _LARGE = arb(2) ** -_AGREE_BITS, arb(2) ** _AGREE_BITS
+# What an operation costs in units of about a microsecond, at many digits where it is dear.
+_COST = {"pow": 70, "root": 70, "log": 40, "fact": 100, "binom": 300, "apply": 40, "arcsin": 40, "arccos": 40}
+_COST |= dict.fromkeys(("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "arctan"), 30)
 
 
 class UndefinedError(Exception):
@@ -27,6 +40,23 @@ class UnknownValueError(Exception):
     """There may be a value, but not one that is cheap and safe to compute here."""
 
 
+class Work:
+    """How much may still be computed, in units of about a microsecond."""
+
+    def __init__(self, units: int) -> None:
+        self.left = units
+
+    def spend(self, units: int) -> None:
+        """Pay for a step.
+
+        Raises:
+            UnknownValueError: there is not enough left.
+        """
+        self.left -= units
+        if self.left < 0:
+            raise UnknownValueError("too much work")
+
+
 def infinity_sign(node: Node) -> int:
     """1 or -1 for an infinity standing alone, else 0."""
     if node == Node("const", name="oo"):
@@ -34,81 +64,133 @@ def infinity_sign(node: Node) -> int:
     return -infinity_sign(node.args[0]) if node.op == "neg" else 0
 
 
-def exact(node: Node) -> Fraction | None:
-    """The rational value of a tree, None where it is irrational, symbolic or too large.
+def terms(low: Any, high: Any) -> range:
+    """The values that the index of a finite sum or product takes."""
+    if low is None or high is None or low.q != 1 or high.q != 1 or high - low >= MAX_TERMS:
+        raise UnknownValueError("not a short sum")
+    return range(int(low.p), int(high.p) + 1)
+
+
+def determinant(entries: list[Any]) -> Any:
+    """The determinant of a small square matrix, its entries row by row."""
+    size = math.isqrt(len(entries))
+    if size == 1:
+        return entries[0]
+    total: Any = 0
+    for column in range(size):
+        minor = [entry for at, entry in enumerate(entries[size:]) if at % size != column]
+        total = total + (-1) ** column * entries[column] * determinant(minor)
+    return total
+
+
+def exact(node: Node, work: Work, bound: dict[str, Any] | None = None) -> Any | None:
+    """The rational value of a tree (an `fmpq`), None where it is irrational, symbolic or too large.
 
     Raises:
         UndefinedError: the tree divides by zero, so that it has no value at all.
+        UnknownValueError: it is too much work.
     """
     if node.op == "num":
-        return node.value
-    if not node.args or node.op in ("apply",):
+        return fmpq(node.value.numerator, node.value.denominator)
+    if node.op == "sym":
+        return bound.get(node.name) if bound else None
+    if not node.args or node.op in ("apply", "int", "lim"):
         return None
-    values = [exact(argument) for argument in node.args]
+    if node.op in ("sum", "prod"):
+        return _exact_series(node, work, bound or {})
+    values = [exact(argument, work, bound) for argument in node.args]
     if any(value is None for value in values):
         return None
-    known = [value for value in values if value is not None]
-    result = _exact_operation(node.op, known)
-    if result is not None and max(result.numerator.bit_length(), result.denominator.bit_length()) > _MAX_BITS:
+    result = _exact_operation(node.op, values)
+    if result is None:
         return None
-    return result
+    bits = _bits(result)
+    work.spend(1 + bits // 200)
+    return None if bits > _MAX_BITS else result
 
 
-def _exact_operation(op: str, values: list[Fraction]) -> Fraction | None:
+def _bits(value: Any) -> int:
+    return max(int(value.p.bit_length()), int(value.q.bit_length()))
+
+
+def _exact_series(node: Node, work: Work, bound: dict[str, Any]) -> Any | None:
+    body, low, high = node.args
+    try:
+        indices = terms(exact(low, work, bound), exact(high, work, bound))
+    except UnknownValueError:
+        return None
+    total = fmpq(0 if node.op == "sum" else 1)
+    for index in indices:
+        value = exact(body, work, {**bound, node.name: fmpq(index)})
+        if value is None:
+            return None
+        total = total + value if node.op == "sum" else total * value
+        work.spend(2 + _bits(total) // 200)
+        if _bits(total) > _MAX_BITS:
+            return None
+    return total
+
+
+def _exact_operation(op: str, values: list[Any]) -> Any | None:
     first, last = values[0], values[-1]
-    if op == "add":
-        return sum(values, Fraction(0))
-    if op == "mul":
-        return first * last
-    if op == "div":
-        if last == 0:
-            raise UndefinedError("division by zero")
-        return first / last
-    if op == "neg":
-        return -first
-    if op == "abs":
-        return abs(first)
-    if op in ("floor", "ceil"):
-        return Fraction(math.floor(first) if op == "floor" else math.ceil(first))
-    if op == "pow":
-        return _exact_power(first, last)
-    if op == "root":
-        return _exact_root(first, last)
-    whole = all(value.denominator == 1 and 0 <= value <= _MAX_FACTORIAL for value in values)
-    if op in _TAKES_INTEGERS and whole:
-        return Fraction(math.factorial(int(first)) if op == "fact" else math.comb(int(first), int(last)))
+    whole = all(value.q == 1 for value in values)
+    match op:
+        case "add":
+            return _exact_sum(values)
+        case "mul":
+            return first * last
+        case "div":
+            if last == 0:
+                raise UndefinedError("division by zero")
+            return first / last
+        case "neg":
+            return -first
+        case "abs":
+            return abs(first)
+        case "floor" | "ceil":
+            return fmpq(first.floor() if op == "floor" else first.ceil())
+        case "pow":
+            return _exact_power(first, last)
+        case "root":
+            return _exact_root(first, last)
+        case "max" | "min":
+            return max(values) if op == "max" else min(values)
+        case "det":
+            return determinant(values)
+        case "gcd" | "lcm" if whole:
+            return fmpq(getattr(math, op)(*(int(value.p) for value in values)))
+        case "fact" | "binom" if whole and all(0 <= value <= _MAX_FACTORIAL for value in values):
+            return fmpq(math.factorial(int(first.p)) if op == "fact" else math.comb(int(first.p), int(last.p)))
     return None
 
 
-def _exact_power(base: Fraction, power: Fraction) -> Fraction | None:
+def _exact_sum(values: list[Any]) -> Any | None:
+    total = fmpq(0)
+    for value in values:
+        total += value
+        if _bits(total) > _MAX_BITS:
+            return None
+    return total
+
+
+def _exact_power(base: Any, power: Any) -> Any | None:
     if base == 0:
         if power <= 0:
             raise UndefinedError("zero to a power that is not positive")
-        return Fraction(0)
-    if power.denominator != 1:
-        root = _exact_root(base, Fraction(power.denominator)) if base > 0 else None
-        return None if root is None else _exact_power(root, Fraction(power.numerator))
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(power) * bits > _MAX_BITS:
+        return fmpq(0)
+    if power.q != 1:
+        root = _exact_root(base, fmpq(power.q)) if base > 0 else None
+        return None if root is None else _exact_power(root, fmpq(power.p))
+    if abs(power) * _bits(base) > _MAX_BITS:
         return None
-    return base ** int(power)
+    return base ** int(power.p)
 
 
-def _exact_root(radicand: Fraction, index: Fraction) -> Fraction | None:
-    if index.denominator != 1 or not 1 <= index <= 64 or radicand < 0:
+def _exact_root(radicand: Any, index: Any) -> Any | None:
+    if index.q != 1 or not 1 <= index <= 64 or radicand < 0:
         return None
-    above, below = _integer_root(radicand.numerator, int(index)), _integer_root(radicand.denominator, int(index))
-    return None if above is None or below is None else Fraction(above, below)
-
-
-def _integer_root(value: int, index: int) -> int | None:
-    if index == 2:
-        root = math.isqrt(value)
-    elif value.bit_length() > 900:
-        return None
-    else:
-        root = round(value ** (1 / index))
-    return root if root**index == value else None
+    roots = [part.root(int(index.p)) for part in (radicand.p, radicand.q)]
+    return fmpq(*roots) if roots[0] ** int(index.p) == radicand.p and roots[1] ** int(index.p) == radicand.q else None
 
 
 class Point(NamedTuple):
@@ -130,6 +212,11 @@ POINTS = (
 )
 
 
+def points_for(*nodes: Node) -> tuple[Point, ...]:
+    """One point where there are no variables, else all of them."""
+    return POINTS if any(free_symbols(node) for node in nodes) else POINTS[:1]
+
+
 def variable_value(name: str, point: Point) -> Fraction:
     """A fixed value for a variable at a point, spread by the variable's name alone."""
     spread = zlib.crc32(f"{name} {point.kind} {point.number}".encode("utf-8", "surrogatepass"))
@@ -139,219 +226,241 @@ def variable_value(name: str, point: Point) -> Fraction:
     return -magnitude if point.kind == "mixed" and spread & 0x10000 else magnitude
 
 
-class Approximate(NamedTuple):
-    """A value and a bound on how far rounding may have carried it."""
+class Ball(NamedTuple):
+    """A value at a point; `branched`: a branch was chosen on the way; `lost`: something vanished beside the rest."""
 
-    value: complex
-    error: float
+    value: Any
+    branched: bool
+    lost: bool
 
-
-class Arithmetic:
-    """Operations on `Approximate`, to first order in the errors; `branched` notes a step that has several branches."""
-
-    def __init__(self, point: Point) -> None:
-        self.point = point
-        self.branched = False
-
-    def number(self, value: Fraction) -> Approximate:
-        """A rational number."""
-        rounded = complex(float(value))
-        return Approximate(rounded, abs(rounded) * _UNIT)
-
-    def variable(self, name: str) -> Approximate:
-        """A variable's value at the point."""
-        return self.number(variable_value(name, self.point))
-
-    def constant(self, name: str) -> Approximate:
-        """pi, e or i."""
-        value = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}.get(name)
-        if value is None:
-            raise UnknownValueError(name)
-        return Approximate(value, abs(value) * _UNIT)
-
-    def add(self, values: list[Approximate]) -> Approximate:
-        """A sum."""
-        total = sum(item.value for item in values)
-        return Approximate(total, sum(item.error for item in values) + _UNIT * sum(abs(item.value) for item in values))
-
-    def mul(self, a: Approximate, b: Approximate) -> Approximate:
-        """A product."""
-        value = a.value * b.value
-        return Approximate(value, abs(a.value) * b.error + abs(b.value) * a.error + abs(value) * _UNIT)
-
-    def div(self, a: Approximate, b: Approximate) -> Approximate:
-        """A quotient; unknown where the divisor may be zero."""
-        if b.value == 0 and b.error == 0:
-            raise UndefinedError("division by zero")
-        if abs(b.value) <= 1e3 * b.error:
-            raise UnknownValueError("a divisor close to zero")
-        value = a.value / b.value
-        return Approximate(value, (a.error + abs(value) * b.error) / abs(b.value) + abs(value) * _UNIT)
-
-    def power(self, a: Approximate, b: Approximate) -> Approximate:
-        """A power, on the principal branch."""
-        whole = b.value.imag == 0 and b.value.real == int(b.value.real)
-        if not whole and (a.value.imag != 0 or a.value.real < 0):
-            self.branched = True
-        if a.value == 0:
-            if b.value.real <= 0:
-                raise UndefinedError("zero to a power that is not positive")
-            return Approximate(0j, 0.0) if a.error == 0 else self._unknown()
-        value = a.value**b.value
-        relative = abs(b.value) * a.error / abs(a.value) + abs(cmath.log(a.value)) * b.error
-        return Approximate(value, abs(value) * (relative + 8 * _UNIT))
-
-    def root(self, a: Approximate, n: Approximate) -> Approximate:
-        """A root; odd roots of negative numbers are negative."""
-        odd = n.value.imag == 0 and n.value.real % 2 == 1
-        if odd and a.value.imag == 0 and a.value.real < 0:
-            inner = self.root(Approximate(-a.value, a.error), n)
-            return Approximate(-inner.value, inner.error)
-        return self.power(a, self.div(Approximate(1 + 0j, 0.0), n))
-
-    def function(self, name: str, values: list[Approximate]) -> Approximate:
-        """A named function of one or two values."""
-        a = values[0]
-        if name == "abs":
-            return Approximate(complex(abs(a.value)), a.error + abs(a.value) * _UNIT)
-        if name in ("floor", "ceil"):
-            return self._step(name, a)
-        if name == "log":
-            result = self._log(a)
-            return result if len(values) == 1 else self.div(result, self._log(values[1]))
-        if name in ("fact", "binom"):
-            return self._counting(name, values)
-        if name in ("sin", "cos", "sinh", "cosh", "exp", "tan", "tanh"):
-            function = getattr(cmath, name)
-            value = function(a.value)
-            slope = abs(value) + 1 + abs(value) ** 2
-            return Approximate(value, slope * (a.error + abs(a.value) * _UNIT) + abs(value) * 8 * _UNIT)
-        if name in ("cot", "sec", "csc"):
-            below = {"cot": "tan", "sec": "cos", "csc": "sin"}[name]
-            return self.div(Approximate(1 + 0j, 0.0), self.function(below, [a]))
-        if name in ("arcsin", "arccos", "arctan"):
-            if (name != "arctan" and abs(a.value) > 0.999) or a.value.imag != 0:
-                raise UnknownValueError("close to a branch point")
-            value = getattr(cmath, name.replace("arc", "a"))(a.value)
-            return Approximate(value, 50 * (a.error + _UNIT))
-        raise UnknownValueError(name)
-
-    def apply(self, name: str, argument: Approximate) -> Approximate:
-        """A function nobody defined: some smooth function, the same for every use of its name."""
-        shift = self.number(variable_value(name, Point("positive", 0)))
-        return self.function("sin", [self.add([self.mul(argument, self.number(Fraction(7, 10))), shift])])
-
-    def _unknown(self) -> Approximate:
-        raise UnknownValueError("close to zero")
-
-    def _log(self, a: Approximate) -> Approximate:
-        if a.value == 0:
-            raise UndefinedError("logarithm of zero")
-        if a.value.imag != 0 or a.value.real < 0:
-            self.branched = True
-        return Approximate(cmath.log(a.value), a.error / abs(a.value) + 4 * _UNIT * (1 + abs(cmath.log(a.value))))
-
-    def _step(self, name: str, a: Approximate) -> Approximate:
-        if a.value.imag != 0 or abs(a.value.real - round(a.value.real)) <= 1e3 * a.error + 1e-9:
-            raise UnknownValueError("a step")
-        return Approximate(complex(getattr(math, name)(a.value.real)), 0.0)
-
-    def _counting(self, name: str, values: list[Approximate]) -> Approximate:
-        numbers = [item.value.real for item in values]
-        if any(item.value.imag or item.value.real != int(item.value.real) for item in values):
-            raise UndefinedError(f"{name} of a number that is not whole")
-        if any(not 0 <= value <= 170 for value in numbers):
-            raise UnknownValueError(name)
-        whole = [int(value) for value in numbers]
-        value = math.factorial(whole[0]) if name == "fact" else math.comb(whole[0], whole[1])
-        return self.number(Fraction(value))
+    def accurate(self) -> bool:
+        """Whether the value is known well enough to be called equal to another."""
+        radius = arb(self.value.real.rad()) + arb(self.value.imag.rad())
+        return not self.lost and bool(radius < _AGREES * (1 + self.value.abs_lower()))
 
 
-def evaluate(node: Node, arithmetic: Any) -> Any:
-    """The value of a tree in an arithmetic (`Arithmetic` or one with the same operations).
+def ball(node: Node, point: Point, bits: int, work: Work) -> Ball:
+    """A tree's value at a point, to so many bits.
 
     Raises:
         UndefinedError: it has no value there.
         UnknownValueError: it is not computed there.
     """
-    match node.op:
-        case "num":
-            return arithmetic.number(node.value)
-        case "sym":
-            return arithmetic.variable(node.name)
-        case "const":
-            return arithmetic.constant(node.name)
-        case "based":
-            raise UnknownValueError("a numeral in another base")
-    values = [evaluate(argument, arithmetic) for argument in node.args]
-    match node.op:
-        case "add":
-            return arithmetic.add(values)
-        case "neg":
-            return arithmetic.mul(arithmetic.number(Fraction(-1)), values[0])
-        case "mul":
-            return arithmetic.mul(values[0], values[1])
-        case "div":
-            return arithmetic.div(values[0], values[1])
-        case "pow":
-            return arithmetic.power(values[0], values[1])
-        case "root":
-            return arithmetic.root(values[0], values[1])
-        case "apply":
-            return arithmetic.apply(node.name, values[0])
-    return arithmetic.function(node.op, values)
+    with ctx.workprec(bits):
+        arithmetic = _Balls(point, bits, work)
+        return Ball(arithmetic.evaluate(node), arithmetic.branched, arithmetic.lost)
 
 
-def approximate(node: Node, point: Point) -> tuple[Approximate, bool]:
-    """A tree's value at a point, and whether a choice of branch went into it.
+class _Balls:
+    """Evaluates trees at a point; what has no value raises `UndefinedError`, what is not computed the other one."""
 
-    Raises:
-        UndefinedError, UnknownValueError: as `evaluate`; overflow is unknown.
-    """
-    arithmetic = Arithmetic(point)
-    try:
-        value: Approximate = evaluate(node, arithmetic)
-    except (OverflowError, ValueError, ZeroDivisionError) as error:
-        raise UnknownValueError(str(error)) from error
-    if not (cmath.isfinite(value.value) and math.isfinite(value.error)):
-        raise UnknownValueError("not finite")
-    return value, arithmetic.branched
+    def __init__(self, point: Point, bits: int, work: Work) -> None:
+        self.point = point
+        self.high = bits > LOW_BITS
+        self.work = work
+        self.branched = False
+        self.lost = False
+        self.bound: dict[str, Any] = {}
+
+    def evaluate(self, node: Node) -> Any:
+        self.work.spend(1 + _COST.get(node.op, 1) if self.high else 2)
+        match node.op:
+            case "num":
+                return self.number(node.value)
+            case "sym":
+                return self.variable(node.name)
+            case "const":
+                return self.constant(node.name)
+            case "based" | "int" | "lim":
+                raise UnknownValueError(node.op)
+            case "sum" | "prod":
+                return self.series(node)
+        value = self.operation(node, [self.evaluate(argument) for argument in node.args])
+        if not value.is_finite():
+            raise UnknownValueError("not finite")
+        if self.high and not value.contains(0) and value.abs_upper() < _AGREES:
+            self.lost = True
+        return value
+
+    def operation(self, node: Node, values: list[Any]) -> Any:
+        match node.op:
+            case "add":
+                return self.add(values)
+            case "neg":
+                return -values[0]
+            case "mul":
+                return values[0] * values[1]
+            case "div":
+                return self.div(values[0], values[1])
+            case "pow":
+                return self.power(values[0], values[1])
+            case "root":
+                return self.root(values[0], values[1])
+            case "apply":  # a function nobody defined: some smooth function, the same for every use of its name
+                shift = self.number(variable_value(node.name, Point("positive", 0)))
+                return (values[0] * 7 / 10 + shift).sin()
+            case "det":
+                return determinant(values)
+            case "fact" | "binom" | "gcd" | "lcm":
+                return self.counting(node.op, [self.whole(value) for value in values])
+            case "max" | "min":
+                return acb(self.extreme(node.op, [self.real(value) for value in values]))
+        return self.function(node.op, values)
+
+    def number(self, value: Fraction) -> Any:
+        if self.high and max(value.numerator.bit_length(), value.denominator.bit_length()) > _AGREE_BITS:
+            self.lost = True
+        return acb(arb(fmpq(value.numerator, value.denominator)))
+
+    def variable(self, name: str) -> Any:
+        if name in self.bound:
+            return acb(arb(self.bound[name]))
+        return self.number(variable_value(name, self.point))
+
+    def constant(self, name: str) -> Any:
+        match name:
+            case "pi":
+                return acb(arb.pi())
+            case "e":
+                return acb(arb(1).exp())
+            case "i":
+                return acb(0, 1)
+        raise UnknownValueError(name)
+
+    def series(self, node: Node) -> Any:
+        body, low, high = node.args
+        total = acb(0 if node.op == "sum" else 1)
+        outer = self.bound
+        for index in terms(exact(low, self.work, outer), exact(high, self.work, outer)):
+            self.bound = {**outer, node.name: fmpq(index)}
+            value = self.evaluate(body)
+            total = total + value if node.op == "sum" else total * value
+        self.bound = outer
+        return total
+
+    def add(self, values: list[Any]) -> Any:
+        total = sum(values, acb(0))
+        if self.high:
+            sizes = [value.abs_upper() for value in values]
+            largest = max(sizes, key=float) if all(size < _LARGE for size in sizes) else _LARGE
+            faint = largest * _AGREES
+            self.lost |= any(size < faint and not value.contains(0) for size, value in zip(sizes, values, strict=True))
+            self.lost |= largest is _LARGE
+        return total
+
+    def div(self, a: Any, b: Any) -> Any:
+        if b.is_zero():
+            raise UndefinedError("division by zero")
+        if b.contains(0):
+            raise UnknownValueError("a divisor close to zero")
+        return a / b
+
+    def power(self, a: Any, b: Any) -> Any:
+        if a.is_zero():
+            if b.real > 0:
+                return acb(0)
+            raise UndefinedError("zero to a power that is not positive")
+        whole = b.is_exact() and b.imag.is_zero() and b.real.is_integer()
+        if a.contains(0) and not (whole and 0 < b.real < 1000):
+            raise UnknownValueError("a base close to zero")
+        if not b.abs_upper() < _MAX_EXPONENT:
+            raise UnknownValueError("too large a power")
+        self.branched |= not whole and not (a.imag.is_zero() and a.real > 0)
+        return a**b
+
+    def root(self, a: Any, n: Any) -> Any:
+        if n == 2:
+            self.branched |= not (a.imag.is_zero() and a.real >= 0)
+            return a.sqrt()
+        odd = n.is_exact() and n.imag.is_zero() and ((n.real - 1) / 2).is_integer()
+        if odd and a.imag.is_zero() and a.real < 0:
+            return -self.root(-a, n)
+        return self.power(a, self.div(acb(1), n))
+
+    def real(self, a: Any) -> Any:
+        if not a.imag.is_zero():
+            raise UnknownValueError("not real")
+        return a.real
+
+    def extreme(self, name: str, values: list[Any]) -> Any:
+        best = values[0]
+        for value in values[1:]:
+            best = getattr(best, name)(value)
+        return best
+
+    def whole(self, a: Any) -> int:
+        """The whole number that a value is, as far as its digits go."""
+        nearest = a.real.unique_fmpz() if a.abs_upper() < _LARGE else None
+        if nearest is None or not a.imag.contains(0):
+            if a.abs_upper() < _LARGE and a.real.floor().is_exact():
+                raise UndefinedError("counting with a number that is not whole")
+            raise UnknownValueError("perhaps a whole number")
+        if self.high and not Ball(a, False, self.lost).accurate():
+            raise UnknownValueError("perhaps a whole number")
+        return int(nearest)
+
+    def counting(self, name: str, values: list[int]) -> Any:
+        if name in ("gcd", "lcm"):
+            return acb(getattr(math, name)(*values))
+        if any(value < 0 for value in values):
+            raise UndefinedError(f"{name} of a negative number")
+        if any(value > _MAX_COUNT for value in values):
+            raise UnknownValueError(name)
+        return acb(arb.fac_ui(values[0]) if name == "fact" else arb.bin_uiui(*values))
+
+    def function(self, name: str, values: list[Any]) -> Any:
+        a = values[0]
+        match name:
+            case "abs":
+                return acb(abs(a))
+            case "floor" | "ceil":
+                if not a.abs_upper() < _LARGE:
+                    raise UnknownValueError(name)
+                return acb(getattr(self.real(a), name)())
+            case "log":
+                return self.log(a) if len(values) == 1 else self.div(self.log(a), self.log(values[1]))
+            case "cot" | "sec" | "csc":
+                return self.div(acb(1), getattr(a, {"cot": "tan", "sec": "cos", "csc": "sin"}[name])())
+            case "sinh" | "cosh" | "tanh" | "exp":
+                if not a.abs_upper() < _MAX_EXPONENT:
+                    raise UnknownValueError("too large an argument")
+                self.lost |= name == "tanh" and not a.abs_upper() < _TANH_SATURATES
+                return getattr(a, name)()
+            case "sin" | "cos" | "tan":
+                return getattr(a, name)()
+            case "arcsin" | "arccos" | "arctan":
+                self.lost |= not a.abs_upper() < _LARGE
+                return getattr(a, name.replace("arc", "a"))()
+        raise UnknownValueError(name)
+
+    def log(self, a: Any) -> Any:
+        if a.is_zero():
+            raise UndefinedError("logarithm of zero")
+        if a.contains(0):
+            raise UnknownValueError("close to zero")
+        self.branched |= not (a.imag.is_zero() and a.real > 0)
+        return a.log()
 
 
-def points_for(*nodes: Node) -> tuple[Point, ...]:
-    """One point where there are no variables, else all of them."""
-    return POINTS if any(free_symbols(node) for node in nodes) else POINTS[:1]
-
-
-def real_number(node: Node) -> float | None:
+def real_number(node: Node, work: Work) -> float | None:
     """A constant's real value, None where there is none or it is not known well."""
     if free_symbols(node):
         return None
     if sign := infinity_sign(node):
         return sign * math.inf
     try:
-        found, _ = approximate(node, POINTS[0])
+        value = ball(node, POINTS[0], LOW_BITS, work).value
     except (UndefinedError, UnknownValueError):
         return None
-    if abs(found.value.imag) > 1e-12 or found.error > 1e-6 * (1 + abs(found.value)):
+    if not value.imag.contains(0) or not arb(value.real.rad()) < arb(1e-12) * (1 + value.abs_lower()):
         return None
-    return found.value.real
+    return float(value.real.mid())
 
 
-def separate(a: Node, b: Node) -> bool:
-    """Whether two expressions surely differ: at some point, beyond every rounding error, branches left aside."""
-    with_branches = False
-    compared = 0
-    for point in points_for(a, b):
+def values_at(nodes: tuple[Node, Node], bits: int, work: Work) -> Iterator[tuple[Ball, Ball]]:
+    """Both values at every point where both have one."""
+    for point in points_for(*nodes):
         try:
-            left, left_branched = approximate(a, point)
-            right, right_branched = approximate(b, point)
+            yield ball(nodes[0], point, bits, work), ball(nodes[1], point, bits, work)
         except (UndefinedError, UnknownValueError):
             continue
-        if (left_branched or right_branched) and len(points_for(a, b)) > 1:
-            with_branches |= abs(left.value - right.value) > _SAFETY * (left.error + right.error) + 1e-300
-            continue
-        compared += 1
-        if abs(left.value - right.value) > _SAFETY * (left.error + right.error) + 1e-300:
-            return True
-    return with_branches and compared == 0
