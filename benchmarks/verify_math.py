@@ -20,9 +20,9 @@ from typing import Any
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
-from score_cli.verification.task_grader import Item
 from score_cli.verification.math.answers import readings
 from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.task_grader import Item
 
 Row = dict[str, Any]
 SAMPLES = 16

@@ -4,8 +4,8 @@ import pytest
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
-from score_cli.verification.task_grader import Item
 from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.task_grader import Item
 
 SAME = [
     # whole numbers and digit groups

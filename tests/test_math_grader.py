@@ -11,9 +11,9 @@ import pytest
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
-from score_cli.verification.task_grader import Graded, Item
 from score_cli.verification.math.answers import readings, same_answer
 from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.task_grader import Graded, Item
 
 SHARED = Path(os.environ.get("SCORE_SHARED_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 # What one grade may take of the processor: a response must not hold the process that grades it.

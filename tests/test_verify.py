@@ -12,8 +12,8 @@ from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.tasks.latex_boxes import last_boxed
-from score_cli.verification.task_grader import Item
 from score_cli.verification.number import NumberGrader, same_number
+from score_cli.verification.task_grader import Item
 from tests.conftest import rewrite
 
 

@@ -148,7 +148,7 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
     if MATH_TASKS & set(tasks):
         from score_cli.verification.math.grader import MathGrader
 
-        math = MathGrader(workers=workers, timeout_seconds=config.math_timeout_seconds)
+        math = MathGrader()
         graders |= dict.fromkeys(MATH_TASKS & set(tasks), math)
     if PROGRAM_TASKS & set(tasks):
         from score_cli.verification.programs.grader import ProgramGrader

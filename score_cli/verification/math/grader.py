@@ -12,10 +12,10 @@ from importlib.metadata import version
 from typing import NamedTuple, Protocol
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED
-from score_cli.verification.task_grader import Graded, Item
 from score_cli.verification.math.answers import is_broken_gold, needs_algebra, same_answer
 from score_cli.verification.math.extract import extract_answer, last_boxes
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS, strip_wrapping
+from score_cli.verification.task_grader import Graded, Item
 
 SAME, DIFFERENT, TIMED_OUT, NO_MEMORY, DIED, LOST = "same", "different", "timed out", "no memory", "died", "lost"
 _MEMO_ENTRIES = 200_000

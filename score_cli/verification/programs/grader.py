@@ -17,7 +17,6 @@ from score_cli.tables.schemas import (
     UNSCORED,
 )
 from score_cli.verification.forkserver import ForkServerError
-from score_cli.verification.task_grader import Graded, Item
 from score_cli.verification.programs import judge
 from score_cli.verification.programs.isolation import LEVELS, NONE
 from score_cli.verification.programs.worker import (
@@ -29,6 +28,7 @@ from score_cli.verification.programs.worker import (
     signal_of,
     wait_for,
 )
+from score_cli.verification.task_grader import Graded, Item
 
 _VERDICTS = {
     judge.PASSED: CORRECT,
