@@ -12,9 +12,9 @@ import pytest
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
+from score_cli.tasks.datasets_math import math500_ids
 from score_cli.tasks.latex_boxes import boxed_gold, last_boxed
 from score_cli.tasks.loaders import Columns, gold_responses, load_problems
-from score_cli.tasks.math500 import MATH500
 
 SAMPLES = Path(__file__).parent.parent / "data"
 HELD_OUT = "test/algebra/1072.json"
@@ -43,7 +43,7 @@ def by_id(problems: list[Problem]) -> dict[str, Problem]:
 def test_math_split_follows_the_original_ids(tmp_path: Path) -> None:
     for name in ("train/algebra/0.json", KEPT, HELD_OUT):
         write_math(tmp_path, name, r"\boxed{1}")
-    assert HELD_OUT in MATH500 and KEPT not in MATH500
+    assert HELD_OUT in math500_ids() and KEPT not in math500_ids()
     source = str(tmp_path)
 
     def ids(dataset: str, split: str | None) -> set[str]:

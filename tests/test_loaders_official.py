@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from score_cli.tasks.datasets_math import math500_ids
 from score_cli.tasks.loaders import gold_responses, load_problems
-from score_cli.tasks.math500 import MATH500
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SCORE_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -70,8 +70,8 @@ def test_official_files_give_every_problem(dataset: str, folder: str, split: str
 @real_data
 def test_math_split_of_the_official_ids_is_the_papers() -> None:
     split = json.loads((SHARED / "math" / "split_ids.json").read_text())
-    assert frozenset(split["test_math500"]) == MATH500
-    assert not MATH500 & {*split["train_official"], *split["train_from_test"]}
+    assert frozenset(split["test_math500"]) == math500_ids()
+    assert not math500_ids() & {*split["train_official"], *split["train_from_test"]}
 
 
 @real_data

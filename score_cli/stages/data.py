@@ -13,9 +13,9 @@ from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
 from score_cli.tasks import division
-from score_cli.tasks.layout_custom import Columns
-from score_cli.tasks.loaded import Loaded
+from score_cli.tasks.datasets_custom import Columns
 from score_cli.tasks.loaders import DATASETS, gold_responses, load_problems
+from score_cli.tasks.readers import Loaded
 from score_cli.verification.grader import make_graders
 from score_cli.verification.task_grader import Item
 

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
-from score_cli.tasks.layout_code import SHOT_IDS, humaneval_problem, mbpp_problems, mbppplus_problems
-from score_cli.tasks.layout_custom import Columns, custom_problem
-from score_cli.tasks.layout_math import ALL, OFFICIAL_TEST, OFFICIAL_TRAIN, TEST, TRAIN, gsm8k_problem, read_math
-from score_cli.tasks.loaded import Loaded
-from score_cli.tasks.reading import Row, read_rows
+from score_cli.tasks.datasets_code import SHOT_IDS, humaneval_problem, mbpp_problems, mbppplus_problems
+from score_cli.tasks.datasets_custom import Columns, custom_problem
+from score_cli.tasks.datasets_math import ALL, OFFICIAL_TEST, OFFICIAL_TRAIN, TEST, TRAIN, gsm8k_problem, read_math
+from score_cli.tasks.readers import Loaded, Row, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,15 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
 from score_cli.tasks.latex_boxes import boxed_gold
-from score_cli.tasks.loaded import Loaded
-from score_cli.tasks.math500 import MATH500
 from score_cli.tasks.prompts import final_answer
-from score_cli.tasks.reading import Row, read_file, read_rows
+from score_cli.tasks.readers import Loaded, Row, read_file, read_rows
 
 TRAIN, TEST, OFFICIAL_TRAIN, OFFICIAL_TEST, ALL = "train", "test", "official-train", "official-test", "all"
 MATH_LAYOUT = "the layout of MATH"
@@ -19,6 +19,16 @@ GSM8K_LAYOUT = "the layout of GSM8K"
 
 # The only two solutions of MATH whose box is empty; their answer is 0.
 EMPTY_BOXES_MEANING_ZERO = frozenset({"train/number_theory/7115.json", "train/number_theory/7117.json"})
+
+
+@cache
+def math500_ids() -> frozenset[str]:
+    """The original ids of the 500 held-out problems of MATH: `test/<subject>/<number>.json`.
+
+    The split is the one of Lightman et al. 2023, "Let's Verify Step by Step"; the other 4,500 test problems join
+    training.
+    """
+    return frozenset(files("score_cli.tasks").joinpath("math500.txt").read_text(encoding="utf-8").split())
 
 
 def read_math(source: str, *, split: str) -> list[Loaded]:
@@ -80,7 +90,7 @@ def _in_split(row: Row, original: str | None, split: str) -> bool:
             f"{row.where} has no unique_id, so MATH500's problems cannot be told from the others: take the official "
             f"folder (train/<subject>/<number>.json), a copy with unique_id, or split {OFFICIAL_TRAIN} or {ALL}"
         )
-    return (original in MATH500) == (split == TEST)
+    return (original in math500_ids()) == (split == TEST)
 
 
 def _math_problem(row: Row, original: str | None) -> Loaded:

@@ -6,10 +6,9 @@ from typing import Any
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
-from score_cli.tasks.differential import check_block
-from score_cli.tasks.loaded import Loaded
+from score_cli.tasks.evalplus import check_block
 from score_cli.tasks.prompts import Shot, mbpp_question
-from score_cli.tasks.reading import Row
+from score_cli.tasks.readers import Loaded, Row
 
 MBPP_LAYOUT = "the layout of MBPP"
 SANITIZED_LAYOUT = "the layout of sanitized MBPP"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from score_cli.errors import UserError
+from score_cli.tables.records import Problem
 
 FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -81,6 +82,13 @@ class Row(NamedTuple):
         if not values:
             raise UserError(f"{self.where}: {name} holds no test, expected at least one: leave the row out")
         return values
+
+
+class Loaded(NamedTuple):
+    """A problem as loaded; `gold_response` should be graded correct, and is None where the data set has no answer."""
+
+    problem: Problem
+    gold_response: str | None
 
 
 def _unix(text: str) -> str:

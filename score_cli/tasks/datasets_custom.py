@@ -4,9 +4,8 @@ from dataclasses import dataclass, fields
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
-from score_cli.tasks.loaded import Loaded
 from score_cli.tasks.prompts import final_answer, prompts_of
-from score_cli.tasks.reading import Row
+from score_cli.tasks.readers import Loaded, Row
 
 
 @dataclass(frozen=True, kw_only=True)
