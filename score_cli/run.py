@@ -35,9 +35,9 @@ from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS, TRAIN_METRICS, write_table
+from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import read_problems
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.sft import make_examples, sft_round
 from score_cli.training.trainer import Trainer
@@ -148,9 +148,8 @@ class Run:
             if source is None:
                 write_problems("division", DataConfig(split=split, limit=self.inputs.limit), out=out)
             else:
-                rows = [asdict(problem) for problem in read_problems(source)[: self.inputs.limit]]
-                inputs = {"problems": file_sha256(source)}
-                write_table(out, PROBLEMS, rows, Footer(table=PROBLEMS.name, stage="run", inputs=inputs))
+                footer = Footer(table=PROBLEMS.name, stage="run", inputs={"problems": file_sha256(source)})
+                write_problems_table(out, read_problems(source)[: self.inputs.limit], footer)
 
     def _base(self) -> Policy:
         """The policy that the run starts from: given, or built here."""

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from score_cli.errors import UserError
+from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, LENGTH, UNSCORED
-from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, read_problems, rewards_beside
+from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
 
 _LETTERS = "ciu"
 _COLOURS = {"c": "green", "i": "red", "u": "yellow"}

@@ -20,8 +20,9 @@ from score_cli.tables.parquet import (
     read_table,
     write_table,
 )
+from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import check_pairs, read_problems, read_traces, read_verdicts, rewards_beside
+from score_cli.tables.traces import check_pairs, read_traces, read_verdicts, rewards_beside
 from tests.conftest import rewrite
 
 ROW = {"policy": "base", "decoding": "greedy", "name": "acc@t1", "value": 0.5, "stderr": None, "count": 3}
@@ -131,9 +132,9 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"problem_id": ["a"], "question": ["q"]}), tmp_path / "p.parquet")
-    with pytest.raises(UserError, match="it lacks task, answer, tests"):
-        read_problems(tmp_path / "p.parquet")
+    pq.write_table(pa.table({"problem_id": ["a"], "attempts": [["y"]]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="it lacks sample_index, finish_reasons, token_ids"):
+        read_traces(tmp_path / "t.parquet")
 
 
 def test_wrong_types_are_named(batch: Path) -> None:

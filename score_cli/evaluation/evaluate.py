@@ -18,8 +18,9 @@ from typing import Any
 from score_cli.evaluation.metrics import Estimate, clustered_mean
 from score_cli.evaluation.subsets import pass_at_k
 from score_cli.tables.measures import measures_of
+from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import check_pairs, read_problems, read_traces, read_verdicts
+from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 
 GREEDY = "greedy"
 SAMPLED = "sampled"

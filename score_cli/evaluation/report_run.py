@@ -14,9 +14,10 @@ from score_cli.errors import UserError
 from score_cli.evaluation.compare import MINUS
 from score_cli.evaluation.voting import VOTES
 from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table
+from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import check_pairs, read_problems, read_traces, read_verdicts
+from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 
 TRACES_SUFFIX = ".traces.parquet"
 REWARDS_SUFFIX = ".rewards.parquet"

@@ -18,7 +18,6 @@ and, beyond the harness: policy, decoding, problem_id, sample_index, verdicts, f
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def sample_records(
     places = {name: place for place, name in enumerate(names)}
     for trace, reward in zip(traces, rewards, strict=True):
         problem = known.get(trace.problem_id)
-        doc = asdict(problem) if problem is not None else {"problem_id": trace.problem_id}
+        doc = problem.row() if problem is not None else {"problem_id": trace.problem_id}
         target = problem.answer if problem is not None else None
         scores = {f"acc@t{attempt}": value for attempt, value in enumerate(reward.rewards, 1)}
         metrics = {"acc": reward.rewards[-1]} | scores
@@ -55,7 +54,7 @@ def sample_records(
             "filtered_resps": reward.answers,
             "filter": "answer",
             "metrics": list(metrics),
-            "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
+            "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False, default=str)),
             "target_hash": _sha256(str(target)),
             **metrics,
             "policy": policy,
@@ -71,7 +70,7 @@ def write_samples(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records as JSON lines; the file appears whole or not at all."""
     with replacing_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
 def _sha256(text: str) -> str:

@@ -8,7 +8,8 @@ from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output
-from score_cli.tables.parquet import PROBLEMS, write_table
+from score_cli.tables.parquet import PROBLEMS
+from score_cli.tables.problems import write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
@@ -47,7 +48,7 @@ def write_problems(
         problems = _loaded_problems(dataset, config, source, progress)
     inputs = {"source": file_sha256(Path(source))} if source is not None and Path(source).is_file() else {}
     footer = Footer(table=PROBLEMS.name, stage="data", config={"dataset": dataset} | asdict(config), inputs=inputs)
-    write_table(out, PROBLEMS, [asdict(problem) for problem in problems], footer)
+    write_problems_table(out, problems, footer)
     return len(problems)
 
 

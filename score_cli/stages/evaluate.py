@@ -20,9 +20,10 @@ from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
+from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import read_problems, rewards_beside
+from score_cli.tables.traces import rewards_beside
 from score_cli.verification.grader import PROGRAM_TASKS, Grader, grader_for
 
 

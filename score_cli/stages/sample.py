@@ -21,9 +21,10 @@ from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import numerics
 from score_cli.tables.parquet import TRACES, join_tables, read_footer, writing_table
 from score_cli.tables.parts import open_parts
+from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Trace
-from score_cli.tables.traces import read_problems, trace_row
+from score_cli.tables.traces import trace_row
 
 Chunk = TypeVar("Chunk")
 

@@ -9,9 +9,10 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
+from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import iterate_traces, read_problems, verdict_row
+from score_cli.tables.traces import iterate_traces, verdict_row
 from score_cli.verification.grader import Grader, VerdictCounts, check_unscored, grader_for
 
 ROWS_PER_GROUP = 1024

@@ -12,8 +12,8 @@ from score_cli.study.claims import Claim, judge_claims
 from score_cli.study.report_results import Results
 from score_cli.study.results import OWN, Figures
 from score_cli.tables.parquet import STUDY, TUNING, read_table
+from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import read_problems
 
 STUDY_FILE = "study.parquet"
 SEED_PREFIX = "seed-"

@@ -19,14 +19,19 @@ ROWS_PER_BATCH = 1024
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: its name, its columns, and the command that makes one."""
+    """A kind of table: its name, its columns, and the command that makes one.
+
+    `needed` names the columns that a file made by hand must have, where they are fewer than all; their kinds are then
+    the reader's to check.
+    """
 
     name: str
     schema: pa.Schema
     made_by: str
+    needed: tuple[str, ...] | None = None
 
 
-PROBLEMS = Table("problems", schemas.PROBLEMS, "score data")
+PROBLEMS = Table("problems", schemas.PROBLEMS, "score data", needed=("problem_id", "question"))
 TRACES = Table("traces", schemas.TRACES, "score sample")
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
@@ -48,10 +53,16 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
         raise UserError(
             f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`"
         ) from None
-    schemas.select_columns(file.schema_arrow, table.schema, path, table.name)
+    schemas.check_present(file.schema_arrow, table.needed or table.schema.names, path, table.name)
+    if table.needed is None:
+        schemas.check_kinds(file.schema_arrow, table.schema, path)
     if file.metadata.num_rows == 0:
         raise UserError(f"{path} has no rows, expected at least one {table.name[:-1]}: run `{table.made_by}` again")
     return file
+
+
+def _damaged(path: Path, table: Table, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): make it again with `{table.made_by}`")
 
 
 def count_rows(path: Path, table: Table) -> int:
@@ -70,12 +81,20 @@ def iterate_batches(path: Path, table: Table, *, rows: int = ROWS_PER_BATCH) -> 
         for batch in file.iter_batches(batch_size=rows, columns=table.schema.names):
             yield schemas.conform(pa.Table.from_batches([batch]), table.schema, path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): make it again with `{table.made_by}`") from None
+        raise _damaged(path, table, error) from None
 
 
 def read_table(path: Path, table: Table) -> pa.Table:
     """The whole table, with exactly its columns; errors as in `iterate_batches`."""
     return pa.concat_tables(iterate_batches(path, table, rows=65536))
+
+
+def read_all_columns(path: Path, table: Table) -> pa.Table:
+    """The whole table as it stands, with columns that are not the table's too; errors as in `iterate_batches`."""
+    try:
+        return _open(path, table).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, table, error) from None
 
 
 def read_footer(path: Path, table: Table) -> Footer | None:
@@ -103,7 +122,7 @@ class TableWriter:
             try:
                 group = file.read_row_group(index, columns=table.schema.names)
             except (pa.ArrowInvalid, OSError) as error:
-                raise UserError(f"{source} is damaged ({error}): make it again with `{table.made_by}`") from None
+                raise _damaged(source, table, error) from None
             # One chunk a column, however it was read: equal rows are then equal bytes.
             self._writer.write_table(schemas.conform(group.combine_chunks(), self._schema, source))
 

@@ -3,17 +3,30 @@
 Problem --Sampler--> Trace --Grader--> Verdict        (Trace, Verdict) --Trainer--> the next policy
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:  # a problem alone, as the command line's surface knows it, needs no arrays
     import numpy as np
     from numpy.typing import NDArray
 
 
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One row of problems.parquet."""
+    """One row of problems.parquet.
+
+    Attributes:
+        messages: the whole chat that asks the problem, as it stands, in place of the words of its task; the last turn
+            is the user's, and `question` is what it says.
+        extra: the columns that this program does not know, kept for graders.
+    """
 
     problem_id: str
     task: str
@@ -25,6 +38,18 @@ class Problem:
     level: str | None = None
     subject: str | None = None
     source: str
+    messages: list[Message] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """The problem as a plain dict of its row: every column of a problems table, then those it does not know."""
+        columns = {column.name: getattr(self, column.name) for column in fields(self) if column.name not in _ON_DEMAND}
+        chat = {} if self.messages is None else {"messages": self.messages}
+        return columns | chat | self.extra
+
+
+# Columns of no table but those that need them.
+_ON_DEMAND = ("messages", "extra")
 
 
 @dataclass(frozen=True)

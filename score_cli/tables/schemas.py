@@ -3,6 +3,7 @@
 A nullable column is one the design marks with `?`; every other column has a value in every row.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -150,17 +151,23 @@ def _fits(found: str, expected: str) -> bool:
     return untyped or found == expected
 
 
-def select_columns(found: pa.Schema, expected: pa.Schema, path: Path, table: str) -> None:
-    """Check that a file's schema holds a table's columns; other columns are allowed and ignored.
+def check_present(found: pa.Schema, needed: Sequence[str], path: Path, table: str) -> None:
+    """Check that a file has the columns it needs; other columns are allowed.
 
     Raises:
-        UserError: a column is missing, or holds another kind of value.
+        UserError: a column is missing.
     """
-    missing = [name for name in expected.names if name not in found.names]
+    missing = [name for name in needed if name not in found.names]
     if missing:
-        raise UserError(
-            f"{path} is not a {table} table: it lacks {', '.join(missing)} (expected {', '.join(expected.names)})"
-        )
+        raise UserError(f"{path} is not a {table} table: it lacks {', '.join(missing)} (expected {', '.join(needed)})")
+
+
+def check_kinds(found: pa.Schema, expected: pa.Schema, path: Path) -> None:
+    """Check the kinds of a table's columns.
+
+    Raises:
+        UserError: a column holds another kind of value.
+    """
     for field in expected:
         have, want = _family(found.field(field.name).type), _family(field.type)
         if not _fits(have, want):

@@ -1,6 +1,5 @@
-"""Problems, traces and verdicts as they stand in their tables: read with the checks that one row's lists agree."""
+"""Traces and verdicts as they stand in their tables: read with the checks that one row's lists agree."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from score_cli.errors import UserError
-from score_cli.tables.parquet import PROBLEMS, REWARDS, TRACES, iterate_batches, read_footer, read_table
+from score_cli.tables.parquet import REWARDS, TRACES, iterate_batches, read_footer
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import UNSCORED, VERDICTS
 
 
@@ -22,19 +21,6 @@ def rewards_beside(traces: Path) -> Path:
     if "traces" in traces.name:
         return traces.with_name(traces.name.replace("traces", "rewards"))
     return traces.with_name(f"{traces.stem}.rewards{traces.suffix}")
-
-
-def read_problems(path: Path) -> list[Problem]:
-    """All problems, in file order.
-
-    Raises:
-        UserError: as `tables.parquet.iterate_batches`, or a problem_id stands twice.
-    """
-    problems = [Problem(**row) for row in read_table(path, PROBLEMS).to_pylist()]
-    for name, count in Counter(problem.problem_id for problem in problems).items():
-        if count > 1:
-            raise UserError(f"{path}: problem_id {name} stands {count} times, expected once: keep one of them")
-    return problems
 
 
 def iterate_traces(path: Path, *, rows: int = 1024) -> Iterator[list[Trace]]:

@@ -1,0 +1,218 @@
+"""Problems of one's own: which tables are taken, what becomes of each value, and what comes back out."""
+
+import datetime
+import math
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from score_cli.config import DataConfig
+from score_cli.errors import UserError
+from score_cli.stages.data import write_problems
+from score_cli.tables.parquet import PROBLEMS, count_rows, read_footer
+from score_cli.tables.problems import read_problems, write_problems_table
+from score_cli.tables.provenance import Footer
+from score_cli.tables.records import Problem
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+
+
+def hand_made(path: Path, **columns: list[Any]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def read_one(path: Path, **values: Any) -> Problem:
+    columns = {"problem_id": "p", "question": "1+1?", "answer": "2"} | values
+    (problem,) = read_problems(hand_made(path / "p.parquet", **{name: [value] for name, value in columns.items()}))
+    return problem
+
+
+def copy_of(problems: list[Problem], path: Path) -> list[Problem]:
+    write_problems_table(path, problems, Footer(table="problems", stage="run"))
+    return read_problems(path)
+
+
+def test_the_optional_columns_may_be_absent(tmp_path: Path) -> None:
+    path = hand_made(
+        tmp_path / "p.parquet", problem_id=["p"], task=["math"], question=["1+1?"], source=["mine"], answer=["2"]
+    )
+    assert read_problems(path) == [
+        Problem(problem_id="p", task="math", question="1+1?", answer="2", source="mine"),
+    ]
+    assert count_rows(path, PROBLEMS) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [
+        ({"answer": "2"}, "math"),
+        ({"answer": None, "tests": ["assert f() == 1"]}, "mbpp"),
+        ({"answer": None, "tests": ["def check(c): ..."], "entry_point": "f"}, "humaneval"),
+        ({"task": "division"}, "division"),
+    ],
+)
+def test_a_task_that_is_not_named_is_told_by_answer_or_tests(
+    tmp_path: Path, columns: dict[str, Any], task: str
+) -> None:
+    assert read_one(tmp_path, **columns).task == task
+    assert read_one(tmp_path, **columns).source == "own"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"),
+        (2.5, "2.5"),
+        (1e-07, "0.0000001"),
+        (1e22, "10000000000000000000000"),
+        (Decimal("3.50"), "3.50"),
+        (["7"], "7"),
+        ([7], "7"),
+        ([[Decimal("1E+2")]], "100"),
+        ("a\r\nb", "a\nb"),
+        (None, None),
+    ],
+)
+def test_an_answer_is_taken_as_its_text(tmp_path: Path, value: Any, text: str | None) -> None:
+    assert read_one(tmp_path, task="math", answer=value).answer == text
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"answer": math.nan}, r"row 0: column answer holds nan, expected text or a number"),
+        ({"answer": "NaN"}, r"row 0: column answer holds NaN, which stands for no value"),
+        ({"answer": [math.nan]}, r"row 0: column answer holds nan"),
+        ({"answer": math.inf}, r"row 0: column answer holds inf"),
+        ({"answer": ["1", "2"]}, r"column answer holds a list of 2 values, expected one answer"),
+        ({"answer": True}, r"column answer holds bool, expected text"),
+        ({"answer": {"value": 1}}, r"column answer holds dict, expected text"),
+        ({"level": ["5"]}, r"column level holds list, expected text"),
+        ({"tests": [1]}, r"column tests holds a list of int, expected a list of texts"),
+        ({"tests": ["a", None]}, r"column tests holds a list of NoneType, str, expected a list of texts"),
+        ({"problem_id": None}, r"column problem_id has 1 null values"),
+        ({"question": {"text": "?"}}, r"column question holds dict, expected text"),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_one(tmp_path, **columns)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_questions_or_without_anything_to_grade_by_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a problems table: it lacks question \(expected problem_id, question"):
+        read_problems(hand_made(tmp_path / "a.parquet", problem_id=["p"], answer=["2"]))
+    with pytest.raises(UserError, match=r"it lacks task, and neither answer nor tests tells which it is: add a column"):
+        read_problems(hand_made(tmp_path / "b.parquet", problem_id=["p"], question=["1+1?"]))
+
+
+def test_unknown_columns_are_kept_and_stand_in_the_row_that_graders_get(tmp_path: Path) -> None:
+    problem = read_one(tmp_path, task="mine", rubric={"steps": [1, 2]}, weight=0.5)
+    assert problem.extra == {"rubric": {"steps": [1, 2]}, "weight": 0.5}
+    assert problem.row() == {
+        "problem_id": "p",
+        "task": "mine",
+        "question": "1+1?",
+        "answer": "2",
+        **dict.fromkeys(("tests", "entry_point", "setup", "level", "subject")),
+        "source": "own",
+        "rubric": {"steps": [1, 2]},
+        "weight": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", None],
+        [1, 2],
+        [0.1, math.inf],
+        [True, None],
+        [None, None],
+        [datetime.datetime(2025, 1, 2, 3), None],
+        [Decimal("1.50"), Decimal("22.75")],
+        [b"\x00\xff", b""],
+        [2**70, 1],
+        [{"a": 1}, {"b": [None, "x", {"c": 1.5}]}],
+        [1, "one"],
+        [[1, "two", None], []],
+        [[datetime.date(2025, 1, 2)], None],
+    ],
+)
+def test_extra_values_survive_being_copied(tmp_path: Path, values: list[Any]) -> None:
+    problems = [
+        Problem(problem_id=f"p{place}", task="mine", question="?", source="own", extra={"x": value})
+        for place, value in enumerate(values)
+    ]
+    once = copy_of(problems, tmp_path / "a.parquet")
+    assert [problem.extra["x"] for problem in once] == values
+    assert [type(problem.extra["x"]) for problem in once] == [type(value) for value in values]
+    assert copy_of(once, tmp_path / "b.parquet") == problems
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_problem_without_an_extra_column_has_null_there(tmp_path: Path) -> None:
+    problems = [
+        Problem(problem_id="a", task="t", question="?", source="own", extra={"x": 1}),
+        Problem(problem_id="b", task="t", question="?", source="own"),
+    ]
+    assert [problem.extra for problem in copy_of(problems, tmp_path / "p.parquet")] == [{"x": 1}, {"x": None}]
+
+
+def test_an_extra_value_that_no_table_holds_is_refused(tmp_path: Path) -> None:
+    problem = Problem(problem_id="a", task="t", question="?", source="own", extra={"x": {1j}})
+    with pytest.raises(UserError, match=r"column x cannot be kept in a table \(it holds set\)"):
+        copy_of([problem], tmp_path / "p.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chat_asks_by_itself_and_its_last_turn_is_the_question(tmp_path: Path) -> None:
+    problem = read_one(tmp_path, question=CHAT)
+    assert (problem.question, problem.messages) == ("1+1?", CHAT)
+    assert copy_of([problem], tmp_path / "copy.parquet") == [problem]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}]
+    assert read_one(tmp_path, question=parts).messages == [{"role": "user", "content": "1+1?"}]
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ([], r"holds a chat that ends before it begins, expected the user's question last"),
+        ([CHAT[1], {"role": "assistant", "content": "2"}], r"holds a chat that ends with one of assistant, expected"),
+        ([CHAT[1], CHAT[0], CHAT[1]], r"holds a system message after the first, expected it to open the chat"),
+        ([{"role": "tool", "content": "2"}], r"column question, message 0 has role tool, expected one of system, user"),
+        (["1+1?"], r"message 0 is str, expected role and content"),
+        ([{"role": "user", "content": None}], r"message 0 has content of NoneType, expected text"),
+        (
+            [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}],
+            r"message 0 has a part that is not text: leave out what shows pictures",
+        ),
+    ],
+)
+def test_a_chat_that_asks_nothing_is_refused(tmp_path: Path, chat: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_one(tmp_path, question=chat)
+
+
+def test_a_table_of_polars_is_taken_with_categories_and_small_numbers(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {"problem_id": [1, 2], "question": ["a", "b"], "answer": [3, 4], "level": ["5", "5"]},
+        schema={"problem_id": pl.Int64, "question": pl.String, "answer": pl.Int8, "level": pl.Categorical},
+    )
+    frame.write_parquet(tmp_path / "p.parquet")
+    problems = read_problems(tmp_path / "p.parquet")
+    assert [(p.problem_id, p.answer, p.level) for p in problems] == [("1", "3", "5"), ("2", "4", "5")]
+
+
+def test_tables_of_built_in_problems_have_the_known_columns_alone(tmp_path: Path) -> None:
+    write_problems("division", DataConfig(limit=3), out=tmp_path / "p.parquet")
+    assert pq.read_schema(tmp_path / "p.parquet").names == PROBLEMS.schema.names
+    footer = read_footer(tmp_path / "p.parquet", PROBLEMS)
+    assert footer is not None and footer.stage == "data"
