@@ -19,6 +19,7 @@ Device = Literal["auto", "cpu", "cuda"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
 SftAfter = Literal["base", "stage1", "stage2"]
+Layout = Literal["auto", "columns", "verl", "trl"]
 
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
@@ -136,12 +137,17 @@ class DataConfig:
     )
     check: bool = option(True, "Verify each problem's own answer first, and list those that do not pass.")
     task: str | None = option(None, "custom: whose prompts and grader apply; math where there are answers.")
+    layout: Layout = option(
+        "auto", "custom: columns as verl or trl train on them, or columns as named; auto goes by the first row."
+    )
     id_column: str = option("problem_id", "custom: column of the problem's id; made up where absent.")
     question_column: str = option("question", "custom: column of the question.")
     answer_column: str = option("answer", "custom: column of the gold answer.")
     tests_column: str = option("tests", "custom: column of the tests of a program.")
     entry_point_column: str = option("entry_point", "custom: column of the function's name.")
     setup_column: str = option("setup", "custom: column of code run before the tests.")
+    level_column: str = option("level", "custom: column of the problem's level.")
+    subject_column: str = option("subject", "custom: column of the problem's subject.")
     reference_column: str = option("reference", "custom: column of a right response, for the check alone.")
 
 

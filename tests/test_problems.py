@@ -184,11 +184,11 @@ def test_a_chat_asks_by_itself_and_its_last_turn_is_the_question(tmp_path: Path)
 @pytest.mark.parametrize(
     ("chat", "message"),
     [
-        ([], r"holds a chat that ends before it begins, expected the user's question last"),
+        ([{"content": "1+1?"}], r"column question holds list, expected text, or a chat of messages with role and"),
         ([CHAT[1], {"role": "assistant", "content": "2"}], r"holds a chat that ends with one of assistant, expected"),
         ([CHAT[1], CHAT[0], CHAT[1]], r"holds a system message after the first, expected it to open the chat"),
         ([{"role": "tool", "content": "2"}], r"column question, message 0 has role tool, expected one of system, user"),
-        (["1+1?"], r"message 0 is str, expected role and content"),
+        (["1+1?"], r"column question holds list, expected text, or a chat of messages with role and content"),
         ([{"role": "user", "content": None}], r"message 0 has content of NoneType, expected text"),
         (
             [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import UserError
@@ -14,8 +15,8 @@ from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
 from score_cli.tasks import division
-from score_cli.tasks.datasets_custom import Columns
-from score_cli.tasks.loaders import DATASETS, gold_responses, load_problems
+from score_cli.tasks.loaders import DATASETS, Columns, load
+from score_cli.tasks.prompts import PROMPTS
 from score_cli.tasks.readers import Loaded
 from score_cli.verification.grader import make_graders
 from score_cli.verification.task_grader import Item
@@ -23,6 +24,8 @@ from score_cli.verification.task_grader import Item
 DIVISION = "division"
 SPLITS = ("train", "validation", "test")
 _CHECKED_AT_A_TIME = 64
+# Options that are recorded for one data set alone.
+_OPTIONS_OF = {"custom": ("layout", "level_column", "subject_column")}
 
 
 def write_problems(
@@ -47,9 +50,15 @@ def write_problems(
     else:
         problems = _loaded_problems(dataset, config, source, progress)
     inputs = {"source": file_sha256(Path(source))} if source is not None and Path(source).is_file() else {}
-    footer = Footer(table=PROBLEMS.name, stage="data", config={"dataset": dataset} | asdict(config), inputs=inputs)
+    footer = Footer(table=PROBLEMS.name, stage="data", config=_recorded(dataset, config), inputs=inputs)
     write_problems_table(out, problems, footer)
     return len(problems)
+
+
+def _recorded(dataset: str, config: DataConfig) -> dict[str, Any]:
+    """What the footer says of how the problems were made: the options that the data set has."""
+    foreign = {name for owner, names in _OPTIONS_OF.items() if owner != dataset for name in names}
+    return {"dataset": dataset} | {name: value for name, value in asdict(config).items() if name not in foreign}
 
 
 def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
@@ -66,37 +75,44 @@ def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
 def _loaded_problems(dataset: str, config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:
     if source is None and dataset in DATASETS:
         raise UserError(f"{dataset} is not built in: pass --from with its files or a hub id (see data/README.md)")
-    columns = task = None
-    if dataset == "custom":
-        task = config.task
-        columns = Columns(
-            problem_id=config.id_column,
-            question=config.question_column,
-            answer=config.answer_column,
-            tests=config.tests_column,
-            entry_point=config.entry_point_column,
-            setup=config.setup_column,
-            reference=config.reference_column,
-        )
-    source = source or ""  # load_problems names the data sets there are before it looks at the source
-    problems = load_problems(
+    is_custom = dataset == "custom"
+    loaded = load(
         dataset,
-        source=source,
+        source=source or "",  # `load` names the data sets there are before it looks at the source
         split=config.split,
         limit=config.limit,
         shots=config.shots,
-        columns=columns,
-        task=task,
+        columns=_columns(config) if is_custom else None,
+        task=config.task if is_custom else None,
     )
     if config.check:
-        golds = gold_responses(dataset, source=source, split=config.split, columns=columns, task=task)
-        wanted = {problem.problem_id for problem in problems}
-        _check_golds([gold for gold in golds if gold.problem.problem_id in wanted], progress)
-    return problems
+        _check_golds(loaded, progress)
+    return [problem for problem, _ in loaded]
+
+
+def _columns(config: DataConfig) -> Columns:
+    return Columns(
+        problem_id=config.id_column,
+        question=config.question_column,
+        answer=config.answer_column,
+        tests=config.tests_column,
+        entry_point=config.entry_point_column,
+        setup=config.setup_column,
+        level=config.level_column,
+        subject=config.subject_column,
+        reference=config.reference_column,
+        layout=config.layout,
+    )
 
 
 def _check_golds(golds: Sequence[Loaded], progress: Progress) -> None:
-    """Grade each data set's own answer, and say which do not pass."""
+    """Grade each problem's own answer, and say which do not pass."""
+    unserved = sorted({gold.problem.task for gold in golds} - set(PROMPTS))
+    if unserved:
+        progress.line(f"no built-in grader serves task {', '.join(unserved)}: its gold answers are not checked")
+        golds = [gold for gold in golds if gold.problem.task in PROMPTS]
+    if not golds:
+        return
     failed = [f"{gold.problem.problem_id} (no answer)" for gold in golds if gold.gold_response is None]
     items = [Item(gold.problem, gold.gold_response) for gold in golds if gold.gold_response is not None]
     graders = make_graders({item.problem.task for item in items}, VerifyConfig())

@@ -167,18 +167,20 @@ def read_question(value: Any, where: str) -> Question:
     """
     if not isinstance(value, list):
         return Question(plain_text(value, where), None)
+    if not value or not all(isinstance(message, Mapping) and "role" in message for message in value):
+        raise UserError(f"{where} holds list, expected text, or a chat of messages with role and content")
     chat = [_message(message, f"{where}, message {place}") for place, message in enumerate(value)]
-    if not chat or chat[-1]["role"] != "user":
-        last = f"with one of {chat[-1]['role']}" if chat else "before it begins"
-        raise UserError(f"{where} holds a chat that ends {last}, expected the user's question last: cut it after that")
+    if chat[-1]["role"] != "user":
+        raise UserError(
+            f"{where} holds a chat that ends with one of {chat[-1]['role']}, expected the user's question last: "
+            "cut it after that"
+        )
     if any(message["role"] == "system" for message in chat[1:]):
         raise UserError(f"{where} holds a system message after the first, expected it to open the chat: move it there")
     return Question(chat[-1]["content"], chat)
 
 
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
-        raise UserError(f"{where} is {_kind(value)}, expected role and content")
+def _message(value: Mapping[str, Any], where: str) -> Message:
     role, content = value["role"], value.get("content")
     if role not in ROLES:
         raise UserError(f"{where} has role {role}, expected one of {', '.join(ROLES)}")

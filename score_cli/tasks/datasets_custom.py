@@ -1,19 +1,34 @@
-"""A user's own problems: any JSON, JSON lines or Parquet rows, with the user's names for the columns."""
+"""A user's own problems: any JSON, CSV or Parquet rows, with the user's names for the columns, or those of a trainer.
 
-from dataclasses import dataclass, fields
+| layout | question | answer |
+| --- | --- | --- |
+| columns | `question`, or as named | `answer`, or as named |
+| verl | `prompt`, a chat | `reward_model.ground_truth` |
+| trl | `prompt`, a text or a chat | `answer`, else `solution`: its last box, or what follows `####`, where it has one |
+"""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from score_cli.config import Layout
 from score_cli.errors import UserError
+from score_cli.tables.problems import KNOWN_COLUMNS, task_of
 from score_cli.tables.records import Problem
-from score_cli.tasks.prompts import final_answer, prompts_of
+from score_cli.tasks.boxed import boxed_gold
+from score_cli.tasks.prompts import PROMPTS, final_answer
 from score_cli.tasks.readers import Loaded, Row
+
+_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)\s*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of the user's rows holds which value.
+    """Which column of the user's rows holds which value; `a.b` is the field `b` of the column `a`.
 
-    Only `question` and one of `answer` and `tests` must be there; another column may be absent, unless it was renamed,
-    which says that it is expected. `reference` holds a right response, for the check of gold answers alone.
+    Only `question` and one of `answer` and `tests` must be there, and those not for a task of the user's own; another
+    column may be absent, unless it was renamed, which says that it is expected. `reference` holds a right response,
+    for the check of gold answers alone. `layout` says what the columns are called; `auto` goes by the first row's.
     """
 
     problem_id: str = "problem_id"
@@ -25,10 +40,22 @@ class Columns:
     level: str = "level"
     subject: str = "subject"
     reference: str = "reference"
+    layout: Layout = "auto"
+
+    def renamed(self) -> list[str]:
+        """The names that the user chose."""
+        return [name for field, name in self._names() if name != field]
+
+    def taken(self) -> set[str]:
+        """The columns that have a place in a problem."""
+        return {name for field, name in self._names() if field != "reference"}
+
+    def _names(self) -> list[tuple[str, str]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "layout"]
 
 
-def custom_problem(row: Row, columns: Columns, *, task: str | None) -> Loaded:
-    """One row as a problem; its question is put to the model in the words of its task.
+def custom_problems(rows: Sequence[Row], columns: Columns, *, task: str | None) -> list[Loaded]:
+    """Rows as problems; a text is put to the model in the words of its task, a chat as it stands.
 
     Args:
         task: whose prompts and grader apply; by default `math` for an answer, `humaneval` for tests with an entry
@@ -36,40 +63,106 @@ def custom_problem(row: Row, columns: Columns, *, task: str | None) -> Loaded:
     Raises:
         UserError: a column is missing or holds the wrong kind of value.
     """
-    named = [(getattr(columns, field.name), field.default) for field in fields(columns)]
-    renamed = [name for name, default in named if name != default]
-    row.require(list(dict.fromkeys([columns.question, *renamed])), "the columns as named")
-    if not row.has(columns.answer) and not row.has(columns.tests):
+    layout = _layout_of(rows[0], columns) if columns.layout == "auto" else columns.layout
+    if columns.layout in ("verl", "trl") and columns.renamed():
+        raise UserError(
+            f"layout {layout} says what the columns are called: leave out the name {columns.renamed()[0]}, "
+            "or take layout columns and name them all"
+        )
+    if layout == "verl":
+        verl = Columns(question="prompt", answer="reward_model.ground_truth")
+        return [_verl_problem(row, verl, task) for row in rows]
+    if layout == "trl":
+        return [_trl_problem(row, task) for row in rows]
+    if columns.question == "question" and not rows[0].has("question") and rows[0].has("messages"):
+        columns = replace(columns, question="messages")
+    return [_problem(row, columns, task) for row in rows]
+
+
+def _layout_of(row: Row, columns: Columns) -> Layout:
+    """The layout of rows that say nothing: that of the trainer whose columns the first one has."""
+    if columns.renamed() or row.has("question") or not row.has("prompt"):
+        return "columns"
+    if row.has("reward_model.ground_truth"):
+        return "verl"
+    return "trl" if row.has("answer") or row.has("solution") else "columns"
+
+
+def _verl_problem(row: Row, columns: Columns, task: str | None) -> Loaded:
+    """A row that verl trains on; all but the prompt stays with it under verl's names, for a grader that wants them."""
+    loaded = _problem(row, columns, task)
+    if not row.has("data_source"):
+        return loaded
+    subject = loaded.problem.subject or row.text("data_source")
+    return loaded._replace(problem=replace(loaded.problem, subject=subject))
+
+
+def _trl_problem(row: Row, task: str | None) -> Loaded:
+    """A row that TRL trains on; a worked solution stays with it, and its final answer is the gold one."""
+    answer = "answer" if row.has("answer") else "solution"
+    loaded = _problem(row, Columns(question="prompt", answer=answer), task)
+    gold = loaded.problem.answer
+    if gold is None:
+        return loaded
+    hashes = _HASHES.search(gold)
+    final = boxed_gold(gold) or (hashes[1].strip() if hashes else gold)
+    if final == gold:
+        return loaded
+    working = {"source_answer" if answer == "answer" else answer: gold}
+    problem = replace(loaded.problem, answer=final, extra=loaded.problem.extra | working)
+    return Loaded(problem, row.text("reference") if row.has("reference") else final_answer(final))
+
+
+def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
+    """One row as a problem."""
+    row.require(list(dict.fromkeys([columns.question, *columns.renamed()])), "the columns as named")
+    is_own = task is not None and task not in PROMPTS
+    if not is_own and not row.has(columns.answer) and not row.has(columns.tests):
         raise UserError(
             f"{row.where} has neither an answer (column {columns.answer}) nor tests (column {columns.tests}): "
             f"name the column that holds one; found {', '.join(row.fields)}"
         )
-    task = task or _task_of(row, columns)
-    prompts_of(task)
-    answer = _optional(row, columns.answer)
+    question, answer = row.question(columns.question), _answer(row, columns.answer, any_kind=is_own)
+    tests, entry_point = row.value(columns.tests), _optional(row, columns.entry_point)
     problem = Problem(
         problem_id=_optional(row, columns.problem_id) or f"custom/{row.part}/{row.place}",
-        task=task,
-        question=row.text(columns.question),
+        task=task or task_of(tests, entry_point),
+        question=question.text,
         answer=answer,
-        tests=row.tests(columns.tests) if row.has(columns.tests) else None,
-        entry_point=_optional(row, columns.entry_point),
+        tests=None if tests is None else row.tests(columns.tests),
+        entry_point=entry_point,
         setup=_optional(row, columns.setup),
         level=_optional(row, columns.level),
         subject=_optional(row, columns.subject),
         source=f"custom {row.part} {row.place}",
+        messages=question.messages,
+        extra=_extra(row, columns, kept=columns.answer if answer is None else None),
     )
     reference = _optional(row, columns.reference)
-    if reference is None and answer is not None and problem.tests is None:
-        reference = final_answer(answer)
+    if reference is None and problem.answer is not None and problem.tests is None:
+        reference = final_answer(problem.answer)
     return Loaded(problem, reference)
-
-
-def _task_of(row: Row, columns: Columns) -> str:
-    if not row.has(columns.tests):
-        return "math"
-    return "humaneval" if row.has(columns.entry_point) else "mbpp"
 
 
 def _optional(row: Row, name: str) -> str | None:
     return row.text(name) if row.has(name) else None
+
+
+def _answer(row: Row, name: str, *, any_kind: bool) -> str | None:
+    """The gold answer; with `any_kind`, none where it is no text: the user's own grader finds it in its column."""
+    try:
+        return row.gold(name) if row.has(name) else None
+    except UserError:
+        if any_kind:
+            return None
+        raise
+
+
+def _extra(row: Row, columns: Columns, *, kept: str | None) -> dict[str, object]:
+    """The columns that have no place in a problem; one that is called like a problem's own becomes `source_NAME`."""
+    taken = columns.taken() - {kept}
+    return {
+        f"source_{name}" if name in KNOWN_COLUMNS else name: value
+        for name, value in row.fields.items()
+        if name not in taken and value is not None
+    }

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from score_cli.errors import UserError
 from score_cli.tables.records import Problem
 from score_cli.tasks.datasets_code import SHOT_IDS, humaneval_problem, mbpp_problems, mbppplus_problems
-from score_cli.tasks.datasets_custom import Columns, custom_problem
+from score_cli.tasks.datasets_custom import Columns, custom_problems
 from score_cli.tasks.datasets_math import ALL, OFFICIAL_TEST, OFFICIAL_TRAIN, TEST, TRAIN, gsm8k_problem, read_math
 from score_cli.tasks.readers import Loaded, Row, read_rows
 
@@ -57,7 +57,7 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
-def load_problems(
+def load(
     dataset: str,
     *,
     source: str,
@@ -66,8 +66,10 @@ def load_problems(
     shots: int | None = None,
     columns: Columns | None = None,
     task: str | None = None,
-) -> list[Problem]:
-    """The problems of one split of a data set, always in the same order.
+) -> list[Loaded]:
+    """The problems of one split of a data set, always in the same order, each with a right response.
+
+    A verifier that does not grade one of the responses correct is wrong about the problem, or the data set is.
 
     Args:
         dataset: a key of DATASETS.
@@ -82,28 +84,6 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 problem")
-    loaded = _load(dataset, source, split, shots=shots, columns=columns, task=task)
-    return [problem for problem, _ in loaded[:limit]]
-
-
-def gold_responses(
-    dataset: str,
-    *,
-    source: str,
-    split: str | None = None,
-    columns: Columns | None = None,
-    task: str | None = None,
-) -> list[Loaded]:
-    """Every problem of a split with its data set's own answer written as a response; MBPP is asked without shots.
-
-    A verifier that does not grade one of them correct is wrong about the problem, or the data set is.
-    """
-    return _load(dataset, source, split, shots=0, columns=columns, task=task)
-
-
-def _load(
-    dataset: str, source: str, split: str | None, *, shots: int | None, columns: Columns | None, task: str | None
-) -> list[Loaded]:
     if dataset not in DATASETS:
         known = ["division", *DATASETS]  # division is built in, and not loaded
         near = difflib.get_close_matches(dataset, known, n=1)
@@ -124,7 +104,34 @@ def _load(
     if not found:
         raise UserError(f"{source} has no problem of split {split or spec.splits[0]} of {dataset}: take another split")
     _check_ids(found, source)
-    return found
+    return found[:limit]
+
+
+def load_problems(
+    dataset: str,
+    *,
+    source: str,
+    split: str | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    columns: Columns | None = None,
+    task: str | None = None,
+) -> list[Problem]:
+    """The problems of one split of a data set; arguments and errors as `load`."""
+    loaded = load(dataset, source=source, split=split, limit=limit, shots=shots, columns=columns, task=task)
+    return [problem for problem, _ in loaded]
+
+
+def gold_responses(
+    dataset: str,
+    *,
+    source: str,
+    split: str | None = None,
+    columns: Columns | None = None,
+    task: str | None = None,
+) -> list[Loaded]:
+    """As `load`, with MBPP asked without shots."""
+    return load(dataset, source=source, split=split, shots=0, columns=columns, task=task)
 
 
 def _read_rows_of(
@@ -140,7 +147,7 @@ def _read_rows_of(
     rows = _rows_of_part(rows, source, split, default=spec.splits[0] if spec.splits else None)
     if dataset == "gsm8k":
         return [gsm8k_problem(row, dataset) for row in rows]
-    return [custom_problem(row, columns, task=task) for row in rows]
+    return custom_problems(rows, columns, task=task)
 
 
 def _rows_of_part(rows: Sequence[Row], source: str, split: str | None, *, default: str | None) -> list[Row]:
@@ -164,4 +171,4 @@ def _check_ids(loaded: Sequence[Loaded], source: str) -> None:
         )
 
 
-__all__ = ["DATASETS", "Columns", "DatasetSpec", "Loaded", "gold_responses", "load_problems"]
+__all__ = ["DATASETS", "Columns", "DatasetSpec", "Loaded", "gold_responses", "load", "load_problems"]

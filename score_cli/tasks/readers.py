@@ -1,7 +1,8 @@
-"""Read the rows of a data set: JSON, JSON lines or Parquet, from a file, a folder or the Hugging Face hub."""
+"""Read the rows of a data set: JSON, JSON lines, CSV or Parquet, from a file, a folder or the Hugging Face hub."""
 
 import gzip
 import importlib
+import io
 import json
 import re
 import zlib
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from score_cli.errors import UserError
+from score_cli.tables.problems import Question, gold_text, plain_text, read_question, text_list
 from score_cli.tables.records import Problem
 
-FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+FILE_KINDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHARD = re.compile(r"(?P<part>.+?)-\d{5}-of-\d{5}")
 
@@ -32,9 +34,18 @@ class Row(NamedTuple):
     where: str
     fields: dict[str, Any]
 
+    def value(self, name: str) -> Any:
+        """What stands under a name, or None; `reward_model.ground_truth` is a field of a field."""
+        value: Any = self.fields
+        if name in self.fields:
+            return self.fields[name]
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
     def has(self, name: str) -> bool:
         """Whether the row has a value, not null, under that name."""
-        return self.fields.get(name) is not None
+        return self.value(name) is not None
 
     def require(self, names: Sequence[str], layout: str) -> None:
         """Check that the row has a value under every name.
@@ -53,12 +64,25 @@ class Row(NamedTuple):
         """A field's text with Unix line ends; a number is written out.
 
         Raises:
-            UserError: the field is neither text nor a number.
+            UserError: the field is neither text nor a finite number.
         """
-        value = self.fields[name]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UserError(f"{self.where}: {name} holds {type(value).__name__}, expected text")
-        return _unix(str(value))
+        return plain_text(self.value(name), f"{self.where}: {name}")
+
+    def gold(self, name: str) -> str:
+        """A gold answer as text: a number is written out, a list of one value is that value.
+
+        Raises:
+            UserError: the field is of another kind, or NaN.
+        """
+        return gold_text(self.value(name), f"{self.where}: {name}")
+
+    def question(self, name: str) -> Question:
+        """A question that is a text or a chat of messages.
+
+        Raises:
+            UserError: the field is neither.
+        """
+        return read_question(self.value(name), f"{self.where}: {name}")
 
     def texts(self, name: str) -> list[str]:
         """A field's list of texts with Unix line ends; one text counts as a list of one.
@@ -66,11 +90,7 @@ class Row(NamedTuple):
         Raises:
             UserError: the field is something else.
         """
-        value = self.fields[name]
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-            raise UserError(f"{self.where}: {name} holds {type(value).__name__}, expected a list of texts")
-        return [_unix(item) for item in values]
+        return text_list(self.value(name), f"{self.where}: {name}")
 
     def tests(self, name: str) -> list[str]:
         """A field's list of tests, which is not empty: without a test every program would be right.
@@ -89,10 +109,6 @@ class Loaded(NamedTuple):
 
     problem: Problem
     gold_response: str | None
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_rows(source: str, *, patterns: Sequence[str] = (), hub_config: str | None = None) -> list[Row]:
@@ -157,7 +173,11 @@ def read_file(path: Path) -> Iterator[Row]:
     """
     if not path.name.endswith(FILE_KINDS):
         raise UserError(f"{path} is of no known kind: expected a name ending in {', '.join(FILE_KINDS)}")
-    reader = _read_parquet if path.name.endswith(".parquet") else _read_json
+    reader = _read_json
+    if path.name.endswith(".parquet"):
+        reader = _read_parquet
+    elif path.name.endswith((".csv", ".csv.gz")):
+        reader = _read_csv
     part = part_name(path.name)
     for index, (where, fields) in enumerate(reader(path)):
         if not isinstance(fields, dict):
@@ -172,6 +192,18 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
     for index, fields in enumerate(rows):
         yield f"{path} row {index}", fields
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a CSV file with a line of names: every value is text, and an empty one is no value."""
+    import polars as pl
+
+    try:
+        rows = pl.read_csv(io.BytesIO(read_text(path).encode()), infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} is not a readable CSV file: {_first_line(error)}") from error
+    for index, fields in enumerate(rows.iter_rows(named=True)):
+        yield f"{path} row {index}", {name: value or None for name, value in fields.items()}
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
