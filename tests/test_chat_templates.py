@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from score_cli.errors import UserError
 from score_cli.sampling.renderer import TaskRenderer
 from score_cli.sampling.rollout import Rollout
+from score_cli.tables.records import Message
 from score_cli.tasks.prompts import Prompts
 from tests.conftest import SHARED_DATA
 
@@ -237,6 +238,46 @@ def test_a_question_never_speaks_in_a_real_tokenizers_control_tokens(name: str, 
         assert tokenizer.decode(found) == unicodedata.normalize("NFC", text)
     else:  # its control tokens swallow the white space that follows them
         assert "".join(tokenizer.decode(found).split()) == "".join(text.split())
+
+
+@named
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_a_chat_of_the_data_is_what_the_template_writes_and_never_speaks_in_control_tokens(
+    case: Case, data: st.DataObject
+) -> None:
+    tokenizer = byte_tokenizer(case)
+    shown, answered, asked = (data.draw(texts(*case.special)) for _ in range(3))
+    before = [Message(role="user", content=shown), Message(role="assistant", content=answered)]
+    found = of_case(case).prompt(asked, before)
+    harmless = of_case(case).prompt("a", [Message(role=turn["role"], content="a") for turn in before])
+    assert special_ids(tokenizer, found) == special_ids(tokenizer, harmless)
+    words = (shown, answered, asked)
+    text = "\n\n".join(words) if case.template is None else rendered(tokenizer, *words)
+    assert tokenizer.decode(found) == text
+
+
+def test_a_chats_system_message_replaces_that_of_the_task() -> None:
+    case = next(case for case in CASES if case.name == "chatml")
+    tokenizer = byte_tokenizer(case)
+    tokens = conversation(tokenizer, case.stops, Prompts(first="{question}", correction="FIX", system="Be kind."))
+    opening = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(tokens.prompt("1+1?")) == opening.format("Be kind.")
+    brief = Message(role="system", content="Be brief.")
+    assert tokenizer.decode(tokens.prompt("1+1?", [brief])) == opening.format("Be brief.")
+
+
+def test_a_template_without_a_place_for_a_chats_system_message_is_told_in_one_line() -> None:
+    brief = Message(role="system", content="Be brief.")
+    for name, message in (
+        ("gemma", "the chat template cannot be rendered .*System role not supported"),
+        ("dropping", "the chat template leaves out the chat's system message: put its words into the user's turn"),
+    ):
+        case = next((case for case in CASES if case.name == name), None)
+        dropped = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.content }}]<|eos|>{% endif %}{% endfor %}"
+        case = case or Case(name, dropped, ("<s>", "<|eos|>"), ("<|eos|>",), "<|eos|>", "")
+        with pytest.raises(UserError, match=message):
+            conversation(byte_tokenizer(case), case.stops).prompt("1+1?", [brief])
 
 
 @named

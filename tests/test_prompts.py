@@ -1,9 +1,11 @@
 """The words put to the model: the paper's own, MBPP's canonical prompt, and a user's overrides."""
 
+from dataclasses import replace
+
 import pytest
 
 from score_cli.errors import UserError
-from score_cli.tables.records import Problem
+from score_cli.tables.records import Message, Problem
 from score_cli.tasks.prompts import Shot, mbpp_question, override, prompts_of
 
 
@@ -51,6 +53,14 @@ def test_mbpp_prompt_shows_solved_shots_and_ends_open() -> None:
         "You are an expert Python programmer, and here is your task: Halve it. Your code should pass these tests:\n\n"
         "assert g(4) == 2\n[BEGIN]\n"
     )
+
+
+def test_a_chat_is_asked_as_it_stands_and_a_text_in_the_words_of_its_task() -> None:
+    asked = problem("1+1?", "math")
+    assert prompts_of("math").turns(asked) == (prompts_of("math").first_turn(asked), [])
+    brief = Message(role="system", content="Be brief.")
+    chat = replace(asked, messages=[brief, Message(role="user", content="1+1?")])
+    assert prompts_of("math").turns(chat) == ("1+1?", [brief])
 
 
 def test_override_replaces_only_the_named_fields() -> None:

@@ -20,7 +20,7 @@ from score_cli.sampling.engine import context_limit
 from score_cli.sampling.rollout import Bridge, Rollout
 from score_cli.sampling.seeds import sample_digest
 from score_cli.tables.checkpoints import Policy
-from score_cli.tables.records import Problem, Trace
+from score_cli.tables.records import Message, Problem, Trace
 from score_cli.tasks.prompts import Prompts, override, prompts_of
 
 MOST_TOKENS = 1024
@@ -69,7 +69,7 @@ class Renderer:
         """
         task = self.task(problem.task)
         try:
-            tokens = task.prompt(task.prompts.first_turn(problem))
+            tokens = task.prompt(*task.prompts.turns(problem))
         except UserError as error:
             raise UserError(f"problem {problem.problem_id}: {error}") from None
         if not tokens:
@@ -119,7 +119,7 @@ class Renderer:
 class TaskRenderer:
     """Turns problems of one task into prompt tokens, and knows the task's bridge and stop tokens.
 
-    The first user turn never holds control tokens, whatever it spells; the system prompt and the
+    A problem's words never hold control tokens, whatever they spell; the task's system prompt and
     correction are the recipe's own words and are encoded as they stand.
     """
 
@@ -139,24 +139,30 @@ class TaskRenderer:
             raise UserError("the tokenizer has no end-of-sequence token, so no attempt could end: set eos_token")
         self.stop_ids = frozenset(stops)
         self._control = ControlTokens(tokenizer, stops)
-        # The control tokens of every prompt: those that the template writes around any question.
-        self._frame = self._control.among(self._encode_turn("x"))
+        # The control tokens of every prompt of some roles: those that the template writes around any words.
+        self._frames: dict[tuple[str, ...], list[int]] = {}
 
-    def prompt(self, first_turn: str) -> list[int]:
-        """Tokens of the first user turn, up to where the model starts to write.
+    def prompt(self, first_turn: str, before: Sequence[Message] = ()) -> list[int]:
+        """Tokens of the prompt that ends with a user's turn, up to where the model starts to write.
 
+        Args:
+            before: the turns of the problem's own chat before that one; its system message replaces the task's.
         Raises:
-            UserError: the turn spells a control token, and the tokenizer has no other way to write it.
+            UserError: a turn spells a control token, and the tokenizer has no other way to write it, or the template
+                has no place for a turn.
         """
-        tokens = self._encode_turn(first_turn)
-        if self._control.among(tokens) == self._frame:
+        turns = [*before, _user(first_turn)]
+        tokens, frame = self._encode_turns(turns), self._frame(turns)
+        if before:
+            self._check_shown(turns)
+        if self._control.among(tokens) == frame:
             return tokens
-        mark = self._control.mark_for(first_turn + self._first_turn("x"))
+        mark = self._control.mark_for("".join(turn["content"] for turn in turns) + self._turns_text(turns))
         if self._tokenizer.is_fast:
-            text = self._first_turn(self._control.hide(first_turn, mark))
+            hidden = [Message(role=turn["role"], content=self._control.hide(turn["content"], mark)) for turn in turns]
             whole = self._tokenizer.chat_template is None
-            tokens = self._control.encode_hidden(text, mark, add_special_tokens=whole)
-        if self._control.among(tokens) != self._frame:
+            tokens = self._control.encode_hidden(self._turns_text(hidden), mark, add_special_tokens=whole)
+        if self._control.among(tokens) != frame:
             raise UserError(
                 "the question spells a control token, which this tokenizer cannot write as plain text: "
                 "leave the problem out, or spell the token otherwise"
@@ -169,22 +175,40 @@ class TaskRenderer:
             token_ids = token_ids[:-1]
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _opening(self) -> list[dict[str, str]]:
+    def _opening(self) -> list[Message]:
         system = self.prompts.system
-        return [] if system is None else [{"role": "system", "content": system}]
+        return [] if system is None else [Message(role="system", content=system)]
 
-    def _first_turn(self, content: str) -> str:
-        """The prompt's text around a user's words."""
+    def _frame(self, turns: Sequence[Message]) -> list[int]:
+        roles = tuple(turn["role"] for turn in turns)
+        if roles not in self._frames:
+            plain = [Message(role=role, content="x") for role in roles]
+            self._frames[roles] = self._control.among(self._encode_turns(plain))
+        return self._frames[roles]
+
+    def _turns_text(self, turns: Sequence[Message]) -> str:
+        """The prompt's text around some turns."""
         if self._tokenizer.chat_template is None:
-            return content
-        return self._render([*self._opening(), _user(content)])
+            return "\n\n".join(turn["content"] for turn in turns)
+        opening = [] if turns[0]["role"] == "system" else self._opening()
+        return self._render([*opening, *turns])
 
-    def _encode_turn(self, content: str) -> list[int]:
+    def _encode_turns(self, turns: Sequence[Message]) -> list[int]:
         if self._tokenizer.chat_template is None:
-            return list(self._tokenizer.encode(content, add_special_tokens=True))
-        return self._encode(self._first_turn(content))
+            return list(self._tokenizer.encode(self._turns_text(turns), add_special_tokens=True))
+        return self._encode(self._turns_text(turns))
 
-    def _render(self, messages: list[dict[str, str]], *, ask: bool = True) -> str:
+    def _check_shown(self, turns: Sequence[Message]) -> None:
+        """See that the template shows a chat's system and user turns; what it makes of a model's is its own affair."""
+        text = self._turns_text(turns)
+        for turn in turns:
+            if turn["role"] != "assistant" and turn["content"].strip() not in text:
+                raise UserError(
+                    f"the chat template leaves out the chat's {turn['role']} message: "
+                    "put its words into the user's turn, or use a tokenizer whose template shows it"
+                )
+
+    def _render(self, messages: Sequence[Message], *, ask: bool = True) -> str:
         """The template's text of some messages; with `ask`, up to where the model starts to write."""
         try:
             return self._apply_template(messages, ask)
@@ -193,7 +217,7 @@ class TaskRenderer:
                 f"the chat template cannot be rendered ({error}): use a tokenizer whose template can"
             ) from None
 
-    def _apply_template(self, messages: list[dict[str, str]], ask: bool) -> str:
+    def _apply_template(self, messages: Sequence[Message], ask: bool) -> str:
         rendered = self._tokenizer.apply_chat_template(
             messages,
             tokenize=False,
@@ -215,7 +239,7 @@ class TaskRenderer:
         sentinel = _SENTINEL
         while sentinel in words:
             sentinel += _SENTINEL[-1]
-        turns = [*self._opening(), _user("question"), {"role": "assistant", "content": sentinel}]
+        turns = [*self._opening(), _user("question"), Message(role="assistant", content=sentinel)]
         rendered = self._render([*turns, _user(self.prompts.correction)])
         if rendered.count(sentinel) != 1:
             raise UserError(
@@ -253,8 +277,8 @@ class TaskRenderer:
         return special & set(self._encode(at_the_end.lstrip())[:1])
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
+def _user(content: str) -> Message:
+    return Message(role="user", content=content)
 
 
 def _stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:

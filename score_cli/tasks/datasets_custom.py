@@ -15,7 +15,7 @@ from score_cli.config import Layout
 from score_cli.errors import UserError
 from score_cli.tables.problems import KNOWN_COLUMNS, task_of
 from score_cli.tables.records import Problem
-from score_cli.tasks.boxed import boxed_gold
+from score_cli.tasks.latex_boxes import boxed_gold
 from score_cli.tasks.prompts import PROMPTS, final_answer
 from score_cli.tasks.readers import Loaded, Row
 

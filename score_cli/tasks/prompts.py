@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from score_cli.errors import UserError
-from score_cli.tables.records import Problem
+from score_cli.tables.records import Message, Problem
 from score_cli.tasks import division
 
 QUESTION = "{question}"
@@ -30,6 +30,12 @@ class Prompts(NamedTuple):
         """The first user message for a problem."""
         # replace, not format: questions and prompts are full of braces.
         return self.first.replace(QUESTION, problem.question)
+
+    def turns(self, problem: Problem) -> tuple[str, list[Message]]:
+        """The last user message of a problem's prompt, and the messages before it: a chat is asked as it stands."""
+        if problem.messages is None:
+            return self.first_turn(problem), []
+        return problem.question, problem.messages[:-1]
 
 
 _FINAL_ANSWER = (
