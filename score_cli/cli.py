@@ -69,11 +69,15 @@ def data(
         str,
         typer.Argument(
             help="division (built in), math, math500, gsm8k, mbpp, mbpp-sanitized, humaneval, humanevalplus, mbppplus, "
-            "or custom for your own JSON lines or Parquet."
+            "reasoning-gym (its data set by --from), or custom for your own JSON, CSV or Parquet."
         ),
     ],
     source: Annotated[
-        str | None, typer.Option("--from", help="File, folder or Hugging Face id that the problems are read from.")
+        str | None,
+        typer.Option(
+            "--from",
+            help="File, folder or Hugging Face id that the problems are read from; a data set of reasoning-gym.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Problems table to write.")] = Path("problems.parquet"),
     overwrite: Overwrite = False,

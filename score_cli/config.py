@@ -136,6 +136,11 @@ class DataConfig:
         None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.", least=0, most=3
     )
     check: bool = option(True, "Verify each problem's own answer first, and list those that do not pass.")
+    size: int = option(2000, "reasoning-gym: how many problems to make, all different.", least=1)
+    seed: int = option(0, "reasoning-gym: other problems for another seed.", least=0)
+    dataset_config: str | None = option(
+        None, "reasoning-gym: configuration of the data set as JSON, which --config takes too."
+    )
     task: str | None = option(None, "custom: whose prompts and grader apply; math where there are answers.")
     layout: Layout = option(
         "auto", "custom: columns as verl or trl train on them, or columns as named; auto goes by the first row."

@@ -14,6 +14,8 @@ from score_cli.recipe import Recipe, read_recipe
 
 Command = Callable[..., None]
 
+# The one option whose value, an object of JSON, --config takes in a recipe's place.
+DATASET_CONFIG = "dataset_config"
 RECIPE_HELP = "Recipe (TOML) whose table of this command's name sets options; the command line beats it."
 
 
@@ -29,12 +31,14 @@ def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
 
         @functools.wraps(command)
-        def wrapper(*, config: Path | None, **values: Any) -> None:
-            recipe = read_recipe(config) if config is not None else Recipe({})
+        def wrapper(*, config: str | None, **values: Any) -> None:
             chosen = {name: values.pop(name) for name in names}
+            if config is not None and config.lstrip().startswith("{") and DATASET_CONFIG in chosen:
+                chosen[DATASET_CONFIG], config = config, None
+            recipe = read_recipe(Path(config)) if config is not None else Recipe({})
             command(settings=recipe.settings(table, kind, **chosen), **values)
 
-        recipe_option = Annotated[Path | None, typer.Option("--config", help=RECIPE_HELP, show_default=False)]
+        recipe_option = Annotated[str | None, typer.Option("--config", help=RECIPE_HELP, show_default=False)]
         parameters = [
             *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
             inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=recipe_option),

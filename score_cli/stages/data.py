@@ -13,19 +13,25 @@ from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
-from score_cli.tables.schemas import CORRECT
-from score_cli.tasks import division
+from score_cli.tables.schemas import CORRECT, INCORRECT
+from score_cli.tasks import datasets_reasoning_gym, division
 from score_cli.tasks.loaders import DATASETS, Columns, load
 from score_cli.tasks.prompts import PROMPTS
 from score_cli.tasks.readers import Loaded
 from score_cli.verification.grader import make_graders
+from score_cli.verification.reasoning_gym import grade
 from score_cli.verification.task_grader import Item
 
 DIVISION = "division"
+REASONING_GYM = "reasoning-gym"
 SPLITS = ("train", "validation", "test")
 _CHECKED_AT_A_TIME = 64
+_NAMED = 100
 # Options that are recorded for one data set alone.
-_OPTIONS_OF = {"custom": ("layout", "level_column", "subject_column")}
+_OPTIONS_OF = {
+    "custom": ("layout", "level_column", "subject_column"),
+    REASONING_GYM: ("size", "seed", "dataset_config"),
+}
 
 
 def write_problems(
@@ -47,18 +53,23 @@ def write_problems(
     check_output(out, overwrite=overwrite)
     if dataset == DIVISION:
         problems = _division_problems(config, source)
+    elif dataset == REASONING_GYM:
+        problems = _procedural_problems(config, source, progress)
     else:
         problems = _loaded_problems(dataset, config, source, progress)
-    inputs = {"source": file_sha256(Path(source))} if source is not None and Path(source).is_file() else {}
-    footer = Footer(table=PROBLEMS.name, stage="data", config=_recorded(dataset, config), inputs=inputs)
+    is_read = source is not None and dataset != REASONING_GYM and Path(source).is_file()
+    inputs = {"source": file_sha256(Path(str(source)))} if is_read else {}
+    footer = Footer(table=PROBLEMS.name, stage="data", config=_recorded(dataset, config, source), inputs=inputs)
     write_problems_table(out, problems, footer)
     return len(problems)
 
 
-def _recorded(dataset: str, config: DataConfig) -> dict[str, Any]:
+def _recorded(dataset: str, config: DataConfig, source: str | None) -> dict[str, Any]:
     """What the footer says of how the problems were made: the options that the data set has."""
     foreign = {name for owner, names in _OPTIONS_OF.items() if owner != dataset for name in names}
-    return {"dataset": dataset} | {name: value for name, value in asdict(config).items() if name not in foreign}
+    made = {"from": source, "version": datasets_reasoning_gym.version()} if dataset == REASONING_GYM else {}
+    recorded = {name: value for name, value in asdict(config).items() if name not in foreign}
+    return {"dataset": dataset} | recorded | made
 
 
 def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
@@ -70,6 +81,22 @@ def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit is {config.limit}, expected at least 1")
     return division.split_problems(split)[: config.limit]
+
+
+def _procedural_problems(config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:
+    if source is None:
+        raise UserError("reasoning-gym has many data sets: pass --from with the name of one, such as chain_sum")
+    loaded = datasets_reasoning_gym.make_problems(
+        source,
+        split=config.split or SPLITS[0],
+        size=min(config.size, config.limit or config.size),
+        seed=config.seed,
+        config=datasets_reasoning_gym.read_config(config.dataset_config),
+        progress=progress,
+    )
+    if config.check:
+        _check_golds(loaded, progress)
+    return [problem for problem, _ in loaded]
 
 
 def _loaded_problems(dataset: str, config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:
@@ -115,7 +142,10 @@ def _check_golds(golds: Sequence[Loaded], progress: Progress) -> None:
         return
     failed = [f"{gold.problem.problem_id} (no answer)" for gold in golds if gold.gold_response is None]
     items = [Item(gold.problem, gold.gold_response) for gold in golds if gold.gold_response is not None]
-    graders = make_graders({item.problem.task for item in items}, VerifyConfig())
+    for item in items:
+        if item.problem.task == REASONING_GYM and grade(item.problem.row(), item.response) < 1:
+            failed.append(f"{item.problem.problem_id} ({INCORRECT})")
+    graders = make_graders({item.problem.task for item in items} - {REASONING_GYM}, VerifyConfig())
     try:
         with progress.phase("checking gold answers", len(items)) as bar:
             for task, grader in graders.items():
@@ -130,6 +160,8 @@ def _check_golds(golds: Sequence[Loaded], progress: Progress) -> None:
         for grader in graders.values():
             grader.close()
     if failed:
-        progress.line(f"{len(failed)} of {len(golds)} gold answers do not pass their own verifier: {', '.join(failed)}")
+        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        named = ", ".join(failed[:_NAMED]) + more
+        progress.line(f"{len(failed)} of {len(golds)} gold answers do not pass their own verifier: {named}")
     else:
         progress.line(f"all {len(golds)} gold answers pass their own verifier")

@@ -6,6 +6,7 @@ are kept in `Problem.extra` and come back out of `write_problems_table` with the
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -197,6 +198,11 @@ def _joined_parts(parts: Sequence[Any], where: str) -> str:
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where} has a part that is not text: leave out what shows pictures or sounds")
     return "".join(map(str, texts))
+
+
+def question_key(text: str) -> str:
+    """A question without what does not make it another one: case, white space, and ways to encode a character."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def write_problems_table(path: Path, problems: Sequence[Problem], footer: Footer) -> None:

@@ -55,12 +55,19 @@ _CODE_CORRECTION = (
     "Please correct the error, if any, and rewrite the solution. Only output the final correct Python program!"
 )
 
+_TAGS = "Give your final answer between <answer> and </answer>, and nothing else there."
+
 PROMPTS: dict[str, Prompts] = {
     "division": Prompts(first=QUESTION, correction=division.CORRECTION),
     "math": Prompts(first=f"{_MATH_FIRST}\n\nProblem: {QUESTION}", correction=_MATH_CORRECTION),
     # The question of an MBPP problem is the whole prompt: its shots come from the user's file, see mbpp_question.
     "mbpp": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
     "humaneval": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
+    "reasoning-gym": Prompts(
+        first=f"{QUESTION}\n\nThink step by step. {_TAGS} Where the question shows the form of an answer, keep to it.",
+        correction="There might be an error in the solution above because of lack of understanding of the question. "
+        f"Please correct the error, if any, and rewrite the solution. Only output the final solution! {_TAGS}",
+    ),
 }
 
 
