@@ -145,6 +145,12 @@ class DataConfig:
     layout: Layout = option(
         "auto", "custom: columns as verl or trl train on them, or columns as named; auto goes by the first row."
     )
+    hold_out: float | None = option(
+        None,
+        "custom: share of questions that validation and test keep each; train has the rest.",
+        above=0,
+        most=0.4,
+    )
     id_column: str = option("problem_id", "custom: column of the problem's id; made up where absent.")
     question_column: str = option("question", "custom: column of the question.")
     answer_column: str = option("answer", "custom: column of the gold answer.")

@@ -18,7 +18,7 @@ from score_cli.stages.data import write_problems
 from score_cli.tables.parquet import PROBLEMS, read_footer
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem
-from score_cli.tasks.loaders import Columns, gold_responses, load_problems
+from score_cli.tasks.loaders import Columns, gold_responses, load, load_problems
 
 VERL = {
     "data_source": "openai/gsm8k",
@@ -165,6 +165,32 @@ def test_a_layout_that_was_asked_for_is_not_guessed(tmp_path: Path) -> None:
         load_one(tmp_path / "a.jsonl", VERL, columns=Columns(layout="verl", subject="ability"))
     renamed = load_one(tmp_path / "a.jsonl", VERL, columns=Columns(question="prompt", answer="extra_info.index"))
     assert renamed.answer == "0"
+
+
+def test_held_out_questions_are_nowhere_else_and_stay_held_out_when_others_come(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(200)]
+    few, all_rows = write(tmp_path / "few.jsonl", *rows[:100]), write(tmp_path / "all.jsonl", *rows)
+
+    def questions(source: str, split: str | None) -> set[str]:
+        return {one.problem.question for one in load("custom", source=source, split=split, hold_out=0.2)}
+
+    parts = {split: questions(all_rows, split) for split in ("train", "validation", "test")}
+    assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 200
+    assert 20 < len(parts["test"]) < 60 and 20 < len(parts["validation"]) < 60
+    assert questions(all_rows, None) == parts["train"]
+    assert questions(few, "test") == parts["test"] & {row["question"] for row in rows[:100]}
+    shouted = write(tmp_path / "shouted.jsonl", *({**row, "question": f" {row['question'].upper()}\n"} for row in rows))
+    assert len(questions(shouted, "test")) == len(parts["test"])
+
+
+def test_hold_out_names_its_splits_and_is_for_ones_own_problems(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", {"question": "1+1?", "answer": "2"})
+    with pytest.raises(UserError, match=r"with hold-out there is no split dev: expected train, validation, test"):
+        load("custom", source=source, split="dev", hold_out=0.1)
+    with pytest.raises(UserError, match=r"hold-out is for data set custom: gsm8k has splits of its own"):
+        load("gsm8k", source=source, hold_out=0.1)
+    with pytest.raises(UserError, match=r"has no problem of split (test|train) of custom: take another split"):
+        [load("custom", source=source, split=split, hold_out=0.3) for split in ("train", "test")]
 
 
 def test_every_gold_answer_is_checked_and_unserved_tasks_are_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _CHECKED_AT_A_TIME = 64
 _NAMED = 100
 # Options that are recorded for one data set alone.
 _OPTIONS_OF = {
-    "custom": ("layout", "level_column", "subject_column"),
+    "custom": ("layout", "hold_out", "level_column", "subject_column"),
     REASONING_GYM: ("size", "seed", "dataset_config"),
 }
 
@@ -111,6 +111,7 @@ def _loaded_problems(dataset: str, config: DataConfig, source: str | None, progr
         shots=config.shots,
         columns=_columns(config) if is_custom else None,
         task=config.task if is_custom else None,
+        hold_out=config.hold_out,
     )
     if config.check:
         _check_golds(loaded, progress)

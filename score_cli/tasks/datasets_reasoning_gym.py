@@ -5,10 +5,12 @@ has a range of seeds of its own, and takes only questions whose hash is the spli
 question, whatever their sizes, seeds and configurations.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -132,16 +134,14 @@ def _entries(name: str, config: Mapping[str, Any], first: int) -> Iterator[tuple
     while True:
         piece = make(name, config, seed=first, size=_PIECE)
         for place in range(_PIECE):
-            yield first + place, piece[place]
+            with contextlib.redirect_stdout(io.StringIO()):  # a few print what they are about
+                entry = piece[place]
+            yield first + place, entry
         first += _PIECE
 
 
 def _problem(name: str, split: str, number: int, entry: dict[str, Any], config: Mapping[str, Any]) -> Loaded:
     answer = entry["answer"]
-    try:
-        stored = json.loads(json.dumps(entry))
-    except TypeError as error:
-        raise UserError(f"{name} keeps what JSON cannot ({error}): take another data set") from None
     problem = Problem(
         problem_id=f"{name}/{split}/{number}",
         task=TASK,
@@ -149,6 +149,7 @@ def _problem(name: str, split: str, number: int, entry: dict[str, Any], config: 
         answer=answer,
         subject=name,
         source=f"reasoning-gym {name} {number}",
-        extra={"entry": stored, "config": dict(config)},
+        # As the table gives it back: JSON, in which tuples are lists and fractions text.
+        extra={"entry": json.loads(json.dumps(entry, default=str)), "config": dict(config)},
     )
     return Loaded(problem, None if answer is None else f"<answer>{answer}</answer>")

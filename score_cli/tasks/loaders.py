@@ -16,11 +16,13 @@ division and reasoning-gym are made, not loaded: see `division.py` and `datasets
 """
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from score_cli.errors import UserError
+from score_cli.tables.problems import question_key
 from score_cli.tables.records import Problem
 from score_cli.tasks.datasets_code import SHOT_IDS, humaneval_problem, mbpp_problems, mbppplus_problems
 from score_cli.tasks.datasets_custom import Columns, custom_problems
@@ -42,6 +44,7 @@ class DatasetSpec:
     shots: int = 0
 
 
+HELD_OUT = (TRAIN, "validation", TEST)
 _MBPP_SPLITS = ("train", "test", "validation", "prompt", ALL)
 DATASETS: dict[str, DatasetSpec] = {
     "math": DatasetSpec(splits=(TRAIN, TEST, OFFICIAL_TRAIN, OFFICIAL_TEST, ALL)),
@@ -68,6 +71,7 @@ def load(
     shots: int | None = None,
     columns: Columns | None = None,
     task: str | None = None,
+    hold_out: float | None = None,
 ) -> list[Loaded]:
     """The problems of one split of a data set, always in the same order, each with a right response.
 
@@ -81,6 +85,7 @@ def load(
         shots: how many solved tasks an MBPP prompt shows, 0 to 3; by default the data set's.
         columns: for `custom`, the names of the columns.
         task: for `custom`, the task whose prompts and grader apply.
+        hold_out: for `custom`, the share of its questions that splits validation and test are each made of, by hash.
     Raises:
         UserError: the data set, split or source is not there, or a row is not in the layout.
     """
@@ -96,17 +101,34 @@ def load(
         raise UserError(f"{dataset} has no split {split}: expected {', '.join(spec.splits)}")
     if dataset != "custom" and (columns is not None or task is not None):
         raise UserError(f"columns and task are for data set custom: {dataset} has a layout and a task of its own")
+    if hold_out is not None:
+        if dataset != "custom":
+            raise UserError(f"hold-out is for data set custom: {dataset} has splits of its own")
+        if split not in (None, *HELD_OUT):
+            raise UserError(f"with hold-out there is no split {split}: expected {', '.join(HELD_OUT)}")
     count = spec.shots if shots is None else shots
     if not 0 <= count <= len(SHOT_IDS):
         raise UserError(f"shots is {count}, expected 0 to {len(SHOT_IDS)}")
     if dataset in ("math", "math500"):
         found = read_math(source, split=split or spec.splits[0])
     else:
-        found = _read_rows_of(dataset, spec, source, split, shots=count, columns=columns or Columns(), task=task)
+        named = split if hold_out is None else None
+        found = _read_rows_of(dataset, spec, source, named, shots=count, columns=columns or Columns(), task=task)
+    if hold_out is not None:
+        found = [one for one in found if split_of(one.problem.question, hold_out) == (split or TRAIN)]
     if not found:
-        raise UserError(f"{source} has no problem of split {split or spec.splits[0]} of {dataset}: take another split")
+        raise UserError(
+            f"{source} has no problem of split {split or [*spec.splits, TRAIN][0]} of {dataset}: take another split"
+        )
     _check_ids(found, source)
     return found[:limit]
+
+
+def split_of(question: str, hold_out: float) -> str:
+    """Which split a question of a user's own belongs to; it stays there, whatever other questions there are."""
+    digest = hashlib.sha256(question_key(question).encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if place < hold_out else "validation" if place < 2 * hold_out else TRAIN
 
 
 def load_problems(
