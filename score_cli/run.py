@@ -1,75 +1,30 @@
 """`score run`: a whole recipe in one process: the loop with its actors kept warm, and the files the commands write."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import (
-    BaseConfig,
-    DataConfig,
-    EvalConfig,
-    RunConfig,
-    SampleConfig,
-    SftConfig,
-    Stage1Config,
-    Stage2Config,
-    VerifyConfig,
-)
+from score_cli.config import DataConfig, SampleConfig
 from score_cli.errors import UserError
-from score_cli.loop import Loop, run_updates
-from score_cli.phases import BASE, Phase, plan_phases
-from score_cli.progress import SILENT, Progress, Task
+from score_cli.phases import BASE, plan_phases
+from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_folder import RunFolder
+from score_cli.run_phases import RunConfigs, RunPhases
 from score_cli.sampling.engine import engine_name, policy_device
-from score_cli.sampling.offline import OfflineAttempts, read_offline
-from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
+from score_cli.sampling.sampler import Sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.data import SPLITS, write_problems
 from score_cli.stages.evaluate import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
-from score_cli.stages.sample import sample, traces_footer, write_traces
-from score_cli.stages.train import save_sft_round, write_examples
-from score_cli.stages.verify import rewards_footer, write_verdicts
-from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_optimizer, load_policy
+from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
-from score_cli.tables.parquet import PROBLEMS, TRAIN_METRICS, write_table
+from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import Problem
 from score_cli.training.base_policy import untrained_policy
-from score_cli.training.sft import make_examples, sft_round
-from score_cli.training.trainer import Trainer
-from score_cli.verification.grader import Grader, check_unscored
-
-
-@dataclass(frozen=True)
-class RunConfigs:
-    """Everything a run depends on, resolved."""
-
-    base: BaseConfig
-    sample: SampleConfig
-    verify: VerifyConfig
-    stage1: Stage1Config
-    stage2: Stage2Config
-    sft: SftConfig
-    eval: EvalConfig
-    run: RunConfig
-
-    @staticmethod
-    def of(recipe: Recipe) -> "RunConfigs":
-        """The settings that a recipe gives."""
-        return RunConfigs(
-            base=recipe.settings("base", BaseConfig),
-            sample=recipe.settings("sample", SampleConfig),
-            verify=recipe.settings("verify", VerifyConfig),
-            stage1=recipe.settings("train-stage1", Stage1Config),
-            stage2=recipe.settings("train-stage2", Stage2Config),
-            sft=recipe.settings("train-sft", SftConfig),
-            eval=recipe.settings("eval", EvalConfig),
-            run=recipe.settings("run", RunConfig),
-        )
+from score_cli.verification.grader import Grader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +70,24 @@ class Run:
         """
         with self.folder.locked():
             self._pin()
+            measured = self.folder.measured(self.phases)
+            if measured is not None:
+                return measured
             self._prepare_problems()
-            check_plan(self.configs.eval, read_problems(self.folder.problems("test")))
+            train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
+            check_plan(self.configs.eval, test)
+            sampler = Sampler(self.configs.sample, self._base(train, test))
             with Grader(self.configs.verify) as grader:
-                work = _Work(self, grader, self._base())
+                phases = RunPhases(
+                    self.configs, self.folder, sampler, grader, train, base_path=self._base_path, progress=self.progress
+                )
                 try:
                     for phase in self.phases:
-                        work.do(phase)
+                        phases.do(phase)
                 finally:
-                    work.close_sampler()
+                    sampler.close()
                 self.folder.join_train_metrics(self.phases[-1].last if self.phases else 0)
-                return self._evaluate(work, grader)
+                return self._evaluate(phases, grader)
 
     def _pin(self) -> None:
         given = {
@@ -151,40 +113,36 @@ class Run:
                 footer = Footer(table=PROBLEMS.name, stage="run", inputs={"problems": file_sha256(source)})
                 write_problems_table(out, read_problems(source)[: self.inputs.limit], footer)
 
-    def _base(self) -> Policy:
-        """The policy that the run starts from: given, or built here."""
-        if self._given is not None:
-            self._check_room(self._given)
-            return self._given
-        path = self.folder.policy(BASE)
-        if not path.exists():
-            self._check_room(untrained_policy(self.configs.base))
-            build_base(self.configs.base, out=path, progress=self.progress)
+    @property
+    def _base_path(self) -> Path:
+        return self.inputs.model or self.folder.policy(BASE)
+
+    def _base(self, train: Sequence[Problem], test: Sequence[Problem]) -> Policy:
+        """The policy that the run starts from, given or built here, once problems and settings are seen to fit it."""
+        if self._given is None and not self._base_path.exists():
+            self._check_room(untrained_policy(self.configs.base), train, test)
+            build_base(self.configs.base, out=self._base_path, progress=self.progress)
             setup_device(self.configs.sample)
-        base = load_policy(path, device=self.device)
-        self._check_room(base)
+        base = self._given or load_policy(self._base_path, device=self.device)
+        self._check_room(base, train, test)
         return base
 
-    def _check_room(self, base: Policy) -> None:
+    def _check_room(self, base: Policy, train: Sequence[Problem], test: Sequence[Problem]) -> None:
         """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""
         sampler = Sampler(self.configs.sample, base)
-        whole = replace(self.configs.sample, problems_per_iteration=None, iteration=0)
-        sampler.plan(read_problems(self.folder.problems("train")), whole)
+        sampler.plan(train, replace(self.configs.sample, problems_per_iteration=None, iteration=0))
         # Decodings of as many attempts are as long.
         for config in {plan.attempts: plan for plan in samplings(self.configs.eval).values()}.values():
-            sampler.plan(read_problems(self.folder.problems("test")), config)
+            sampler.plan(test, config)
 
-    def _evaluate(self, work: "_Work", grader: Grader) -> list[dict[str, Any]]:
+    def _evaluate(self, phases: RunPhases, grader: Grader) -> list[dict[str, Any]]:
         """Measure the base and the policy at each phase's end on the held-out problems."""
-        measured = self.folder.measured()
-        if measured is not None:
-            return measured
         config, problems, folder = self.configs.eval, self.folder.problems("test"), self.folder.evaluation
         device = policy_device(config, setup_device(config))
         rows: list[dict[str, Any]] = []
-        with Sampler(next(iter(samplings(config).values())), work.base) as sampler:
-            for name in work.ends:
-                policy = work.load(name, device)
+        with Sampler(next(iter(samplings(config).values())), phases.base) as sampler:
+            for name in phases.ends:
+                policy = phases.load(name, device)
                 sampler.load(policy)
                 rows += evaluate_policy(
                     config,
@@ -197,192 +155,9 @@ class Run:
                     sampler=sampler,
                     grader=grader,
                 )
-        rows += compare_policies(config, names=list(work.ends), folder=folder)
-        write_metrics(rows, config, problems=problems, folder=folder, names=list(work.ends), out=self.folder.metrics)
+        rows += compare_policies(config, names=list(phases.ends), folder=folder)
+        write_metrics(rows, config, problems=problems, folder=folder, names=list(phases.ends), out=self.folder.metrics)
         return rows
-
-
-class _Work:
-    """What the phases of a run share: problems, the grader, the sampler, and the newest policy, all kept warm."""
-
-    def __init__(self, run: Run, grader: Grader, base: Policy) -> None:
-        self.run = run
-        self.folder = run.folder
-        self.grader = grader
-        self.base = base
-        self.ends: dict[str, Path] = {BASE: run.inputs.model or run.folder.policy(BASE)}
-        train = run.folder.problems("train")
-        self.problems: list[Problem] = read_problems(train)
-        self.by_id = {problem.problem_id: problem for problem in self.problems}
-        self._problems_sha256 = file_sha256(train)
-        self._newest: Policy | None = base
-        self._sampler: Sampler | None = None
-
-    def do(self, phase: Phase) -> None:
-        """Run a phase, or what is left of it, and keep its policy under RUN/name."""
-        pinned_to = (
-            self.base.state.fingerprint if phase.reference == BASE else self.load(phase.reference).state.fingerprint
-        )
-        done = self.folder.finished(phase, None if phase.stage == "sft" else pinned_to)
-        if done is not None:
-            if phase.stage == "sft":
-                self.folder.copy_metrics(done)
-            self._newest = None
-        else:
-            kept = self.folder.kept(phase)
-            if isinstance(phase.config, SftConfig):
-                self._do_sft_rounds(phase, phase.config, kept)
-            else:
-                self._train(phase, phase.config, kept)
-            self.folder.drop_kept()
-        self.ends[phase.name] = self.folder.policy(phase.name)
-
-    def load(self, name: str, device: str | None = None) -> Policy:
-        """The policy that a phase ended in, from memory where it is still there."""
-        device = self.run.device if device is None else device
-        held = self.base if name == BASE else self._newest if name == next(reversed(self.ends)) else None
-        if held is None:
-            return load_policy(self.ends[name], device=device)
-        held.model.to(device)
-        return held
-
-    def sampler(self, policy: Policy) -> Sampler:
-        """The sampler, holding a policy."""
-        if self._sampler is None:
-            self._sampler = Sampler(self.run.configs.sample, policy)
-        else:
-            self._sampler.load(policy)
-        return self._sampler
-
-    def close_sampler(self) -> None:
-        """Give the engine back."""
-        if self._sampler is not None:
-            self._sampler.close()
-            self._sampler = None
-
-    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> dict[str, str]:
-        """Write the traces and rewards of an update as the commands do; returns the sha256 of each table.
-
-        Files left by a killed run are replaced: they would be the same, but nothing proves it.
-        """
-        assert self._sampler is not None and job.config.iteration is not None
-        folder = self.folder.iteration(job.config.iteration)
-        footer = traces_footer(job, self._sampler, problems=self._problems_sha256)
-        write_traces(folder / "traces.parquet", job, traces, footer)
-        digest = file_sha256(folder / "traces.parquet")
-        inputs = {"traces": digest, "problems": self._problems_sha256}
-        tasks = {problem.task for problem in self.problems}
-        footer = rewards_footer(self.grader, tasks, inputs=inputs, policy=footer.policy)
-        write_verdicts(folder / "rewards.parquet", verdicts, footer)
-        return {"traces": digest, "rewards": file_sha256(folder / "rewards.parquet")}
-
-    def _begin(self, kept: Path | None, reference: Policy) -> Policy:
-        """The policy to train: the checkpoint kept, or the newest end of a phase.
-
-        It is a copy where the newest must stay as it is, because KL is measured from it, now or later.
-        """
-        if kept is not None:
-            return load_policy(kept, device=self.run.device)
-        newest = self.load(next(reversed(self.ends)))
-        frozen = newest.model in (self.base.model, reference.model)
-        return replace(newest, model=copy.deepcopy(newest.model)) if frozen else newest
-
-    def _train(self, phase: Phase, config: Stage1Config | Stage2Config, kept: Path | None) -> None:
-        """The updates of a phase of reinforcement learning, from its start or from the checkpoint kept."""
-        offline, share = None, self.run.configs.run.offline_first_attempts
-        if share and isinstance(config, Stage2Config):
-            offline = self._offline_first_attempts()
-        reference = self.load(phase.reference)
-        policy = self._begin(kept, reference)
-        moments = None if kept is None else load_optimizer(kept)
-        trainer = Trainer(config, policy, reference, moments, new_phase=kept is None and phase.first > 0)
-        with self.run.progress.phase(phase.name, phase.last - phase.first) as task:
-            task.advance(policy.state.iteration - phase.first)
-            run_updates(
-                Loop(
-                    sampler=self.sampler(policy),
-                    grader=self.grader,
-                    trainer=trainer,
-                    problems=self.problems,
-                    attempts=phase.attempts,
-                    offline=offline,
-                    offline_share=share,
-                ),
-                phase.last,
-                _Journal(self, phase, task),
-            )
-        self._newest = trainer.policy
-
-    def _offline_first_attempts(self) -> OfflineAttempts:
-        """First attempts of the base at every training problem, drawn once for the whole run."""
-        out, config = self.folder.first_attempts, self.run.configs.sample
-        if not out.exists():
-            setup_device(config)
-            sample(
-                replace(config, attempts=1, problems_per_iteration=None, iteration=0),
-                policy=self.base,
-                problems=self.folder.problems("train"),
-                out=out,
-                sampler=self.sampler(self.base),
-                progress=self.run.progress,
-            )
-        return read_offline(out)
-
-    def _do_sft_rounds(self, phase: Phase, config: SftConfig, kept: Path | None) -> None:
-        """Rounds of a supervised baseline: collect with the newest policy, grade, train on the examples, again."""
-        if kept is not None:
-            self.folder.copy_metrics(kept)
-        policy, configs = self._begin(kept, self.base), self.run.configs
-        most = configs.run.sft_problems
-        count = None if most is None else min(most, len(self.problems))
-        sampling = replace(configs.sample, problems_per_iteration=count, attempts=phase.attempts)
-        while policy.state.iteration < phase.last:
-            iteration = policy.state.iteration
-            sampler = self.sampler(policy)
-            drawn = problems_of_iteration(self.problems, sampling, iteration)
-            job = sampler.plan(drawn, replace(sampling, iteration=iteration))
-            traces = sampler.run(job)
-            verdicts = self.grader.grade(traces, self.by_id)
-            digests = self.write_update(job, traces, verdicts)
-            check_unscored(verdicts, configs.verify.unscored_limit)
-            setup_device(config)
-            examples = make_examples(config, policy, traces, verdicts)
-            table = self.folder.iteration(iteration) / "sft.parquet"
-            write_examples(table, examples, config, policy, traces=digests["traces"], rewards=digests["rewards"])
-            done = sft_round(config, policy, traces, verdicts, examples, progress=self.run.progress)
-            self.run.progress.line(f"{phase.name}: {done.summary}")
-            policy = self._newest = done.policy
-            finished = policy.state.iteration
-            last = finished == phase.last
-            out = self.folder.policy(phase.name) if last else self.folder.next_kept(finished)
-            save_sft_round(out, done, examples=file_sha256(table))
-            self.folder.copy_metrics(out)
-            self.folder.drop_kept(finished)
-
-
-class _Journal:
-    """Keeps what each update of a phase makes in the run's folder."""
-
-    def __init__(self, work: _Work, phase: Phase, task: Task) -> None:
-        self._work = work
-        self._phase = phase
-        self._task = task
-
-    def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
-        """See `loop.Journal`."""
-        self._work.write_update(job, traces, verdicts)
-
-    def updated(self, trainer: Trainer) -> None:
-        """See `loop.Journal`."""
-        folder, finished = self._work.folder, trainer.policy.state.iteration
-        metrics = folder.iteration(finished - 1) / METRICS_FILE
-        write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
-        if finished == self._phase.last:
-            trainer.save(folder.policy(self._phase.name))
-        elif finished % self._work.run.configs.run.save_every == 0:
-            trainer.save(folder.next_kept(finished))
-            folder.drop_kept(finished)
-        self._task.advance(1, _headline(trainer.metrics))
 
 
 def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
@@ -429,12 +204,6 @@ def _check_first_attempts(configs: RunConfigs) -> None:
         raise UserError("run.offline_first_attempts is for a Stage II of two attempts or more: leave it out, or add it")
     if configs.sample.max_tokens is None:
         raise UserError("run.offline_first_attempts needs attempts of one length: set sample.max_tokens")
-
-
-def _headline(metrics: list[dict[str, Any]]) -> str:
-    found = {(row["name"], row["attempt"]): row["value"] for row in metrics}
-    accuracies = [f"t{a} {100 * v:.0f}%" for (name, a), v in found.items() if name == "accuracy"]
-    return " ".join(accuracies)
 
 
 def _start_of_chain(model: Path, device: str) -> Policy:

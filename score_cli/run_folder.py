@@ -12,7 +12,7 @@ RUN/train_metrics.parquet       every logged metric of every update
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,30 @@ class RunFolder:
         if not path.exists():
             return None
         state = stored_state(path)
-        wanted = f"{phase.stage} of {phase.last} updates"
-        found = f"{state.stage} of {state.iteration} updates"
-        if (state.stage, state.iteration) != (phase.stage, phase.last):
+        inside = phase.first < state.iteration < phase.last
+        if state.stage != phase.stage or not (inside or state.iteration == phase.last):
             raise UserError(
-                f"{path} holds {found}, and this run's plan has {wanted}: move it away, or name another --out"
+                f"{path} holds a policy after {state.iteration} updates ({state.stage}), and this run's plan has one "
+                f"after {phase.last} ({phase.stage}): move it away, or name another --out"
             )
         if reference is not None and state.reference != reference:
             raise UserError(f"{path} was trained against another reference than this run's: move it away")
         self._check_parent(path, state)
+        if inside:
+            self._reopen(path, state.iteration)
+            return None
         return path
+
+    def _reopen(self, path: Path, iteration: int) -> None:
+        """Go on with a phase that ended earlier than it now shall."""
+        if self.iteration(iteration).exists():
+            raise UserError(
+                f"{path} ended after {iteration} updates and later updates went on from it, so it can have no more: "
+                "name another --out"
+            )
+        self.metrics.unlink(missing_ok=True)
+        self._latest.mkdir(exist_ok=True)
+        path.rename(self.next_kept(iteration))
 
     def _check_parent(self, path: Path, state: TrainerState) -> None:
         """See that a policy was made from the last traces that lie here."""
@@ -144,9 +158,12 @@ class RunFolder:
             footer = Footer(table=TRAIN_METRICS.name, stage="run")
             write_table(self.root / "train_metrics.parquet", TRAIN_METRICS, rows, footer)
 
-    def measured(self) -> list[dict[str, Any]] | None:
-        """The rows of metrics.parquet, if the run has come to its end."""
-        return list(read_table(self.metrics, METRICS).to_pylist()) if self.metrics.exists() else None
+    def measured(self, phases: Sequence[Phase]) -> list[dict[str, Any]] | None:
+        """The rows of metrics.parquet, if all phases have come to their ends and been measured."""
+        ends = [(self.policy(phase.name), phase.last) for phase in phases]
+        if self.metrics.exists() and all(path.exists() and stored_state(path).iteration == last for path, last in ends):
+            return list(read_table(self.metrics, METRICS).to_pylist())
+        return None
 
 
 def pin_config(

@@ -4,7 +4,9 @@ Verdicts are invented, a third of them right, since an untrained policy never is
 """
 
 import hashlib
+import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from score_cli import loop
+from score_cli import loop, run_phases
 from score_cli import run as run_module
 from score_cli.config import SampleConfig, SftConfig, VerifyConfig
 from score_cli.errors import UserError
@@ -193,7 +195,7 @@ def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
     Run(recipe(**ROUNDS), tmp_path / "whole", start).execute()
     moments: list[tuple[Any, str, int]] = [
         (Grader, "grade", 4),
-        (run_module, "sft_round", 2),
+        (run_phases, "sft_round", 2),
         (RunFolder, "copy_metrics", 1),
         (RunFolder, "copy_metrics", 3),
         (loop, "check_logprobs_match", 4),
@@ -290,10 +292,71 @@ def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
     Run(made, tmp_path / "whole", start).execute()
     for function in ("sample", "read_offline"):  # before the first attempts are drawn, and after
         folder = tmp_path / function
-        stop_and_go_on(made, start, folder, monkeypatch, run_module, function, 1)
+        stop_and_go_on(made, start, folder, monkeypatch, run_phases, function, 1)
         assert digests(folder) == digests(tmp_path / "whole"), function
 
 
 def test_first_attempts_without_a_stage_two_are_refused(start: RunInputs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Stage II"):
         Run(recipe(stage1_iterations=1, offline_first_attempts=1.0), tmp_path / "run", start)
+
+
+def test_a_policy_that_the_plan_did_not_make_is_not_taken_for_its_own(start: RunInputs, tmp_path: Path) -> None:
+    Run(recipe(stage1_iterations=2), tmp_path / "other", replace(start, limit=8)).execute()
+    for name, made, message in (
+        ("longer", recipe(stage1_iterations=1), "holds a policy after 2 updates .stage1., and this run's plan has one"),
+        ("same", recipe(stage1_iterations=2), "was not made from the traces of .*iterations/0001"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copytree(tmp_path / "other" / "stage1", folder / "stage1")
+        with pytest.raises(UserError, match=message):
+            Run(made, folder, start).execute()
+        assert not (folder / "iterations").exists()
+
+
+def test_a_finished_run_goes_on_to_more_iterations_as_if_it_had_been_told_at_once(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    Run(recipe(stage1_iterations=2, stage2_iterations=3), tmp_path / "whole", start).execute()
+    folder = tmp_path / "raised"
+    Run(recipe(stage1_iterations=2, stage2_iterations=1), folder, start).execute()
+    rows = Run(recipe(stage1_iterations=2, stage2_iterations=3, save_every=5), folder, start).execute()
+    assert digests(folder) == digests(tmp_path / "whole")
+    assert rows and stored_state(folder / "stage2").iteration == 5
+    # Stage II has gone on from the end of Stage I, which can have no more.
+    with pytest.raises(UserError, match="later updates went on from it"):
+        Run(recipe(stage1_iterations=3, stage2_iterations=3), folder, start).execute()
+
+
+def test_a_finished_run_loads_no_model(start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(stage1_iterations=1)
+    rows = Run(made, tmp_path / "run", start).execute()
+    again = Run(made, tmp_path / "run", start)
+    monkeypatch.setattr(run_module, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert again.execute() == rows
+
+
+def test_a_request_to_stop_is_met_between_updates_with_the_policy_kept(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(stage1_iterations=4, save_every=100)
+    Run(made, tmp_path / "whole", start).execute()
+    folder = tmp_path / "stopped"
+    own = loop.check_logprobs_match
+    calls = iter(range(100))
+
+    def ask(*arguments: Any) -> None:
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        own(*arguments)
+
+    monkeypatch.setattr(loop, "check_logprobs_match", ask)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        Run(made, folder, start).execute()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert stored_state(folder / "latest" / "0002").iteration == 2
+    monkeypatch.setattr(loop, "check_logprobs_match", own)
+    Run(made, folder, start).execute()
+    assert digests(folder) == digests(tmp_path / "whole")

@@ -1,0 +1,257 @@
+"""The phases of a run, one after another: what they share stays warm, and what each update makes goes into files."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from score_cli.config import (
+    BaseConfig,
+    EvalConfig,
+    RunConfig,
+    SampleConfig,
+    SftConfig,
+    Stage1Config,
+    Stage2Config,
+    VerifyConfig,
+)
+from score_cli.interrupts import stopping_between_updates
+from score_cli.loop import Loop, run_updates
+from score_cli.phases import BASE, Phase
+from score_cli.progress import Progress, Task
+from score_cli.recipe import Recipe
+from score_cli.run_folder import RunFolder
+from score_cli.sampling.offline import OfflineAttempts, read_offline
+from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
+from score_cli.stages.sample import sample, traces_footer, write_traces
+from score_cli.stages.train import save_sft_round, write_examples
+from score_cli.stages.verify import rewards_footer, write_verdicts
+from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
+from score_cli.tables.device import setup_device
+from score_cli.tables.parquet import TRAIN_METRICS, write_table
+from score_cli.tables.provenance import file_sha256
+from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.training.sft import make_examples, sft_round
+from score_cli.training.trainer import Trainer
+from score_cli.verification.grader import Grader, check_unscored
+
+
+@dataclass(frozen=True)
+class RunConfigs:
+    """Everything a run depends on, resolved."""
+
+    base: BaseConfig
+    sample: SampleConfig
+    verify: VerifyConfig
+    stage1: Stage1Config
+    stage2: Stage2Config
+    sft: SftConfig
+    eval: EvalConfig
+    run: RunConfig
+
+    @staticmethod
+    def of(recipe: Recipe) -> "RunConfigs":
+        """The settings that a recipe gives."""
+        return RunConfigs(
+            base=recipe.settings("base", BaseConfig),
+            sample=recipe.settings("sample", SampleConfig),
+            verify=recipe.settings("verify", VerifyConfig),
+            stage1=recipe.settings("train-stage1", Stage1Config),
+            stage2=recipe.settings("train-stage2", Stage2Config),
+            sft=recipe.settings("train-sft", SftConfig),
+            eval=recipe.settings("eval", EvalConfig),
+            run=recipe.settings("run", RunConfig),
+        )
+
+
+class RunPhases:
+    """What the phases of a run share: problems, the grader, the sampler, and the newest policy, all kept warm."""
+
+    def __init__(
+        self,
+        configs: RunConfigs,
+        folder: RunFolder,
+        sampler: Sampler,
+        grader: Grader,
+        problems: Sequence[Problem],
+        *,
+        base_path: Path,
+        progress: Progress,
+    ) -> None:
+        """Args:
+        sampler: holding the base.
+        problems: to train on, all of them.
+        """
+        self.configs = configs
+        self.folder = folder
+        self.sampler = sampler
+        self.grader = grader
+        self.problems = problems
+        self.progress = progress
+        self.base = sampler.policy
+        self.ends: dict[str, Path] = {BASE: base_path}
+        self._device = str(self.base.model.device)
+        self._newest: Policy | None = self.base
+        self._problems_sha256 = file_sha256(folder.problems("train"))
+
+    def do(self, phase: Phase) -> None:
+        """Run a phase, or what is left of it, and keep its policy under RUN/name."""
+        pinned_to = (
+            self.base.state.fingerprint if phase.reference == BASE else self.load(phase.reference).state.fingerprint
+        )
+        done = self.folder.finished(phase, None if phase.stage == "sft" else pinned_to)
+        if done is not None:
+            if phase.stage == "sft":
+                self.folder.copy_metrics(done)
+            self._newest = None
+        else:
+            kept = self.folder.kept(phase)
+            if isinstance(phase.config, SftConfig):
+                self._do_sft_rounds(phase, phase.config, kept)
+            else:
+                self._train(phase, phase.config, kept)
+            self.folder.drop_kept()
+        self.ends[phase.name] = self.folder.policy(phase.name)
+
+    def load(self, name: str, device: str | None = None) -> Policy:
+        """The policy that a phase ended in, from memory where it is still there."""
+        device = self._device if device is None else device
+        held = self.base if name == BASE else self._newest if name == next(reversed(self.ends)) else None
+        if held is None:
+            return load_policy(self.ends[name], device=device)
+        held.model.to(device)
+        return held
+
+    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> dict[str, str]:
+        """Write the traces and rewards of an update as the commands do; returns the sha256 of each table.
+
+        Files left by a killed run are replaced: they would be the same, but nothing proves it.
+        """
+        assert job.config.iteration is not None
+        folder = self.folder.iteration(job.config.iteration)
+        footer = traces_footer(job, self.sampler, problems=self._problems_sha256)
+        write_traces(folder / "traces.parquet", job, traces, footer)
+        digest = file_sha256(folder / "traces.parquet")
+        inputs = {"traces": digest, "problems": self._problems_sha256}
+        tasks = {problem.task for problem in self.problems}
+        footer = rewards_footer(self.grader, tasks, inputs=inputs, policy=footer.policy)
+        write_verdicts(folder / "rewards.parquet", verdicts, footer)
+        return {"traces": digest, "rewards": file_sha256(folder / "rewards.parquet")}
+
+    def _begin(self, kept: Path | None, reference: Policy) -> Policy:
+        """The policy to train: the checkpoint kept, or the newest end of a phase.
+
+        It is a copy where the newest must stay as it is, because KL is measured from it, now or later.
+        """
+        if kept is not None:
+            return load_policy(kept, device=self._device)
+        newest = self.load(next(reversed(self.ends)))
+        frozen = newest.model in (self.base.model, reference.model)
+        return replace(newest, model=copy.deepcopy(newest.model)) if frozen else newest
+
+    def _train(self, phase: Phase, config: Stage1Config | Stage2Config, kept: Path | None) -> None:
+        """The updates of a phase of reinforcement learning, from its start or from the checkpoint kept."""
+        offline, share = None, self.configs.run.offline_first_attempts
+        if share and isinstance(config, Stage2Config):
+            offline = self._offline_first_attempts()
+        reference = self.load(phase.reference)
+        policy = self._begin(kept, reference)
+        moments = None if kept is None else load_optimizer(kept)
+        trainer = Trainer(config, policy, reference, moments, new_phase=kept is None and phase.first > 0)
+        with self.progress.phase(phase.name, phase.last - phase.first) as task:
+            task.advance(policy.state.iteration - phase.first)
+            self.sampler.load(policy)
+            loop = Loop(
+                sampler=self.sampler,
+                grader=self.grader,
+                trainer=trainer,
+                problems=self.problems,
+                attempts=phase.attempts,
+                offline=offline,
+                offline_share=share,
+            )
+            with stopping_between_updates(self.progress) as asked:
+                run_updates(loop, phase.last, _Journal(self, phase, task, asked))
+        self._newest = trainer.policy
+
+    def _offline_first_attempts(self) -> OfflineAttempts:
+        """First attempts of the base at every training problem, drawn once for the whole run."""
+        out, config = self.folder.first_attempts, self.configs.sample
+        if not out.exists():
+            setup_device(config)
+            self.sampler.load(self.base)
+            sample(
+                replace(config, attempts=1, problems_per_iteration=None, iteration=0),
+                policy=self.base,
+                problems=self.folder.problems("train"),
+                out=out,
+                sampler=self.sampler,
+                progress=self.progress,
+            )
+        return read_offline(out)
+
+    def _do_sft_rounds(self, phase: Phase, config: SftConfig, kept: Path | None) -> None:
+        """Rounds of a supervised baseline: collect with the newest policy, grade, train on the examples, again."""
+        if kept is not None:
+            self.folder.copy_metrics(kept)
+        policy, configs = self._begin(kept, self.base), self.configs
+        most = configs.run.sft_problems
+        count = None if most is None else min(most, len(self.problems))
+        sampling = replace(configs.sample, problems_per_iteration=count, attempts=phase.attempts)
+        while policy.state.iteration < phase.last:
+            iteration = policy.state.iteration
+            self.sampler.load(policy)
+            drawn = problems_of_iteration(self.problems, sampling, iteration)
+            job = self.sampler.plan(drawn, replace(sampling, iteration=iteration))
+            traces = self.sampler.run(job)
+            verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
+            digests = self.write_update(job, traces, verdicts)
+            check_unscored(verdicts, configs.verify.unscored_limit)
+            setup_device(config)
+            examples = make_examples(config, policy, traces, verdicts)
+            table = self.folder.iteration(iteration) / "sft.parquet"
+            write_examples(table, examples, config, policy, traces=digests["traces"], rewards=digests["rewards"])
+            done = sft_round(config, policy, traces, verdicts, examples, progress=self.progress)
+            self.progress.line(f"{phase.name}: {done.summary}")
+            policy = self._newest = done.policy
+            finished = policy.state.iteration
+            last = finished == phase.last
+            out = self.folder.policy(phase.name) if last else self.folder.next_kept(finished)
+            save_sft_round(out, done, examples=file_sha256(table))
+            self.folder.copy_metrics(out)
+            self.folder.drop_kept(finished)
+
+
+class _Journal:
+    """Keeps what each update of a phase makes in the run's folder."""
+
+    def __init__(self, phases: RunPhases, phase: Phase, task: Task, asked_to_stop: Callable[[], bool]) -> None:
+        self._phases = phases
+        self._phase = phase
+        self._task = task
+        self._asked_to_stop = asked_to_stop
+
+    def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
+        """See `loop.Journal`."""
+        self._phases.write_update(job, traces, verdicts)
+
+    def updated(self, trainer: Trainer) -> None:
+        """See `loop.Journal`."""
+        folder, finished = self._phases.folder, trainer.policy.state.iteration
+        metrics = folder.iteration(finished - 1) / METRICS_FILE
+        write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
+        if finished == self._phase.last:
+            trainer.save(folder.policy(self._phase.name))
+        elif finished % self._phases.configs.run.save_every == 0 or self._asked_to_stop():
+            trainer.save(folder.next_kept(finished))
+            folder.drop_kept(finished)
+        self._task.advance(1, _headline(trainer.metrics))
+        if self._asked_to_stop():
+            raise KeyboardInterrupt
+
+
+def _headline(metrics: list[dict[str, Any]]) -> str:
+    found = {(row["name"], row["attempt"]): row["value"] for row in metrics}
+    accuracies = [f"t{a} {100 * v:.0f}%" for (name, a), v in found.items() if name == "accuracy"]
+    return " ".join(accuracies)

@@ -1,0 +1,82 @@
+"""A run's folder: one process at a time, settings that must agree and others that need not, no stranger's policies."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from score_cli.errors import UserError
+from score_cli.run_folder import FREE, RAISED, RunFolder, pin_config
+from score_cli.run_phases import RunConfigs
+
+BEGUN = {"sample": {"batch_size": 64, "seed": 0}, "run": {"stage1_iterations": 10, "save_every": 10}}
+
+
+def goes_on(folder: Path, **changes: object) -> list[str]:
+    now = {stage: dict(values) for stage, values in BEGUN.items()}
+    for name, value in changes.items():
+        stage, key = name.split("__")
+        now[stage][key] = value  # type: ignore[assignment]
+    return pin_config(folder / "config.json", now, free=FREE, raised=RAISED, defaults={"sample": {"top_k": 0}})
+
+
+def test_what_cannot_change_the_result_may_differ_and_is_said(tmp_path: Path) -> None:
+    assert goes_on(tmp_path) == []
+    assert goes_on(tmp_path, sample__batch_size=8) == ["sample.batch_size was 64, is 8"]
+    # What it was last told is what the next start is compared with.
+    assert goes_on(tmp_path, sample__batch_size=8) == []
+
+
+def test_what_changes_the_result_is_refused_with_every_difference(tmp_path: Path) -> None:
+    goes_on(tmp_path)
+    with pytest.raises(UserError, match=r"sample.seed was 0, is 1; run.stage1_iterations was 10, is 9.*--out"):
+        goes_on(tmp_path, sample__seed=1, run__stage1_iterations=9)
+    assert json.loads((tmp_path / "config.json").read_text()) == BEGUN
+
+
+def test_iterations_may_be_raised(tmp_path: Path) -> None:
+    goes_on(tmp_path)
+    assert goes_on(tmp_path, run__stage1_iterations=12) == ["run.stage1_iterations was 10, is 12"]
+    with pytest.raises(UserError, match="stage1_iterations was 12, is 11"):
+        goes_on(tmp_path, run__stage1_iterations=11)
+
+
+def test_a_key_that_an_earlier_version_did_not_know_had_its_default(tmp_path: Path) -> None:
+    goes_on(tmp_path)
+    assert goes_on(tmp_path, sample__top_k=0) == []
+    with pytest.raises(UserError, match="sample.top_k was 0, is 5"):
+        goes_on(tmp_path, sample__top_k=5)
+
+
+def test_every_setting_that_may_differ_is_one_that_a_run_has() -> None:
+    from dataclasses import asdict
+
+    from score_cli.recipe import Recipe
+
+    known = asdict(RunConfigs.of(Recipe({})))
+    assert all(key in known[stage] for stage, key in FREE | RAISED)
+
+
+def test_a_second_process_is_kept_out_until_the_first_has_ended_however_that_came_about(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from score_cli.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n    print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="another process is at work there"), RunFolder(tmp_path).locked():
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+def test_a_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run of an earlier version of score: name another --out"):
+        RunFolder(tmp_path).pin(BEGUN, {})
