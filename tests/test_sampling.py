@@ -302,3 +302,25 @@ def test_a_question_with_a_control_token_in_it_is_refused_with_its_id(
     rewrite(problems, lambda row: row.update(question="Divide 4 by 2. <eos>"))
     with pytest.raises(UserError, match="problem division-.*: the question spells a control token"):
         sample(CONFIG, policy=load_policy(checkpoint), problems=problems, out=tmp_path / "traces.parquet")
+
+
+def test_a_footer_tells_the_words_that_were_said_and_the_versions_that_computed(
+    checkpoint: Path, problems: Path, tmp_path: Path
+) -> None:
+    """Words can change and leave every token alone where an attempt is asked once; the footer must still tell."""
+    from importlib.metadata import version
+
+    from score_cli.tables.checkpoints import load_policy
+    from score_cli.tables.parquet import TRACES, read_footer
+
+    footers = []
+    for name, words in (("a", None), ("b", "<check>")):
+        config = replace(CONFIG, attempts=1, correction=words)
+        out = tmp_path / f"{name}.parquet"
+        sample(config, policy=load_policy(checkpoint), problems=problems, out=out)
+        footers.append(read_footer(out, TRACES))
+    plain, changed = footers
+    assert plain is not None and changed is not None
+    assert plain.inputs["prompts"] != changed.inputs["prompts"]
+    assert plain.inputs["problems"] == changed.inputs["problems"]
+    assert plain.config["versions"]["torch"] == version("torch") and plain.config["engine"] == "transformers"

@@ -8,7 +8,9 @@ template that trims or strips earlier turns cannot change tokens that were alrea
 """
 
 import datetime
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 
 import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +62,11 @@ class Renderer:
                 prompts = prompts._replace(correction=self._correction)
             self._tasks[name] = TaskRenderer(self._policy.tokenizer, self._policy.model, prompts)
         return self._tasks[name]
+
+    def prompts_digest(self, tasks: Iterable[str]) -> str:
+        """sha256 of the words that tasks are asked with, as a recipe and the settings made them."""
+        words = {name: self.task(name).prompts._asdict() for name in tasks}
+        return hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()
 
     def prompt(self, problem: Problem) -> list[int]:
         """Prompt tokens of a problem.

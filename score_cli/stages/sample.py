@@ -22,7 +22,7 @@ from score_cli.tables.device import numerics
 from score_cli.tables.parquet import TRACES, join_tables, read_footer, writing_table
 from score_cli.tables.parts import open_parts
 from score_cli.tables.problems import read_problems
-from score_cli.tables.provenance import Footer, file_sha256
+from score_cli.tables.provenance import Footer, file_sha256, library_versions
 from score_cli.tables.records import Trace
 from score_cli.tables.traces import trace_row
 
@@ -133,14 +133,20 @@ def write_traces(path: Path, job: SampleJob, traces: Sequence[Trace], footer: Fo
 
 
 def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
-    """The provenance of a job's traces: the engine that ran instead of `auto`, and no device or memory.
+    """The provenance of a job's traces: the words that were said, the engine that ran instead of `auto`, the versions
+    of the libraries; no device and no memory.
 
     Args:
         problems: sha256 of the file that the problems were drawn from.
     """
     settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
     del settings["device"], settings["gpu_memory_utilization"]
-    inputs = {"problems": problems, "renderer": renderer_digest(sampler.policy)}
+    settings["versions"] = library_versions(*({"vllm"} & {sampler.engine_name}))
+    inputs = {
+        "problems": problems,
+        "renderer": renderer_digest(sampler.policy),
+        "prompts": job.renderer.prompts_digest({problem.task for problem in job.problems}),
+    }
     if job.offline is not None and job.offline.sha256 is not None:
         inputs["first_attempts"] = job.offline.sha256
     return Footer(

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ class Footer:
                 f"{path} has schema version {found.schema}, this program reads {SCHEMA_VERSION}: make the file again"
             )
         return found
+
+
+def library_versions(*more: str) -> dict[str, str]:
+    """Versions of this program and of the libraries that compute: torch, transformers, and any others named."""
+    return {"score": _version("score-cli")} | {name: _version(name) for name in ("torch", "transformers", *more)}
+
+
+def _version(name: str) -> str:
+    # The CPU build of vLLM is published under a name of its own.
+    for published in (name, f"{name}-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(published)
+    return "unknown"
 
 
 def short_digest(digest: str | None) -> str:
