@@ -2,7 +2,12 @@
 
 import pytest
 
-from score_cli.verification.programs.extraction import extract_program, prelude_of
+from score_cli.verification.programs.extraction import (
+    MAXIMUM_CHARACTERS,
+    MAXIMUM_RESPONSE,
+    extract_program,
+    prelude_of,
+)
 
 PROMPT = (
     'from typing import List\n\n\ndef helper(x):\n    return x\n\n\ndef add(a: int, b: int) -> int:\n    """Add."""\n'
@@ -28,7 +33,7 @@ def extract(response: str, *, prompt: str | None = None) -> str | None:
         f"```python\n{GOOD}",
         f"[BEGIN]\n{GOOD}[DONE]",
         f"{GOOD}[DONE]\nmore talk [BEGIN",
-        f"[BEGIN]\ndef add(a, b):\n    return 0\n[DONE]\nWrong.\n[BEGIN]\n{GOOD}[DONE]\n",
+        f"[BEGIN]\n{GOOD}[DONE]\nAnd now the next.\n[BEGIN]\ndef add(a, b):\n    return 0\n[DONE]\n",
         f"[BEGIN]\n```python\n{GOOD}```\n[DONE]",
         GOOD,
         f"Sure, the function is\n\n{GOOD}\nIt adds.\n",
@@ -69,8 +74,29 @@ def test_a_response_without_code_has_no_program(response: str) -> None:
     assert extract(response, prompt=PROMPT) is None
 
 
-def test_code_that_does_not_parse_is_still_an_answer() -> None:
-    assert extract("```python\ndef add(a, b) return\n```") == "def add(a, b) return\n"
+@pytest.mark.parametrize(
+    "response",
+    [
+        "```python\ndef add(a, b) return\n```",
+        f"```python\n{GOOD}\nassert add(1, 2) ==\n```",
+        f"```python\n{GOOD}Here is how it works.\n```",
+        f"```python\n{GOOD}",
+        f"```python\n{GOOD}```\nBetter:\n```python\ndef add(a, b) return\n```",
+        "def add(a, b) return",
+    ],
+    ids=["broken", "broken-tail", "prose-inside", "cut-off", "broken-correction", "broken-bare"],
+)
+def test_code_that_does_not_parse_as_it_stands_is_no_program(response: str) -> None:
+    cut = response.endswith("return a + b\n")
+    assert extract(response[:-3] if cut else response) is None
+
+
+def test_a_program_longer_than_the_cap_is_not_judged_by_its_tail() -> None:
+    padding = "x = 1\n" * (MAXIMUM_CHARACTERS // 6)
+    for long in (f"{padding}{GOOD}", f"```python\n{padding}{GOOD}```", f"[BEGIN]\n{padding}{GOOD}[DONE]"):
+        assert extract(long) is None
+    assert extract(f"{'Let me think. ' * 10_000}\n```python\n{GOOD}```") == GOOD
+    assert extract(f"{'.' * MAXIMUM_RESPONSE}\n```python\n{GOOD}```") is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ MIXED = [
     item(GOOD, tests=[]),
     *(item(f"def add(a, b): return a + b + {n % 2}") for n in range(20)),
 ]
-EXPECTED = [CORRECT, INCORRECT, NO_ANSWER, TIMEOUT, OUT_OF_MEMORY, INCORRECT, UNSCORED, *[CORRECT, INCORRECT] * 10]
+EXPECTED = [CORRECT, INCORRECT, NO_ANSWER, TIMEOUT, OUT_OF_MEMORY, NO_ANSWER, UNSCORED, *[CORRECT, INCORRECT] * 10]
 
 
 def test_every_end_has_its_verdict_in_the_order_of_the_items(grader: ProgramGrader) -> None:

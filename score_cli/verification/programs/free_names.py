@@ -41,6 +41,30 @@ def defines_any(tree: ast.Module, wanted: frozenset[str]) -> bool:
     return any(name in wanted for node in ast.walk(tree) for name in _bound(node))
 
 
+def top_level_names(tree: ast.Module) -> frozenset[str]:
+    """What a module defines for others to use."""
+    # A statement such as `if` or `for` binds in its own body too; a function or a class does not.
+    found: set[str] = set()
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        found.update(_bound(node))
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+    return frozenset(found)
+
+
+def free_names(tree: ast.AST) -> frozenset[str]:
+    """The names that code uses and defines nowhere, builtins aside."""
+    used: set[str] = set()
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        bound.update(_bound(node))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            used.add(node.id)
+    return frozenset(used - bound - _BUILTINS)
+
+
 def names_of_tests(tests: ast.AST, entry_point: str | None) -> Names:
     """Sort the free names of tests into the program's and the standard library's.
 
