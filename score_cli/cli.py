@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 import errno
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -252,9 +253,13 @@ def train_sft(
 
 
 @app.command("eval", short_help="Measure policies side by side.")
-@with_settings(EvalConfig, table="eval")
+@with_settings(EvalConfig, table="eval", beside={"grading": ("verify", VerifyConfig)})
 def evaluate(
     settings: EvalConfig,
+    grading: VerifyConfig,
+    grader: Annotated[
+        str | None, typer.Option(help="As for `score verify`; its other settings stand in [verify] of --config.")
+    ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Policies to evaluate; give it once for each. ckpt if left out."),
@@ -306,6 +311,8 @@ def evaluate(
     from score_cli.stages.evaluate import evaluate_checkpoints, evaluate_tables
     from score_cli.tables.atomic import check_output
 
+    if traces and grader:
+        raise UserError("--grader grades what is sampled, and --traces measures rewards that exist: leave one out")
     if traces and model:
         raise UserError("--traces measures tables that exist, --model makes new ones: give one of the two")
     if traces and first_attempts:
@@ -334,6 +341,7 @@ def evaluate(
             samples_jsonl=samples_jsonl,
             overwrite=overwrite,
             progress=make_progress(),
+            grading=grading if grader is None else replace(grading, grader=grader),
         )
     _print_metrics(rows)
 

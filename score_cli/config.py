@@ -224,6 +224,14 @@ class VerifyConfig:
     program_timeout_seconds: float = option(5.0, "Longest that one program may take, tests included.", above=0)
     program_memory_mb: int = option(512, "Memory of one program.", least=64)
     allow_unsandboxed: bool = option(False, "Run programs without a sandbox where this machine has none.")
+    grader: str | None = option(
+        None,
+        "Grade by a function of your own, grade(problem, response): FILE.py:FUNCTION, package.module:function, or a "
+        "name that a package registers under score.graders. Left out, each task has its own grader.",
+    )
+    grader_timeout_seconds: float = option(10.0, "Longest that one call of --grader may take.", above=0)
+    grader_memory_mb: int = option(4096, "Memory of one process of --grader; 0 for no limit.", least=0)
+    correct_at: float = option(1.0, "Reward of --grader from which an attempt counts as correct.", above=0, most=1)
     unscored_limit: float = option(
         0.05, "Share of attempts left unscored above which the stage fails.", least=0, most=1
     )

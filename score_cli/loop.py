@@ -76,7 +76,7 @@ def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
         # r(y, y*) of every attempt. The policy never sees a verdict.
         verdicts = grader.grade(traces, by_id)
         journal.sampled(job, traces, verdicts)
-        check_unscored(verdicts, grader.config.unscored_limit)
+        check_unscored(verdicts, grader.config.unscored_limit, grader.reasons)
         # Rewards -> shaped rewards (Eq. 3 or 4) -> minus KL to the reference -> minus a baseline: advantages.
         batch = trainer.prepare(
             traces, verdicts, temperature=job.config.temperature, other_engine=sampler.engine_name != "transformers"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +19,22 @@ DATASET_CONFIG = "dataset_config"
 RECIPE_HELP = "Recipe (TOML) whose table of this command's name sets options; the command line beats it."
 
 
-def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
+def with_settings(
+    kind: type, *, table: str, beside: Mapping[str, tuple[str, type]] | None = None
+) -> Callable[[Command], Command]:
     """Give a command one option for each field of a dataclass, and `--config` for a recipe.
 
     The command's parameter `settings` receives the dataclass: the command line beats the recipe,
     the recipe beats the defaults.
+
+    Args:
+        beside: parameters of the command that the recipe alone fills: the table, and the dataclass, of each.
     """
+    others = beside or {}
 
     def decorate(command: Command) -> Command:
         names = [field.name for field in _option_fields(kind)]
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+        own = [p for p in inspect.signature(command).parameters.values() if p.name not in {"settings", *others}]
 
         @functools.wraps(command)
         def wrapper(*, config: str | None, **values: Any) -> None:
@@ -36,6 +42,7 @@ def with_settings(kind: type, *, table: str) -> Callable[[Command], Command]:
             if config is not None and config.lstrip().startswith("{") and DATASET_CONFIG in chosen:
                 chosen[DATASET_CONFIG], config = config, None
             recipe = read_recipe(Path(config)) if config is not None else Recipe({})
+            values |= {name: recipe.settings(other, whose) for name, (other, whose) in others.items()}
             command(settings=recipe.settings(table, kind, **chosen), **values)
 
         recipe_option = Annotated[str | None, typer.Option("--config", help=RECIPE_HELP, show_default=False)]

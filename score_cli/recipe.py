@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from score_cli import config
 from score_cli.errors import UserError
-from score_cli.tasks.prompts import override, prompts_of
+from score_cli.tasks.prompts import check_prompts
 
 Settings = TypeVar("Settings")
 
@@ -168,7 +168,7 @@ def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
         if not isinstance(changes, dict):
             raise UserError(f"{path}: {PROMPTS} holds no table {task}, expected [{PROMPTS}.TASK] with texts in it")
         for field, text in changes.items():
-            override(prompts_of(task), {field: text})
+            check_prompts(task, {field: text})
             found.append([task, field, text])
     return found
 

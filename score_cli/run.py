@@ -25,6 +25,7 @@ from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.training.base_policy import untrained_policy
 from score_cli.verification.grader import Grader
+from score_cli.verification.own_grader import find_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,11 @@ class Run:
             self._prepare_problems()
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             check_plan(self.configs.eval, test)
-            sampler = Sampler(self.configs.sample, self._base(train, test))
             with Grader(self.configs.verify) as grader:
+                if self.configs.verify.grader is not None:
+                    # One that cannot be loaded is refused before anything is trained.
+                    grader.start({problem.task for problem in [*train, *test]})
+                sampler = Sampler(self.configs.sample, self._base(train, test))
                 phases = RunPhases(
                     self.configs, self.folder, sampler, grader, train, base_path=self._base_path, progress=self.progress
                 )
@@ -95,6 +99,7 @@ class Run:
             "problems": _digest(self.inputs.problems),
             "eval_problems": _digest(self.inputs.eval_problems),
             "limit": self.inputs.limit,
+            "grader": None if self.configs.verify.grader is None else find_source(self.configs.verify.grader).sha256,
         }
         defaults = asdict(RunConfigs.of(Recipe({})))
         for change in self.folder.pin(asdict(self.configs) | {"inputs": given}, defaults):

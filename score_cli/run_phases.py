@@ -207,7 +207,7 @@ class RunPhases:
             traces = self.sampler.run(job)
             verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
             digests = self.write_update(job, traces, verdicts)
-            check_unscored(verdicts, configs.verify.unscored_limit)
+            check_unscored(verdicts, configs.verify.unscored_limit, self.grader.reasons)
             setup_device(config)
             examples = make_examples(config, policy, traces, verdicts)
             table = self.folder.iteration(iteration) / "sft.parquet"

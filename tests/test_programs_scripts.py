@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from score_cli.verification.graders import Item
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED
-from score_cli.verification.graders import Item
 from score_cli.verification.programs.grader import ProgramGrader
 from tests.programs_support import item, verdict
 

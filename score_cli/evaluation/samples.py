@@ -44,8 +44,8 @@ def sample_records(
         problem = known.get(trace.problem_id)
         doc = problem.row() if problem is not None else {"problem_id": trace.problem_id}
         target = problem.answer if problem is not None else None
-        scores = {f"acc@t{attempt}": value for attempt, value in enumerate(reward.rewards, 1)}
-        metrics = {"acc": reward.rewards[-1]} | scores
+        right = [None if each is None else float(each) for each in reward.correct]
+        metrics = {"acc": right[-1]} | {f"acc@t{attempt}": value for attempt, value in enumerate(right, 1)}
         yield {
             "doc_id": places[trace.problem_id],
             "doc": doc,

@@ -59,6 +59,6 @@ def _ballots(rewards: Sequence[Verdict], attempt: int) -> dict[str, list[Ballot]
     ballots: dict[str, list[Ballot]] = {}
     for reward in rewards:
         own = ballots.setdefault(reward.problem_id, [])
-        if len(reward.rewards) >= attempt and (value := reward.rewards[attempt - 1]) is not None:
-            own.append((reward.answers[attempt - 1], value))
+        if len(reward.rewards) >= attempt and (right := reward.correct[attempt - 1]) is not None:
+            own.append((reward.answers[attempt - 1], float(right)))
     return ballots

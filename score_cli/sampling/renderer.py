@@ -23,7 +23,7 @@ from score_cli.sampling.rollout import Bridge, Rollout
 from score_cli.sampling.seeds import sample_digest
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Message, Problem, Trace
-from score_cli.tasks.prompts import Prompts, override, prompts_of
+from score_cli.tasks.prompts import Prompts, prompts_of
 
 MOST_TOKENS = 1024
 _SENTINEL = "ATTEMPTTEXT"
@@ -54,12 +54,10 @@ class Renderer:
             UserError: there is no such task, or its conversations cannot be written in this policy's tokens.
         """
         if name not in self._tasks:
-            prompts = prompts_of(name)
-            for task, field, text in self._overrides:
-                if task == name:
-                    prompts = override(prompts, {field: text})
+            changes = {field: text for task, field, text in self._overrides if task == name}
             if self._correction is not None:
-                prompts = prompts._replace(correction=self._correction)
+                changes["correction"] = self._correction
+            prompts = prompts_of(name, changes)
             self._tasks[name] = TaskRenderer(self._policy.tokenizer, self._policy.model, prompts)
         return self._tasks[name]
 

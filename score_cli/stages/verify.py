@@ -40,6 +40,7 @@ def verify(
     by_id = {problem.problem_id: problem for problem in read_problems(problems)}
     total = count_rows(traces, TRACES)
     counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     with grader_for(config, grader) as held:
         footer = _footer(traces, problems, held, {problem.task for problem in by_id.values()})
         with progress.phase("verifying", total) as task, writing_table(out, REWARDS, footer) as writer:
@@ -48,8 +49,9 @@ def verify(
                 verdicts = held.grade(chunk, by_id)
                 writer.write_rows([verdict_row(verdict) for verdict in verdicts])
                 counts.update(name for verdict in verdicts for name in verdict.verdicts)
-                task.advance(len(verdicts), str(VerdictCounts(counts)))
-            result = VerdictCounts(dict(counts))
+                reasons.update(held.reasons)
+                task.advance(len(verdicts), str(VerdictCounts(counts, reasons)))
+            result = VerdictCounts(dict(counts), dict(reasons))
             check_unscored(result, config.unscored_limit)
     return result
 

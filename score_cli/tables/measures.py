@@ -14,8 +14,8 @@ Measure = Callable[[Trace, Verdict, int], float | None]
 
 def accuracy(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Whether the attempt (counted from 1) was judged correct."""
-    verdict = reward.verdicts[attempt - 1]
-    return None if reward.rewards[attempt - 1] is None else float(verdict == "correct")
+    right = reward.correct[attempt - 1]
+    return None if right is None else float(right)
 
 
 def delta(trace: Trace, reward: Verdict, attempt: int) -> float | None:

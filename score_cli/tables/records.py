@@ -88,3 +88,9 @@ class Verdict:
     answers: list[str | None]
     verdicts: list[str]
     rewards: list[float | None]
+
+    @property
+    def correct(self) -> list[bool | None]:
+        """Whether each attempt was judged correct, which a reward below 1 may also be; None where it is unscored."""
+        judged = zip(self.verdicts, self.rewards, strict=True)
+        return [None if reward is None else verdict == "correct" for verdict, reward in judged]

@@ -134,9 +134,9 @@ def _reward(row: dict[str, Any], number: int, path: Path) -> Verdict:
     for verdict, value in zip(reward.verdicts, reward.rewards, strict=True):
         if verdict not in VERDICTS:
             raise UserError(f"{path}, row {number}: verdict {verdict}, expected one of {', '.join(VERDICTS)}: {again}")
-        if value not in (None, 0.0, 1.0) or (value is None) != (verdict == UNSCORED):
+        if (value is None) != (verdict == UNSCORED) or (value is not None and not 0.0 <= value <= 1.0):
             raise UserError(
-                f"{path}, row {number}: reward {value} for {verdict}, expected 0 or 1, and none where unscored: {again}"
+                f"{path}, row {number}: reward {value} for {verdict}, expected 0 to 1, and none where unscored: {again}"
             )
     return reward
 

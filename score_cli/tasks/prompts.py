@@ -101,15 +101,37 @@ def final_answer(answer: str) -> str:
     return f"Final Answer: The final answer is ${answer}$. I hope it is correct."
 
 
-def prompts_of(task: str) -> Prompts:
-    """The prompts of a task.
+def prompts_of(task: str, changes: Mapping[str, object] | None = None) -> Prompts:
+    """The prompts of a task, with the changes that a recipe makes in its table [prompts.TASK].
+
+    A task that is not built in has the prompts that its table gives, both `first` and `correction`.
 
     Raises:
-        UserError: no task has that name.
+        UserError: no task has that name and its own prompts are not given, or a change is wrong.
     """
-    if task not in PROMPTS:
-        raise UserError(f"no task is named {task}: the problems' column `task` takes {', '.join(sorted(PROMPTS))}")
-    return PROMPTS[task]
+    changes = changes or {}
+    if task in PROMPTS:
+        return override(PROMPTS[task], changes)
+    missing = [name for name in ("first", "correction") if name not in changes]
+    if missing:
+        raise UserError(
+            f"no task is named {task}: the problems' column `task` takes {', '.join(sorted(PROMPTS))}, or a task of "
+            f"your own whose prompts a recipe gives: [prompts.{task}] with first and correction"
+        )
+    return override(Prompts(first=QUESTION, correction=""), changes)
+
+
+def check_prompts(task: str, changes: Mapping[str, object]) -> None:
+    """Check the table [prompts.TASK] of a recipe, which another recipe may complete.
+
+    Raises:
+        UserError: a change is wrong, or the task's name looks like a slip for one that is built in.
+    """
+    if task not in PROMPTS and (near := difflib.get_close_matches(task, PROMPTS, n=1, cutoff=0.8)):
+        raise UserError(
+            f"no task is named {task}: did you mean {near[0]}? Give a task of your own a name that is less like it"
+        )
+    override(PROMPTS.get(task, Prompts(first=QUESTION, correction="")), changes)
 
 
 def override(prompts: Prompts, changes: Mapping[str, object]) -> Prompts:

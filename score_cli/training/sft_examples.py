@@ -74,8 +74,8 @@ def build_examples(
     right = _right_responses(traces, rewards)
     examples = []
     for row, (trace, reward) in enumerate(zip(traces, rewards, strict=True)):
-        first = reward.rewards[0]
-        if first is None or (first == 1.0 and not with_right_first):
+        first = reward.correct[0]
+        if first is None or (first and not with_right_first):
             continue
         if method in ("star", "star-plus"):
             candidates = [response for response in right[trace.problem_id] if response == (row, 2)]
@@ -92,7 +92,7 @@ def _right_responses(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> def
     found: defaultdict[str, list[_Response]] = defaultdict(list)
     for row, (trace, reward) in enumerate(zip(traces, rewards, strict=True)):
         for attempt in (1, 2):
-            if reward.rewards[attempt - 1] == 1.0 and trace.finish_reasons[attempt - 1] == STOP:
+            if reward.correct[attempt - 1] and trace.finish_reasons[attempt - 1] == STOP:
                 found[trace.problem_id].append(_Response(row, attempt))
     return found
 

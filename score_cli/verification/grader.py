@@ -4,25 +4,31 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from score_cli.config import VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
 from score_cli.verification.number import NumberGrader
+from score_cli.verification.own_grader import OwnGrader, find_source, registered
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
 NUMBER_TASKS = {"division"}
 MATH_TASKS = {"math"}
 PROGRAM_TASKS = {"mbpp", "humaneval"}
+# Tasks that a function of this package grades, as it would grade a user's.
+FUNCTION_TASKS = {"reasoning-gym": "score_cli.verification.reasoning_gym:grade"}
+BUILT_IN_TASKS = {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS, *FUNCTION_TASKS}
+_MOST_REASONS = 3
 
 
 @dataclass(frozen=True)
 class VerdictCounts:
-    """How many attempts of a file got each verdict."""
+    """How many attempts of a file got each verdict, and why some got none, where the grader could tell."""
 
     counts: dict[str, int]
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unscored_share(self) -> float:
@@ -30,17 +36,26 @@ class VerdictCounts:
         return self.counts.get(UNSCORED, 0) / max(1, sum(self.counts.values()))
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.counts.items()))
+        said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.counts.items()))
+        ordered = sorted(self.reasons.items(), key=lambda each: (-each[1], each[0]))
+        named = [f"{count} {reason}" for reason, count in ordered[:_MOST_REASONS]]
+        rest = sum(count for _, count in ordered[_MOST_REASONS:])
+        why = "; ".join([*named, *([f"{rest} for other reasons"] if rest else [])])
+        return f"{said} ({UNSCORED}: {why})" if why else said
 
 
 class Grader:
     """Grades every attempt of traces against the problems that they answer.
 
     Use it as a context, or `close` it: graders hold processes.
+
+    Attributes:
+        reasons: why attempts of the last call of `grade` are unscored, where it is known, and how many for each reason.
     """
 
     def __init__(self, config: VerifyConfig) -> None:
         self.config = config
+        self.reasons: Counter[str] = Counter()
         self._graders: dict[str, TaskGrader] = {}
 
     def grade(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
@@ -66,10 +81,13 @@ class Grader:
                 if reason != LENGTH:
                     pending.setdefault(problems[trace.problem_id].task, []).append((row, attempt))
         self.start(pending)
+        self.reasons = Counter()
         for task, places in pending.items():
             items = [Item(problems[traces[row].problem_id], traces[row].attempts[attempt]) for row, attempt in places]
             for (row, attempt), result in zip(places, self._graders[task].grade(items), strict=True):
                 graded[row][attempt] = result
+                if result.reason is not None:
+                    self.reasons[result.reason] += 1
         return [_verdict(trace, results) for trace, results in zip(traces, graded, strict=True)]
 
     def start(self, tasks: Iterable[str]) -> None:
@@ -116,51 +134,78 @@ def count_verdicts(verdicts: Iterable[Verdict]) -> VerdictCounts:
     return VerdictCounts(dict(Counter(name for verdict in verdicts for name in verdict.verdicts)))
 
 
-def check_unscored(verdicts: Iterable[Verdict] | VerdictCounts, limit: float) -> None:
+def check_unscored(
+    verdicts: Iterable[Verdict] | VerdictCounts, limit: float, reasons: Mapping[str, int] | None = None
+) -> None:
     """Refuse rewards of which too many are missing.
 
+    Args:
+        reasons: why they are missing, as `Grader.reasons`.
     Raises:
         JobError: the unscored share is above the limit.
     """
     counts = verdicts if isinstance(verdicts, VerdictCounts) else count_verdicts(verdicts)
+    counts = counts if reasons is None else replace(counts, reasons=reasons)
     if counts.unscored_share > limit:
         raise JobError(
             f"{counts.unscored_share:.1%} of the attempts could not be graded, the limit is {limit:.1%} ({counts}): "
-            "mend the problems, or raise --unscored-limit"
+            "mend the problems or the grader, or raise --unscored-limit"
         )
 
 
+def has_grader(task: str) -> bool:
+    """Whether a task is graded without `--grader`: by this package, or by one that registers a grader of its name."""
+    return task in BUILT_IN_TASKS or registered(task) is not None
+
+
 def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGrader]:
-    """One grader for each task.
+    """One grader for each task; tasks of one kind share it, and with it the workers.
 
     Raises:
-        UserError: a task has no grader.
+        UserError: a task has no grader, or the user's own cannot be loaded.
     """
-    unknown = set(tasks) - {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS}
+    tasks = set(tasks)
+    if config.grader is not None:
+        return dict.fromkeys(tasks, _own_grader(config.grader, config)) if tasks else {}
+    unknown = {task for task in tasks if not has_grader(task)}
     if unknown:
-        known = ", ".join(sorted(NUMBER_TASKS | MATH_TASKS | PROGRAM_TASKS))
-        raise UserError(f"no grader for task {min(unknown)}, expected one of {known}: check the column `task`")
-    workers = config.workers if config.workers is not None else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise UserError(f"workers is {workers}, expected at least 1")
-    graders: dict[str, TaskGrader] = {task: NumberGrader() for task in NUMBER_TASKS & set(tasks)}
-    # Tasks of one kind share a grader, and with it the workers. Each kind loads its libraries when it is needed.
-    if MATH_TASKS & set(tasks):
+        raise UserError(
+            f"no grader for task {min(unknown)}, expected one of {', '.join(sorted(BUILT_IN_TASKS))}: check the column "
+            "`task`, or give a grader of your own with --grader FILE.py:FUNCTION"
+        )
+    graders: dict[str, TaskGrader] = {task: NumberGrader() for task in NUMBER_TASKS & tasks}
+    # Each kind loads its libraries when it is needed.
+    if MATH_TASKS & tasks:
         from score_cli.verification.math.grader import MathGrader
 
-        math = MathGrader()
-        graders |= dict.fromkeys(MATH_TASKS & set(tasks), math)
-    if PROGRAM_TASKS & set(tasks):
+        graders |= dict.fromkeys(MATH_TASKS & tasks, MathGrader())
+    if PROGRAM_TASKS & tasks:
         from score_cli.verification.programs.grader import ProgramGrader
 
         programs = ProgramGrader(
-            workers=workers,
+            workers=_workers(config),
             timeout_seconds=config.program_timeout_seconds,
             memory_mb=config.program_memory_mb,
             allow_unsandboxed=config.allow_unsandboxed,
         )
-        graders |= dict.fromkeys(PROGRAM_TASKS & set(tasks), programs)
+        graders |= dict.fromkeys(PROGRAM_TASKS & tasks, programs)
+    for task in sorted(tasks - graders.keys()):
+        graders[task] = _own_grader(FUNCTION_TASKS.get(task, task), config)
     return graders
+
+
+def _own_grader(name: str, config: VerifyConfig) -> TaskGrader:
+    return OwnGrader(
+        find_source(name),
+        workers=_workers(config),
+        timeout_seconds=config.grader_timeout_seconds,
+        memory_mb=config.grader_memory_mb,
+        correct_at=config.correct_at,
+    )
+
+
+def _workers(config: VerifyConfig) -> int:
+    return config.workers if config.workers is not None else len(os.sched_getaffinity(0))
 
 
 def _verdict(trace: Trace, results: Sequence[Graded]) -> Verdict:
@@ -169,5 +214,11 @@ def _verdict(trace: Trace, results: Sequence[Graded]) -> Verdict:
         sample_index=trace.sample_index,
         answers=[result.answer for result in results],
         verdicts=[result.verdict for result in results],
-        rewards=[None if result.verdict == UNSCORED else float(result.verdict == CORRECT) for result in results],
+        rewards=[_reward(result) for result in results],
     )
+
+
+def _reward(result: Graded) -> float | None:
+    if result.verdict == UNSCORED:
+        return None
+    return float(result.verdict == CORRECT) if result.reward is None else result.reward

@@ -21,12 +21,17 @@ class Item(NamedTuple):
 class Graded(NamedTuple):
     """What a grader says of one item.
 
-    `answer` is what was extracted from the response and judged, None where nothing was found;
-    `verdict` is one of `tables.schemas.VERDICTS`.
+    Attributes:
+        answer: what was extracted from the response and judged; None where nothing was found.
+        verdict: one of `tables.schemas.VERDICTS`.
+        reward: from 0 to 1, where it is not simply 1 for a correct answer and 0 for any other.
+        reason: why the item is unscored, where the grader can tell; equal reasons are counted together.
     """
 
     answer: str | None
     verdict: str
+    reward: float | None = None
+    reason: str | None = None
 
 
 class TaskGrader(Protocol):
