@@ -374,6 +374,10 @@ def run(
     limit: Annotated[
         int | None, typer.Option(help="Use only the first N problems of each file, to try a recipe out.")
     ] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(help="New run folder that takes what --out has done and goes on from it under other settings."),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -387,8 +391,10 @@ def run(
     plan = read_recipe(recipe)
     plan.change(changes or [])
     if plan.study is not None:
-        if seed is not None or model is not None or problems is not None or eval_problems is not None:
-            raise UserError("a study names its seeds itself and is on the built-in task: leave out --seed and files")
+        if any(given is not None for given in (seed, model, problems, eval_problems, fork)):
+            raise UserError(
+                "a study names its seeds itself and is on the built-in task: leave out --seed, --fork and files"
+            )
         _run_study(recipe, plan, out or Path("runs") / recipe.stem, limit)
         return
     if seed is not None:
@@ -398,9 +404,13 @@ def run(
     from score_cli.console import make_progress
     from score_cli.evaluation.printing import paper_table
     from score_cli.run import Run, RunInputs
+    from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
 
     folder = out or Path("runs") / recipe.stem
+    if fork is not None:
+        RunFolder(folder).fork(fork)
+        folder = fork
     inputs = RunInputs(model=model, problems=problems, eval_problems=eval_problems, limit=limit)
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")

@@ -11,6 +11,7 @@ RUN/train_metrics.parquet       every logged metric of every update
 """
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 from score_cli.errors import UserError
 from score_cli.phases import Phase
-from score_cli.tables.atomic import locked_folder, replacing_file
+from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
 from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table, write_table
 from score_cli.tables.provenance import Footer
@@ -37,6 +38,8 @@ FREE = {
     ("verify", "workers"),
     ("run", "save_every"),
 }
+# What a fork takes besides the policies: problems, updates, the newest checkpoint.
+FORKED = ("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet", "iterations", "latest")
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
 
@@ -78,6 +81,30 @@ class RunFolder:
         if (self.root / "settings.json").exists():
             raise UserError(f"{self.root} holds a run of an earlier version of score: name another --out, or delete it")
         return pin_config(self.root / CONFIG_FILE, settings, free=FREE, raised=RAISED, defaults=defaults)
+
+    def fork(self, out: Path) -> None:
+        """Take what this run has done into another folder, to go on there under other settings.
+
+        Files are linked, not copied: nothing in a run's folder is ever changed in place. What was measured at the
+        end is left out. `forked_from.json` keeps the settings of what came before.
+
+        Raises:
+            UserError: there is no run here, or the other folder exists.
+        """
+        if not (self.root / CONFIG_FILE).exists():
+            raise UserError(f"{self.root} holds no run to fork: name the folder of one with --out")
+        check_output(out, overwrite=False)
+        with self.locked(), replacing_folder(out) as folder:
+            for name in FORKED:
+                source = self.root / name
+                if source.is_dir():
+                    shutil.copytree(source, folder / name, copy_function=os.link)
+                elif source.exists():
+                    os.link(source, folder / name)
+            shutil.copyfile(self.root / CONFIG_FILE, folder / "forked_from.json")
+            for path in self.root.iterdir():
+                if (path / TRAINER).is_dir():
+                    shutil.copytree(path, folder / path.name, copy_function=os.link)
 
     def finished(self, phase: Phase, reference: str | None) -> Path | None:
         """The checkpoint that a phase ended in, if it did; one that this run's plan did not make is refused.
@@ -199,7 +226,8 @@ def pin_config(
             (allowed if may else changed).append(words)
     if changed:
         raise UserError(
-            f"{path.parent} holds a run with other settings ({'; '.join(changed)}): name another --out, or delete it"
+            f"{path.parent} holds a run with other settings ({'; '.join(changed)}): name another --out, or go on "
+            "from it under these with --fork FOLDER"
         )
     if known is None or allowed:
         with replacing_file(path) as temporary:

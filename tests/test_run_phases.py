@@ -4,6 +4,7 @@ Verdicts are invented, a third of them right, since an untrained policy never is
 """
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -360,3 +361,24 @@ def test_a_request_to_stop_is_met_between_updates_with_the_policy_kept(
     monkeypatch.setattr(loop, "check_logprobs_match", own)
     Run(made, folder, start).execute()
     assert digests(folder) == digests(tmp_path / "whole")
+
+
+def test_a_fork_goes_on_under_other_settings_and_leaves_the_run_as_it_was(start: RunInputs, tmp_path: Path) -> None:
+    run, fork = tmp_path / "run", tmp_path / "fork"
+    Run(recipe(stage1_iterations=2, stage2_iterations=1), run, start).execute()
+    before = digests(run)
+    changed = recipe(stage1_iterations=2, stage2_iterations=3)
+    changed.change(["train-stage2.learning_rate=0.01"])
+    with pytest.raises(UserError, match="stage2.learning_rate was 0.001, is 0.01.*--fork FOLDER"):
+        Run(changed, run, start).execute()
+    RunFolder(run).fork(fork)
+    Run(changed, fork, start).execute()
+    assert digests(run) == before
+    own = digests(fork)
+    assert all(own[name] == before[name] for name in before if name.startswith(("iterations", "stage1", "train.")))
+    assert stored_state(fork / "stage2").iteration == 5
+    assert json.loads((fork / "forked_from.json").read_text())["stage2"]["learning_rate"] == 0.001
+    with pytest.raises(UserError, match="fork exists"):
+        RunFolder(run).fork(fork)
+    with pytest.raises(UserError, match="holds no run to fork"):
+        RunFolder(tmp_path / "nothing").fork(tmp_path / "other")
