@@ -16,7 +16,13 @@ from score_cli.sampling.engine import engine_name, policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.data import SPLITS, write_problems
-from score_cli.stages.evaluate import check_plan, compare_policies, evaluate_policy, samplings, write_metrics
+from score_cli.stages.evaluate import (
+    check_eval_config,
+    compare_policies,
+    eval_samplings,
+    evaluate_policy,
+    write_metrics,
+)
 from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
@@ -76,7 +82,7 @@ class Run:
                 return measured
             self._prepare_problems()
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
-            check_plan(self.configs.eval, test)
+            check_eval_config(self.configs.eval, test)
             with Grader(self.configs.verify) as grader:
                 if self.configs.verify.grader is not None:
                     # One that cannot be loaded is refused before anything is trained.
@@ -137,7 +143,7 @@ class Run:
         sampler = Sampler(self.configs.sample, base)
         sampler.plan(train, replace(self.configs.sample, problems_per_iteration=None, iteration=0))
         # Decodings of as many attempts are as long.
-        for config in {plan.attempts: plan for plan in samplings(self.configs.eval).values()}.values():
+        for config in {plan.attempts: plan for plan in eval_samplings(self.configs.eval).values()}.values():
             sampler.plan(test, config)
 
     def _evaluate(self, phases: RunPhases, grader: Grader) -> list[dict[str, Any]]:
@@ -145,7 +151,7 @@ class Run:
         config, problems, folder = self.configs.eval, self.folder.problems("test"), self.folder.evaluation
         device = policy_device(config, setup_device(config))
         rows: list[dict[str, Any]] = []
-        with Sampler(next(iter(samplings(config).values())), phases.base) as sampler:
+        with Sampler(next(iter(eval_samplings(config).values())), phases.base) as sampler:
             for name in phases.ends:
                 policy = phases.load(name, device)
                 sampler.load(policy)

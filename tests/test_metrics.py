@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from score_cli.evaluation.compare import comparison_rows
-from score_cli.evaluation.evaluate import metric_rows, score_traces
-from score_cli.evaluation.metrics import clustered_mean, paired_difference, two_sided_p
+from score_cli.evaluation.evaluate import comparison_rows, measure_traces, metric_rows
 from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
+from score_cli.metrics import clustered_mean, paired_difference, two_sided_p
 from score_cli.tables.records import Problem, Trace, Verdict
 
 
@@ -175,8 +174,8 @@ def test_p_is_uniform_where_policies_do_not_differ() -> None:
 
 def test_comparisons_name_both_policies_and_every_measure() -> None:
     traces, rewards = [t for t, _ in ROWS], [r for _, r in ROWS]
-    base = score_traces(traces, rewards)
-    better = score_traces(traces, [Verdict(r.problem_id, 0, r.answers, ["correct"] * 2, [1.0, 1.0]) for r in rewards])
+    base = measure_traces(traces, rewards)
+    better = measure_traces(traces, [Verdict(r.problem_id, 0, r.answers, ["correct"] * 2, [1.0, 1.0]) for r in rewards])
     rows = comparison_rows({"base": base, "stage1": base, "score": better}, decoding="greedy")
     found = {(row["policy"], row["name"]): row for row in rows}
     assert {row["policy"] for row in rows} == {"stage1 - base", "score - base", "score - stage1"}

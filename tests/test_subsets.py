@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from score_cli.evaluation.subsets import Ballot, majority_accuracy, pass_at_k
+from score_cli.evaluation.votes import Ballot, majority_accuracy, pass_at_k
 
 
 def vote(ballots: tuple[Ballot, ...], right: dict[str, Fraction]) -> Fraction:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from score_cli import metrics
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
-from score_cli.tables import measures
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import credit, logprobs, losses, step
 from score_cli.training.batching import MicroBatch
@@ -148,7 +148,7 @@ def test_accuracy_that_is_really_mean_reward(monkeypatch: pytest.MonkeyPatch) ->
         value = reward.rewards[attempt - 1]
         return 0.0 if value is None else value
 
-    monkeypatch.setitem(measures.SINGLE, "acc", mean_reward)
+    monkeypatch.setitem(metrics.SINGLE, "acc", mean_reward)
     caught(test_metrics.test_metrics_are_fractions_of_what_could_be_scored)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from score_cli.errors import UserError
-from score_cli.evaluation.voting import vote_rows
+from score_cli.evaluation.votes import vote_rows
 from score_cli.tables.records import Verdict
 
 

@@ -2,22 +2,22 @@
 
 Names of the metrics table, for attempts t1, t2, ... and their neighbours:
 
-    acc@t1  delta@t2  i_to_c@t2  c_to_i@t2  edit_ratio@t2  changed@t2    see `tables.measures`
+    acc@t1  delta@t2  i_to_c@t2  c_to_i@t2  edit_ratio@t2  changed@t2    see `metrics.measures_of`
     acc@t1|level=5  delta@t2|subject=Algebra                             the same, over the problems of one level
                                                                          or subject, where there are several
     edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there
-    pass@4@t2                                                            see `subsets.pass_at_k`
+    pass@4@t2                                                            see `votes.pass_at_k`
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from score_cli.evaluation.metrics import Estimate, clustered_mean
-from score_cli.evaluation.subsets import pass_at_k
-from score_cli.tables.measures import measures_of
+from score_cli.evaluation.votes import pass_at_k
+from score_cli.metrics import Estimate, clustered_mean, measures_of, paired_difference
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
@@ -25,9 +25,11 @@ from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 GREEDY = "greedy"
 SAMPLED = "sampled"
 BINS = 20
+# A row whose policy is `stage2 - base` holds a difference of the two policies' figures.
+MINUS = " - "
 
 Row = dict[str, Any]
-Scored = list[tuple[str, float]]  # (problem_id, value) of each trace that could be scored
+Values = list[tuple[str, float]]  # (problem_id, value) of each trace that could be scored
 
 
 def evaluate(
@@ -77,24 +79,24 @@ def metric_rows(
     An unscored attempt counts nowhere: `count` says how many traces a value is over (how many problems,
     for pass@k).
     """
-    scored = score_traces(traces, rewards)
-    estimates = {name: _mean(pairs) for name, pairs in scored.items()}
-    for name, pairs in scored.items():
+    measured = measure_traces(traces, rewards)
+    estimates = {name: _mean(pairs) for name, pairs in measured.items()}
+    for name, pairs in measured.items():
         if name.startswith("edit_ratio@"):
             estimates |= _histogram(name, pairs)
     for label, members in _groups(problems).items():
-        for name, pairs in scored.items():
+        for name, pairs in measured.items():
             chosen = [(problem, value) for problem, value in pairs if problem in members]
             if chosen:
                 estimates[f"{name}|{label}"] = _mean(chosen)
     for k in pass_at:
-        estimates |= _pass_at(scored, k)
+        estimates |= _pass_at(measured, k)
     return [{"policy": policy, "decoding": decoding, "name": name} | asdict(found) for name, found in estimates.items()]
 
 
-def score_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[str, Scored]:
+def measure_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[str, Values]:
     """Every measure's name with its values, trace by trace; traces that it cannot be taken of are left out."""
-    scored: dict[str, Scored] = {}
+    measured: dict[str, Values] = {}
     for name, measure, attempt in measures_of(max(len(trace.attempts) for trace in traces)):
         pairs = [
             (trace.problem_id, value)
@@ -102,11 +104,31 @@ def score_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[st
             if len(trace.attempts) >= attempt and (value := measure(trace, reward, attempt)) is not None
         ]
         if pairs:
-            scored[name] = pairs
-    return scored
+            measured[name] = pairs
+    return measured
 
 
-def by_problem(pairs: Scored) -> dict[str, list[float]]:
+def comparison_rows(policies: Mapping[str, Mapping[str, Values]], *, decoding: str) -> list[Row]:
+    """Every policy against every policy before it, on the same problems.
+
+    A row's `stderr` is paired and clustered by problem, its `count` the number of problems compared.
+
+    Args:
+        policies: policy -> measure -> scored traces (see `measure_traces`), in the order of evaluation.
+    """
+    rows = []
+    for (before, theirs), (policy, ours) in combinations(policies.items(), 2):
+        for name in ours:
+            if name not in theirs:
+                continue
+            found = paired_difference(by_problem(ours[name]), by_problem(theirs[name]))
+            if found is not None:
+                row = {"policy": f"{policy}{MINUS}{before}", "decoding": decoding, "name": name}
+                rows.append(row | asdict(found))
+    return rows
+
+
+def by_problem(pairs: Values) -> dict[str, list[float]]:
     """The values of each problem's traces."""
     grouped: dict[str, list[float]] = {}
     for problem, value in pairs:
@@ -114,11 +136,11 @@ def by_problem(pairs: Scored) -> dict[str, list[float]]:
     return grouped
 
 
-def _mean(pairs: Scored) -> Estimate:
+def _mean(pairs: Values) -> Estimate:
     return clustered_mean([value for _, value in pairs], [problem for problem, _ in pairs])
 
 
-def _histogram(name: str, pairs: Scored) -> dict[str, Estimate]:
+def _histogram(name: str, pairs: Values) -> dict[str, Estimate]:
     """Share of traces in each bin of width 1 / BINS; the last bin holds 1 as well."""
     bins = [(problem, min(math.floor(value * BINS), BINS - 1)) for problem, value in pairs]
     attempt = name.split("@")[1]
@@ -140,10 +162,10 @@ def _groups(problems: Sequence[Problem]) -> dict[str, set[str]]:
     return groups
 
 
-def _pass_at(scored: Mapping[str, Scored], k: int) -> dict[str, Estimate]:
+def _pass_at(measured: Mapping[str, Values], k: int) -> dict[str, Estimate]:
     """pass@k at each attempt, over the problems with at least k scored samples."""
     found = {}
-    for name, pairs in scored.items():
+    for name, pairs in measured.items():
         if not name.startswith("acc@"):
             continue
         values = {

@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from score_cli.evaluation.compare import MINUS
-from score_cli.evaluation.evaluate import Row
-from score_cli.evaluation.metrics import two_sided_p
-from score_cli.evaluation.voting import GAIN, PARALLEL, SEQUENTIAL
+from score_cli.evaluation.evaluate import MINUS, Row
+from score_cli.evaluation.votes import GAIN, PARALLEL, SEQUENTIAL
+from score_cli.metrics import two_sided_p
 
 SECONDARY = [("delta", "delta"), ("i->c", "i_to_c"), ("c->i", "c_to_i"), ("edit ratio", "edit_ratio")]
 

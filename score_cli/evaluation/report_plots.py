@@ -19,8 +19,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from score_cli.evaluation.metrics import Estimate
 from score_cli.evaluation.report_stats import LONG_CURVE, LogprobBin, moving_average
+from score_cli.metrics import Estimate
 
 # Blue, vermilion, green, purple and yellow of Okabe and Ito, told apart by the colour-blind; darker greys for text.
 COLOURS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.evaluation.compare import MINUS
-from score_cli.evaluation.voting import VOTES
+from score_cli.evaluation.evaluate import MINUS
+from score_cli.evaluation.votes import VOTES
 from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256

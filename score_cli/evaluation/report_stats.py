@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from score_cli.evaluation.metrics import Estimate, clustered_mean
-from score_cli.tables.measures import accuracy, changed_answer, edit_ratio
+from score_cli.metrics import Estimate, accuracy, changed_answer, clustered_mean, edit_ratio
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import CORRECT, UNSCORED
 

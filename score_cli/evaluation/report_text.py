@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from score_cli.evaluation.metrics import Estimate
 from score_cli.evaluation.report_stats import FLOWS
+from score_cli.metrics import Estimate
 
 # Logged name -> (title, unit, shown in percent). Names of one title share a figure; unknown names get one each.
 CURVES: dict[str, tuple[str, str, bool]] = {

@@ -7,10 +7,19 @@ from typing import Any
 
 from score_cli.config import EvalConfig, SampleConfig, SamplingConfig, VerifyConfig, read_counts
 from score_cli.errors import UserError
-from score_cli.evaluation.compare import MINUS, comparison_rows
-from score_cli.evaluation.evaluate import GREEDY, SAMPLED, Row, evaluate, metric_rows, read_pair, score_traces
+from score_cli.evaluation.evaluate import (
+    GREEDY,
+    MINUS,
+    SAMPLED,
+    Row,
+    comparison_rows,
+    evaluate,
+    measure_traces,
+    metric_rows,
+    read_pair,
+)
 from score_cli.evaluation.samples import sample_records, write_samples
-from score_cli.evaluation.voting import VOTES, vote_rows
+from score_cli.evaluation.votes import VOTES, vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler, sampler_for
@@ -28,7 +37,7 @@ from score_cli.verification.grader import PROGRAM_TASKS, Grader, grader_for
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvalTables:
     """The tables that hold what one policy did under one decoding."""
 
     policy: str
@@ -37,17 +46,17 @@ class Evaluated:
     rewards: Path
 
 
-def decodings(config: EvalConfig) -> list[str]:
+def eval_decodings(config: EvalConfig) -> list[str]:
     """Sampled and greedy; greedy alone where the temperature is 0."""
     return [GREEDY] if config.temperature == 0 else [SAMPLED, GREEDY]
 
 
-def files_of(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
+def eval_files(folder: Path, name: str, decoding: str) -> tuple[Path, Path]:
     """Where the traces and rewards of one policy and decoding (or of its votes) are kept."""
     return folder / f"{name}-{decoding}.traces.parquet", folder / f"{name}-{decoding}.rewards.parquet"
 
 
-def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleConfig]:
+def eval_samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleConfig]:
     """Each decoding, and the votes where asked for, with how its traces are sampled.
 
     Every policy is asked with the same random numbers (iteration 0), so that they share their luck.
@@ -59,7 +68,7 @@ def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleCon
     sampled = SampleConfig(**shared, iteration=0)
     greedy = replace(sampled, samples=config.samples if given else 1, temperature=0.0, top_p=1.0, top_k=0)
     plan = {SAMPLED: sampled, GREEDY: greedy}
-    plan = {decoding: plan[decoding] for decoding in decodings(config)}
+    plan = {decoding: plan[decoding] for decoding in eval_decodings(config)}
     corrected = read_counts(config.votes, "votes")
     if corrected:
         voters = replace(sampled, samples=2 * max(corrected), attempts=2, temperature=config.vote_temperature)
@@ -67,7 +76,7 @@ def samplings(config: EvalConfig, *, given: bool = False) -> dict[str, SampleCon
     return plan
 
 
-def check_plan(config: EvalConfig, problems: Sequence[Problem]) -> None:
+def check_eval_config(config: EvalConfig, problems: Sequence[Problem]) -> None:
     """Refuse what cannot be measured, before any work is done.
 
     Raises:
@@ -100,12 +109,12 @@ def evaluate_policy(
         first_attempts: traces whose first attempts the policy goes on from, in place of its own.
         sampler: a warm one that holds exactly this policy; made here if left out, as is the grader.
     """
-    plan = samplings(config, given=first_attempts is not None)
+    plan = eval_samplings(config, given=first_attempts is not None)
     rows = []
     grading = grading or VerifyConfig()
     with sampler_for(next(iter(plan.values())), policy, sampler) as held, grader_for(grading, grader) as judge:
         for decoding, settings in plan.items():
-            traces, rewards = files_of(folder, name, decoding)
+            traces, rewards = eval_files(folder, name, decoding)
             sample(
                 settings,
                 policy=policy,
@@ -136,7 +145,7 @@ def evaluate_policy(
 
 def compare_policies(config: EvalConfig, *, names: Sequence[str], folder: Path) -> list[Row]:
     """Paired differences between the policies evaluated in `folder`."""
-    return _comparisons(_evaluated(config, names, folder))
+    return _comparisons(_eval_tables(config, names, folder))
 
 
 def evaluate_checkpoints(
@@ -164,15 +173,15 @@ def evaluate_checkpoints(
         raise UserError(f"policies are named after their folders, and {', '.join(names)} repeat: rename one folder")
     _check_names(names)
     known = read_problems(problems)
-    check_plan(config, known)
+    check_eval_config(config, known)
     if first_attempts is not None and config.votes is not None:
         raise UserError("--votes compares first attempts that a policy makes itself: leave out --first-attempts")
     if samples_jsonl is not None:
         check_output(samples_jsonl, overwrite=overwrite)
     for path, name in zip(checkpoints, names, strict=True):
         check_checkpoint(path)
-        for decoding in samplings(config):
-            for file in files_of(folder, name, decoding):
+        for decoding in eval_samplings(config):
+            for file in eval_files(folder, name, decoding):
                 check_output(file, overwrite=overwrite)
     device = setup_device(config)
     rows = []
@@ -190,7 +199,7 @@ def evaluate_checkpoints(
         )
     rows += compare_policies(config, names=names, folder=folder)
     if samples_jsonl is not None:
-        write_samples(samples_jsonl, _records(_evaluated(config, names, folder), known))
+        write_samples(samples_jsonl, _records(_eval_tables(config, names, folder), known))
     write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
@@ -207,9 +216,9 @@ def write_metrics(
 ) -> None:
     """Write metrics.parquet; its footer ties it to the problems, and to the rewards, which are tied to their traces."""
     rewards = {
-        f"{name}-{decoding}-rewards": file_sha256(files_of(folder, name, decoding)[1])
+        f"{name}-{decoding}-rewards": file_sha256(eval_files(folder, name, decoding)[1])
         for name in names
-        for decoding in samplings(config)
+        for decoding in eval_samplings(config)
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
@@ -280,7 +289,7 @@ def evaluate_tables(
     return rows
 
 
-def _named(traces: Path, rewards: Path) -> Evaluated:
+def _named(traces: Path, rewards: Path) -> EvalTables:
     footer, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
     if judged is not None and judged.inputs.get("traces") not in (None, digest := file_sha256(traces)):
         raise UserError(
@@ -289,10 +298,10 @@ def _named(traces: Path, rewards: Path) -> Evaluated:
         )
     decoding = GREEDY if footer is not None and footer.config.get("temperature") == 0 else SAMPLED
     name = traces.name.removesuffix(".parquet").removesuffix(".traces").removesuffix(f"-{decoding}")
-    return Evaluated(name, decoding, traces, rewards)
+    return EvalTables(name, decoding, traces, rewards)
 
 
-def _measure_table(config: EvalConfig, table: Evaluated, known: Sequence[Problem], problems: Path | None) -> list[Row]:
+def _measure_table(config: EvalConfig, table: EvalTables, known: Sequence[Problem], problems: Path | None) -> list[Row]:
     found, judged = read_pair(table.traces, table.rewards)
     strangers = {trace.problem_id for trace in found} - {problem.problem_id for problem in known}
     if known and strangers:
@@ -326,15 +335,17 @@ def _check_names(names: Sequence[str]) -> None:
             raise UserError(f"the name of policy {name!r} holds {MINUS!r}, which stands for a difference: rename it")
 
 
-def _evaluated(config: EvalConfig, names: Sequence[str], folder: Path) -> list[Evaluated]:
+def _eval_tables(config: EvalConfig, names: Sequence[str], folder: Path) -> list[EvalTables]:
     return [
-        Evaluated(name, decoding, *files_of(folder, name, decoding)) for name in names for decoding in decodings(config)
+        EvalTables(name, decoding, *eval_files(folder, name, decoding))
+        for name in names
+        for decoding in eval_decodings(config)
     ]
 
 
-def _comparisons(tables: Sequence[Evaluated]) -> list[Row]:
+def _comparisons(tables: Sequence[EvalTables]) -> list[Row]:
     """Paired differences between the policies of each decoding."""
-    by_decoding: dict[str, dict[str, Evaluated]] = {}
+    by_decoding: dict[str, dict[str, EvalTables]] = {}
     for table in tables:
         own = by_decoding.setdefault(table.decoding, {})
         if table.policy in own:
@@ -346,12 +357,12 @@ def _comparisons(tables: Sequence[Evaluated]) -> list[Row]:
     rows = []
     for decoding, own in by_decoding.items():
         if len(own) > 1:
-            scored = {name: score_traces(*read_pair(table.traces, table.rewards)) for name, table in own.items()}
+            scored = {name: measure_traces(*read_pair(table.traces, table.rewards)) for name, table in own.items()}
             rows += comparison_rows(scored, decoding=decoding)
     return rows
 
 
-def _records(tables: Sequence[Evaluated], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
+def _records(tables: Sequence[EvalTables], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
     for table in tables:
         pair: tuple[list[Trace], list[Verdict]] = read_pair(table.traces, table.rewards)
         yield from sample_records(*pair, policy=table.policy, decoding=table.decoding, problems=problems)

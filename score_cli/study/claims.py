@@ -6,7 +6,7 @@ Every figure is of sampled traces (T = 1) and a mean over seeds, unless the crit
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from score_cli.evaluation.voting import GAIN
+from score_cli.evaluation.votes import GAIN
 from score_cli.study.results import BASE_FIRST, OWN, VOTED, Figures
 
 SFT_ROWS = ("star", "star-plus", "pair-sft", "pair-sft-plus")

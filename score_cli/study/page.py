@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from score_cli.evaluation.printing import Printed
-from score_cli.evaluation.voting import GAIN, PARALLEL, SEQUENTIAL
+from score_cli.evaluation.votes import GAIN, PARALLEL, SEQUENTIAL
 from score_cli.study.claims import SCORE, Claim, correction_rate, judge_claims
 from score_cli.study.paper import PAPER
 from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Figures, Row, summarize

@@ -5,11 +5,11 @@ from typing import Any
 
 from score_cli.config import ReportConfig
 from score_cli.evaluation import report_text as text
-from score_cli.evaluation.metrics import Estimate
 from score_cli.evaluation.report import write_report
 from score_cli.evaluation.report_page import Drawn, check_page, render, write_page
 from score_cli.evaluation.report_run import RunFolder
 from score_cli.evaluation.report_traces import read_sources
+from score_cli.metrics import Estimate
 from score_cli.progress import SILENT, Progress
 from score_cli.study.paper import PAPER
 from score_cli.study.report_folder import STUDY_FILE, StudyFolder, read_study

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from score_cli.evaluation.compare import MINUS
+from score_cli.evaluation.evaluate import MINUS
 from score_cli.evaluation.report_stats import LONG_CURVE, moving_average
-from score_cli.evaluation.voting import PARALLEL, SEQUENTIAL
+from score_cli.evaluation.votes import PARALLEL, SEQUENTIAL
 from score_cli.study.results import OWN, VOTED
 
 # Title of the table's column -> metric.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from score_cli.evaluation.compare import MINUS
-from score_cli.evaluation.voting import VOTES
+from score_cli.evaluation.evaluate import MINUS
+from score_cli.evaluation.votes import VOTES
 from score_cli.phases import BASE
 from score_cli.tables.parquet import METRICS, STUDY, read_table, write_table
 from score_cli.tables.provenance import Footer

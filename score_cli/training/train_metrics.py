@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from score_cli.tables.measures import measures_of
+from score_cli.metrics import measures_of
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import LENGTH
 from score_cli.training.step import StepStats, TrainBatch
