@@ -347,14 +347,11 @@ def evaluate(
 
 
 def _print_metrics(rows: list[dict[str, Any]]) -> None:
-    from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
+    from score_cli.evaluation.layout import attempts_of, metric_tables
     from score_cli.show import print_table
 
-    attempts = attempts_of(rows)
-    print_table(*paper_table(rows, attempts))
-    for caption, titles, lines in further_tables(rows, attempts):
-        typer.echo(f"\n{caption}")
-        print_table(titles, lines)
+    for table in metric_tables(rows, attempts_of(rows)):
+        print_table(table)
 
 
 @app.command(short_help="Run a whole recipe in one process, or go on with it.")
@@ -402,7 +399,7 @@ def run(
     if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
-    from score_cli.evaluation.printing import paper_table
+    from score_cli.evaluation.layout import paper_table
     from score_cli.run import Run, RunInputs
     from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
@@ -414,7 +411,7 @@ def run(
     inputs = RunInputs(model=model, problems=problems, eval_problems=eval_problems, limit=limit)
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
-    print_table(*paper_table(rows, plan.settings("eval", EvalConfig).attempts))
+    print_table(paper_table(rows, plan.settings("eval", EvalConfig).attempts))
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:
@@ -424,8 +421,7 @@ def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> N
 
     printed = run_study(path, recipe, folder, limit=limit, progress=make_progress())
     for table in printed.tables:
-        typer.echo(f"\n{table.caption}")
-        print_table(table.titles, table.lines)
+        print_table(table)
     typer.echo("")
     for claim in printed.claims:
         typer.echo(str(claim))
@@ -448,10 +444,10 @@ def report(
 ) -> None:
     """Write one self-contained page of a run or a study: tables, curves, flows of answers, and traces to browse."""
     from score_cli.console import make_progress
-    from score_cli.study.report import write_any_report
+    from score_cli.report import write_report
 
     page = out or run / "report.html"
-    figures = write_any_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
+    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
 
 

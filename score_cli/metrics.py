@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rapidfuzz.distance import Levenshtein
 
 from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.schemas import CORRECT, UNSCORED
 
 Measure = Callable[[Trace, Verdict, int], float | None]
 
@@ -68,6 +69,11 @@ def measures_of(attempts: int) -> list[tuple[str, Measure, int]]:
     single = [(f"{name}@t{a}", measure, a) for a in range(1, attempts + 1) for name, measure in SINGLE.items()]
     paired = [(f"{name}@t{a}", measure, a) for a in range(2, attempts + 1) for name, measure in PAIRED.items()]
     return single + paired
+
+
+def letters(verdict: Verdict) -> str:
+    """The verdicts of a trace as letters: c correct, u unscored, i any other."""
+    return "".join("c" if v == CORRECT else "u" if v == UNSCORED else "i" for v in verdict.verdicts)
 
 
 @dataclass(frozen=True)

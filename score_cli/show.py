@@ -8,24 +8,26 @@ from rich.table import Table
 from rich.text import Text
 
 from score_cli.errors import UserError
+from score_cli.evaluation.layout import TextTable
+from score_cli.metrics import letters
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.schemas import CORRECT, LENGTH, UNSCORED
+from score_cli.tables.schemas import LENGTH
 from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
 
-_LETTERS = "ciu"
 _COLOURS = {"c": "green", "i": "red", "u": "yellow"}
 
 
-def print_table(titles: list[str], lines: list[list[str]]) -> None:
-    """Print a table to standard output, aligned on the right but for names."""
-    table = Table(*titles, box=None, pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for column in table.columns:
+def print_table(text: TextTable) -> None:
+    """Print a table to standard output under its caption, aligned on the right but for names."""
+    table = Table(*text.titles, box=None, pad_edge=False)
+    for index, column in enumerate(table.columns):
+        column.justify = "left" if index < text.names else "right"
         column.no_wrap = True
-    for line in lines:
+    for line in text.lines:
         table.add_row(*line)
+    if text.caption:
+        print(f"\n{text.caption}")
     # Wider than most terminals rather than cut: a figure that lost its last digits is worse than a folded line.
     Console(highlight=False, width=max(Console().width, 160)).print(table)
 
@@ -60,7 +62,7 @@ def show_traces(
     for trace, reward in _rows(traces, rewards_path):
         if problem is not None and trace.problem_id != problem:
             continue
-        if chain is not None and (reward is None or _letters(reward) != chain):
+        if chain is not None and (reward is None or letters(reward) != chain):
             continue
         total += 1
         if shown < limit:
@@ -72,14 +74,10 @@ def show_traces(
 
 
 def _parse_chain(only: str) -> str:
-    letters = only.replace("-", "").replace(">", "")
-    if not letters or set(letters) - set(_LETTERS):
+    chain = only.replace("-", "").replace(">", "")
+    if not chain or set(chain) - set(_COLOURS):
         raise UserError(f"--only is {only}, expected letters like i-c: c correct, i incorrect, u unscored")
-    return letters
-
-
-def _letters(reward: Verdict) -> str:
-    return "".join("c" if v == CORRECT else "u" if v == UNSCORED else "i" for v in reward.verdicts)
+    return chain
 
 
 def _rows(traces: Path, rewards: Path | None) -> Iterator[tuple[Trace, Verdict | None]]:
@@ -101,7 +99,7 @@ def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem
         console.print(Text(problem.question.strip() + answer), soft_wrap=True)
     for index, text in enumerate(trace.attempts):
         verdict = reward.verdicts[index] if reward else ""
-        letter = _letters(reward)[index] if reward else "u"
+        letter = letters(reward)[index] if reward else "u"
         head = Text(f"attempt {index + 1} ", style="bold")
         head.append(verdict, style=_COLOURS[letter])
         if trace.finish_reasons[index] == LENGTH:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score_cli.evaluation.evaluate import comparison_rows, measure_traces, metric_rows
-from score_cli.evaluation.printing import attempts_of, further_tables, paper_table
+from score_cli.evaluation.layout import attempts_of, metric_tables, paper_table
 from score_cli.metrics import clustered_mean, paired_difference, two_sided_p
 from score_cli.tables.records import Problem, Trace, Verdict
 
@@ -91,8 +91,8 @@ def test_the_paper_table_shows_percent_with_spread() -> None:
         {"policy": "score", "decoding": "greedy", "name": "acc@t1", "value": 0.6, "stderr": 0.012, "count": 9},
         {"policy": "score", "decoding": "greedy", "name": "delta@t2", "value": 0.044, "stderr": None, "count": 9},
     ]
-    titles, lines = paper_table(rows)
-    assert titles == ["policy", "decoding", "acc@t1", "acc@t2", "delta", "i->c", "c->i", "edit ratio"]
+    _, titles, lines, names = paper_table(rows)
+    assert names == 2 and titles == ["policy", "decoding", "acc@t1", "acc@t2", "delta", "i->c", "c->i", "edit ratio"]
     assert lines == [["score", "greedy", "60.0 ±1.2", "", "+4.4", "", "", ""]]
 
 
@@ -275,8 +275,8 @@ def row(name: str, value: float, stderr: float | None = 0.01, policy: str = "sco
 
 def test_more_attempts_are_printed_one_a_line() -> None:
     rows = [row("acc@t1", 0.5), row("acc@t2", 0.6), row("acc@t3", 0.7), row("delta@t3", 0.1), row("i_to_c@t2", 0.2)]
-    titles, lines = paper_table(rows, attempts_of(rows))
-    assert titles == ["policy", "decoding", "attempt", "acc", "delta", "i->c", "c->i", "edit ratio"]
+    _, titles, lines, names = paper_table(rows, attempts_of(rows))
+    assert names == 3 and titles == ["policy", "decoding", "attempt", "acc", "delta", "i->c", "c->i", "edit ratio"]
     assert lines == [
         ["score", "greedy", "t1", "50.0 ±1.0", "", "", "", ""],
         ["score", "greedy", "t2", "60.0 ±1.0", "", "20.0 ±1.0", "", ""],
@@ -285,10 +285,8 @@ def test_more_attempts_are_printed_one_a_line() -> None:
 
 
 def test_one_attempt_is_printed_without_pairs() -> None:
-    assert paper_table([row("acc@t1", 0.5)], 1) == (
-        ["policy", "decoding", "acc@t1"],
-        [["score", "greedy", "50.0 ±1.0"]],
-    )
+    table = paper_table([row("acc@t1", 0.5)], 1)
+    assert (table.titles, table.lines) == (["policy", "decoding", "acc@t1"], [["score", "greedy", "50.0 ±1.0"]])
 
 
 def test_differences_passes_and_votes_have_tables_of_their_own() -> None:
@@ -302,11 +300,11 @@ def test_differences_passes_and_votes_have_tables_of_their_own() -> None:
         row("majority@sequential[8]", 0.72),
         row("majority@gain[8]", 0.02),
     ]
-    assert [line[0] for line in paper_table(rows)[1]] == ["score"]
-    differences, passes, votes = further_tables(rows, 2)
+    paper, differences, passes, votes = metric_tables(rows, 2)
+    assert [line[0] for line in paper.lines] == ["score"]
     # z of 2 and -5: p of 0.0455 and 6e-7.
     assert differences.lines == [["score - base", "greedy", "+2.0 ±1.0 p=0.046", "", "-5.0 ±1.0 p<0.001", "", "", ""]]
     assert passes.titles[-1] == "pass@4" and passes.lines == [["score", "greedy", "t2", "75.0 ±1.0"]]
     assert votes.titles == ["policy", "responses", "parallel", "sequential", "gain"]
     assert votes.lines == [["score", "8", "70.0 ±1.0", "72.0 ±1.0", "+2.0 ±1.0 p=0.046"]]
-    assert further_tables(rows[:2], 2) == []
+    assert metric_tables(rows[:2], 2) == [paper]

@@ -1,19 +1,35 @@
-"""The report: its numbers by hand, and nothing of a response ever runs."""
+"""The report of a run: its numbers by hand, and nothing of a response ever runs."""
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from score_cli.cli import run_command
 from score_cli.config import ReportConfig
-from score_cli.evaluation.report import write_report
-from tests.report_support import HOSTILE, ROWS, Row, write_run, write_traces, write_updates
+from score_cli.report import write_report
+from score_cli.report.plots import COLOURS, Line, inline_svg, lines_figure, style, svg_file
+from score_cli.report.run import curve_lines, edit_bins, edit_upper, smoothed, stage_rules
+from score_cli.report.traces import choose_rows, mean_logprob, pair_facts, pairs_shown, spread
+from score_cli.tables.records import Trace, Verdict
+from tests.report_support import (
+    HOSTILE,
+    ROWS,
+    Row,
+    curve_of,
+    write_run,
+    write_runs,
+    write_study,
+    write_traces,
+    write_updates,
+)
 
 # Elements without an end tag.
 VOID = {"meta", "input", "br", "img", "link", "path", "use", "rect"}
@@ -86,6 +102,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(run: Path) -> Page:
     return report(run)
+
+
+@pytest.fixture(scope="module", params=["run", "study"])
+def folder(request: pytest.FixtureRequest, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What holds for the page of a run holds for that of a study."""
+    return run if request.param == "run" else write_runs(write_study(tmp_path_factory.mktemp("study")))
 
 
 def test_the_paper_table_stands_first_with_standard_errors(page: Page) -> None:
@@ -169,33 +191,30 @@ def test_a_policy_may_be_named_like_markup(tmp_path: Path) -> None:
     assert f"{name}, sampled" in page.captions
 
 
-def test_nothing_is_fetched_and_no_script_runs_but_the_page_s_own(page: Page) -> None:
+def test_nothing_is_fetched_no_other_script_runs_and_links_lead_to_unique_ids(folder: Path) -> None:
+    page = report(folder)
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv"))
     assert policy is not None and policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
-    for _, attributes in page.elements:
-        assert not {"src", "srcset", "data"} & set(attributes)
-        assert all((value or "").startswith("#") for name, value in attributes.items() if name.endswith("href"))
-        assert not any(name.startswith("on") for name in attributes)
-
-
-def test_ids_on_the_page_are_unique_and_its_links_lead_to_them(page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = {(a.get("href") or a.get("xlink:href") or "")[1:] for _, a in page.elements}
-    assert {link for link in links if link and "=" not in link} <= set(ids)
+    for _, attributes in page.elements:
+        assert not {"src", "srcset", "data"} & set(attributes)
+        links = [value or "" for name, value in attributes.items() if name.endswith("href")]
+        assert all(link[0] == "#" and ("=" in link or link[1:] in ids) for link in links)
+        assert not any(name.startswith("on") for name in attributes)
 
 
 def test_curves_show_what_was_logged(page: Page) -> None:
     assert {"Accuracy", "Gradient norm"} <= set(page.captions)
 
 
-def test_the_same_run_gives_the_same_bytes_wherever_it_lies(run: Path, tmp_path: Path) -> None:
-    report(run, tmp_path / "one.html", tmp_path / "plots")
-    shutil.copytree(run, tmp_path / "elsewhere" / "other-name")
+def test_the_same_folder_gives_the_same_bytes_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
+    report(folder, tmp_path / "one.html", tmp_path / "plots")
+    shutil.copytree(folder, tmp_path / "elsewhere" / "other-name")
     report(tmp_path / "elsewhere" / "other-name", tmp_path / "two.html", tmp_path / "again")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "again").iterdir()) and "curve-accuracy.svg" in names
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir()) and len(names) >= 14
     for name in names:
         assert (tmp_path / "plots" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
@@ -300,3 +319,131 @@ def test_a_missing_extra_is_one_line(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert "pip install 'score-cli[report]'" in refused(capsys, run, "--out", tmp_path / "page.html")
+
+
+def trace(problem: str, logprobs: list[float], *, offline: int = 0) -> Trace:
+    """A prompt token, the first attempt's tokens, a bridge token, one token of the second attempt."""
+    owners = np.array([0] + [1] * len(logprobs) + [0, 2], dtype=np.int8)
+    values = np.array([0.0, *logprobs, 0.0, -9.0], dtype=np.float32)
+    return Trace(
+        problem, 0, ["one", "two"], ["stop"] * 2, np.arange(len(owners), dtype=np.int32), owners, values, offline
+    )
+
+
+def reward(problem: str, letters: str, *, sample: int = 0, changed: bool = True) -> Verdict:
+    verdicts = [{"c": "correct", "i": "incorrect", "u": "unscored"}[letter] for letter in letters]
+    values = [None if letter == "u" else float(letter == "c") for letter in letters]
+    return Verdict(problem, sample, ["1", "2" if changed else "1"], verdicts, values)
+
+
+def test_mean_logprob_is_over_the_attempt_s_own_tokens() -> None:
+    assert mean_logprob(trace("a", [-0.5, -1.5, -1.0]), 1) == -1.0
+    assert mean_logprob(trace("a", [-0.5], offline=1), 1) is None
+    assert mean_logprob(trace("a", []), 1) is None
+
+
+def test_bins_by_logprob_are_of_equal_size_and_ordered_by_doubt() -> None:
+    """24 traces, three bins of eight: the least sure third is wrong and changed, the middle changed alone."""
+    rows = []
+    for place in range(24):
+        third = place // 8
+        rows.append(
+            (
+                trace(f"p{place}", [-3.0 + place / 8]),
+                reward(f"p{place}", "ic" if third == 0 else "cc", changed=third < 2),
+            )
+        )
+    bins = pair_facts(list(reversed(rows)), 2).bins
+    assert [part.changed.count for part in bins] == [8, 8, 8]
+    assert [part.wrong.value for part in bins] == [1.0, 0.0, 0.0]
+    assert [part.changed.value for part in bins] == [1.0, 1.0, 0.0]
+    assert [part.mean for part in bins] == pytest.approx([-3 + 3.5 / 8, -2 + 3.5 / 8, -1 + 3.5 / 8])
+
+
+def test_equal_logprobs_are_never_parted() -> None:
+    rows = [(trace(f"p{n}", [-1.0]), reward(f"p{n}", "cc")) for n in range(40)]
+    assert [part.changed.count for part in pair_facts(rows, 2).bins] == [40]
+
+
+def test_unscored_first_attempts_are_in_no_bin() -> None:
+    rows = [(trace(f"p{n}", [-1.0]), reward(f"p{n}", "uc" if n < 3 else "cc")) for n in range(20)]
+    assert [part.wrong.count for part in pair_facts(rows, 2).bins] == [17]
+
+
+def test_the_traces_shown_take_every_chain_of_verdicts_in_turn() -> None:
+    chains = ["cc"] * 90 + ["ii"] * 8 + ["ic"] * 2
+    rewards = [reward("p", letters, sample=n) for n, letters in enumerate(chains)]
+    chosen = choose_rows(rewards, 12)
+    kinds = [chains[row] for row in chosen]
+    assert len(set(chosen)) == 12 and chosen == sorted(chosen)
+    assert (kinds.count("cc"), kinds.count("ii"), kinds.count("ic")) == (5, 5, 2)
+    assert choose_rows(rewards, 500) == list(range(100)) and choose_rows(rewards, 0) == []
+
+
+def test_policies_that_behave_alike_are_shown_on_the_same_problems() -> None:
+    rewards = [reward(f"p{n}", "cc") for n in range(50)]
+    backwards = list(reversed(rewards))
+    names = {rewards[row].problem_id for row in choose_rows(rewards, 7)}
+    assert names == {backwards[row].problem_id for row in choose_rows(backwards, 7)}
+
+
+def test_numbers_are_spread_from_the_first_to_the_last() -> None:
+    assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(9, 5) == [0, 2, 4, 6, 8] and spread(200, 2) == [0, 199]
+    assert spread(7, 1) == [0] and spread(7, 0) == [] and spread(0, 3) == []
+
+
+def test_pairs_of_attempts_shown() -> None:
+    assert [pairs_shown(attempts) for attempts in (1, 2, 3, 10)] == [[], [2], [2, 3], [2, 10]]
+
+
+def test_only_a_long_curve_is_averaged_each_value_with_its_neighbours_and_the_ends_alone() -> None:
+    """Forty updates make a window of two: one neighbour on each side."""
+    assert smoothed([0.3, 0.6] * 19) == [0.3, 0.6] * 19
+    assert smoothed([0.3, 0.6] * 20)[:3] == pytest.approx([0.3, 0.4, 0.5])
+    assert smoothed([0.3, 0.6] * 20)[-1] == 0.6
+
+
+def test_edit_shares_are_percent_of_all_traces_and_leave_zero_out() -> None:
+    """Twenty bins of width 0.05: a bin holds its right end, as 0.05 and 1.0 show."""
+    bins = edit_bins([0.0, 0.0, 0.01, 0.05, 0.051, 1.0, 0.99, 0.0], 1.0)
+    assert [bar.value for bar in bins.values()] == [0.25, 0.125] + [0.0] * 17 + [0.25]
+    assert list(bins)[1] == (0.05, 0.1)
+    assert [edit_upper(ratios) for ratios in ([0.0], [], [0.05], [0.051], [1.0])] == [0.05, 0.05, 0.05, 0.1, 1.0]
+
+
+def test_curves_are_grouped_by_what_they_measure() -> None:
+    rows = [
+        {"stage": "stage1", "iteration": 1, "name": "accuracy", "attempt": 2, "value": 0.75},
+        {"stage": "stage1", "iteration": 0, "name": "accuracy", "attempt": 2, "value": 0.25},
+        {"stage": "stage2", "iteration": 2, "name": "accuracy", "attempt": 2, "value": 0.5},
+        {"stage": "stage1", "iteration": 0, "name": "accuracy", "attempt": 1, "value": 1.0},
+        {"stage": "stage1", "iteration": 0, "name": "i_to_c@t2", "attempt": None, "value": 0.1},
+        {"stage": "stage1", "iteration": 0, "name": "c_to_i@t2", "attempt": None, "value": 0.2},
+        {"stage": "stage1", "iteration": 0, "name": "something_new", "attempt": None, "value": 7.0},
+    ]
+    found = {title: lines for (title, _, _), lines in curve_lines(rows).items()}
+    assert list(found) == ["Accuracy", "Progress between the attempts", "something_new"]
+    assert found["Accuracy"] == {
+        "attempt 1": {"stage1": [(0, 1.0)]},
+        "attempt 2": {"stage1": [(0, 0.25), (1, 0.75)], "stage2": [(2, 0.5)]},
+    }
+    assert found["Progress between the attempts"] == {
+        "wrong to right": {"stage1": [(0, 0.1)]},
+        "right to wrong": {"stage1": [(0, 0.2)]},
+    }
+    assert found["something_new"] == {"all": {"stage1": [(0, 7.0)]}}
+
+
+def test_a_rule_stands_half_an_update_before_a_stage() -> None:
+    assert stage_rules([*curve_of(0, "stage1"), *curve_of(7, "stage2"), *curve_of(1, "stage1")]) == [6.5]
+
+
+def test_a_figure_on_the_page_has_no_colour_of_its_own() -> None:
+    """Every colour is a variable, so that light and dark can each set it; a file keeps the colours."""
+    with style():
+        figure = lines_figure([Line("attempt 1", [[(0, 0.1), (1, 0.2)]])], across="update", up="unit")
+        page, file = inline_svg(figure, "name", 'a "label"'), svg_file(figure, "name")
+    assert not re.search(r"#[0-9a-f]{6}", page) and "var(--blue)" in page and COLOURS["blue"] in file
+    assert page.startswith('<svg role="img" aria-label="a &quot;label&quot;"') and page.endswith("</svg>")
+    assert all(found.startswith("name-") for found in re.findall(r' id="([^"]*)"', page))
+    assert "<dc:date>" not in file and "<dc:date>" not in page

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from score_cli.config import ReportConfig
-from score_cli.evaluation.report import write_report
-from score_cli.study.report import write_study_report
-from tests.report_support import HOSTILE, ROWS, Row, write_run, write_updates
-from tests.study_support import write_runs, write_study
+from score_cli.report import write_report
+from tests.report_support import HOSTILE, ROWS, Row, write_run, write_runs, write_study, write_updates
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -36,7 +34,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_runs(write_study(tmp_path_factory.mktemp("study")))
-    write_study_report(ReportConfig(), run=folder, out=folder / "report.html")
+    write_report(ReportConfig(), run=folder, out=folder / "report.html")
     return folder / "report.html"
 
 
@@ -80,11 +78,14 @@ def visit(browser: Any, report: Path) -> Iterator[Visit]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=list(WIDTHS))
-def test_the_page_loads_in_silence_and_fits_the_screen(browser: Any, report: Path, width: int, scheme: str) -> None:
-    visit = Visit(browser, report, width=width, scheme=scheme)
+@pytest.mark.parametrize("kind", ["report", "study"])
+def test_a_page_loads_in_silence_and_fits_the_screen(
+    browser: Any, request: pytest.FixtureRequest, kind: str, width: int, scheme: str
+) -> None:
+    visit = Visit(browser, request.getfixturevalue(kind), width=width, scheme=scheme)
     assert visit.said == [] and visit.asked == [visit.address]
     assert visit.page.evaluate("document.documentElement.scrollWidth") == width
-    assert visit.page.title() == "SCoRe report"
+    assert visit.page.title() == f"SCoRe {kind}"
     visit.context.close()
 
 
@@ -165,18 +166,6 @@ def test_a_hostile_response_shows_as_text(browser: Any, report: Path) -> None:
     assert visit.page.locator("pre.question").inner_text() == f"b? {HOSTILE}"
     assert visit.page.title() == "SCoRe report" and visit.page.locator("img").count() == 0
     assert visit.said == []
-    visit.context.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=list(WIDTHS))
-def test_a_study_s_page_loads_in_silence_and_fits_the_screen(
-    browser: Any, study: Path, width: int, scheme: str
-) -> None:
-    visit = Visit(browser, study, width=width, scheme=scheme)
-    assert visit.said == [] and visit.asked == [visit.address]
-    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
-    assert visit.page.title() == "SCoRe study"
     visit.context.close()
 
 

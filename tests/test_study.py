@@ -13,11 +13,11 @@ import pytest
 from score_cli.cli import run_command
 from score_cli.errors import UserError
 from score_cli.recipe import read_recipe
-from score_cli.study.claims import correction_rate, judge_claims
+from score_cli.study.claims import judge_claims
 from score_cli.study.jobs import Job, holding_folder, run_jobs
-from score_cli.study.page import print_study, study_markdown
+from score_cli.study.paper import PAPER
 from score_cli.study.plan import Study, attempts_that_fit, choose, expand_grid, read_study
-from score_cli.study.results import Figures, summarize
+from score_cli.study.results import Results, Seeds, study_markdown, study_tables
 from score_cli.tables.provenance import file_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -30,14 +30,9 @@ def rows_of(row: str, name: str, *values: float, condition: str = "own", policy:
 
 def test_figures_are_means_over_seeds_with_the_deviation_between_them() -> None:
     """0.1, 0.2, 0.6: mean 0.3, squared deviations 0.04 + 0.01 + 0.09 = 0.14, over n - 1 = 2: 0.07."""
-    mean, spread = summarize([0.1, 0.2, 0.6])
-    assert mean == pytest.approx(0.3) and spread == pytest.approx(0.07**0.5)
-    assert summarize([0.25]) == (0.25, None)
-
-
-def test_a_rows_figures_are_those_of_its_last_policy() -> None:
-    rows = rows_of("score", "acc@t2", 0.5, policy="stage1") + rows_of("score", "acc@t2", 0.75, policy="score")
-    assert Figures(rows).values("score", "acc@t2") == [0.75]
+    seeds = Seeds({0: 0.1, 1: 0.2, 2: 0.6})
+    assert seeds.mean == pytest.approx(0.3) and seeds.deviation == pytest.approx(0.07**0.5)
+    assert Seeds({0: 0.25}).deviation is None and str(seeds) == "30.0 ±26.5"
 
 
 def test_the_grid_is_tried_in_the_order_written_the_last_key_fastest() -> None:
@@ -63,7 +58,7 @@ def test_as_many_attempts_as_the_context_holds(most: int, expected: int) -> None
 
 
 def verdicts(rows: list[dict[str, object]]) -> dict[str, bool]:
-    return {claim.text: claim.appears for claim in judge_claims(Figures(rows))}
+    return {claim.text: claim.appears for claim in judge_claims(Results(rows))}
 
 
 def test_the_base_claim_is_about_the_mean_of_delta() -> None:
@@ -90,7 +85,7 @@ def test_collapse_needs_fewer_changes_and_a_smaller_delta() -> None:
 
 def test_score_is_largest_only_above_every_row_of_its_kind() -> None:
     rows = rows_of("score", "acc@t2", 0.5) + rows_of("star", "acc@t2", 0.4) + rows_of("pair-sft", "acc@t2", 0.6)
-    found = judge_claims(Figures(rows))
+    found = judge_claims(Results(rows))
     assert [(claim.appears, claim.figures) for claim in found] == [(False, "50.0 against 60.0 of pair-sft")]
 
 
@@ -99,7 +94,8 @@ def test_the_correction_rate_is_a_share_of_wrong_first_attempts() -> None:
     rows = rows_of("star", "acc@t1", 0.5) + rows_of("star", "i_to_c@t2", 0.1)
     for name, value in (("acc@t1", 0.6), ("i_to_c@t2", 0.2)):
         rows += rows_of("star", name, value, condition="base-first-attempts")
-    assert correction_rate(Figures(rows), "star", "own") == [pytest.approx(0.2)]
+    own = Results(rows).correction_rate("star")
+    assert own is not None and own.values == {0: pytest.approx(0.2)}
     assert verdicts(rows) == {"star corrects the base's first attempts better than its own": True}
 
 
@@ -111,12 +107,23 @@ def test_each_budget_of_votes_is_a_claim() -> None:
 
 def test_the_papers_figures_stand_beside_ours() -> None:
     rows = rows_of("score", "acc@t1", 0.5, 0.6) + rows_of("score", "delta@t2", 0.1, 0.1)
-    table = print_study(rows, [], {}).tables[0]
+    table = study_tables(Results(rows), [])["results"]
     (line,) = table.lines
     shown = dict(zip(table.titles, line, strict=True))
     assert (shown["acc@t1"], shown["delta"], shown["paper"]) == ("55.0 ±7.1 (60.0)", "+10.0 ±0.0 (+4.4)", "Table 2")
-    page = study_markdown(print_study(rows + rows_of("base", "delta@t2", 0.1), [], {}))
+    claims = judge_claims(Results(rows + rows_of("base", "delta@t2", 0.1)))
+    page = study_markdown([table], claims)
     assert "- does not appear: the base loses by correcting itself (delta of base below 0): +10.0" in page
+
+
+def test_the_paper_s_figures_agree_with_one_another() -> None:
+    """Delta is the second attempt minus the first, and put right minus broken; the paper rounds to a tenth."""
+    for row, line in PAPER.items():
+        figures = line.figures()
+        assert figures["acc@t2"] - figures["acc@t1"] == pytest.approx(figures["delta@t2"], abs=1.1e-3), row
+        if "i_to_c@t2" in figures:
+            flow = figures["i_to_c@t2"] - figures["c_to_i@t2"]
+            assert flow == pytest.approx(figures["delta@t2"], abs=2.1e-3), row
 
 
 def study_at(folder: Path, text: str) -> Path:

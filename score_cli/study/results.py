@@ -1,20 +1,34 @@
-"""What the rows of a study measured: one table of all of it, and means over seeds."""
+"""What the rows of a study measured: one table of all of it, means over seeds, and how both are shown."""
 
-import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from score_cli.evaluation.evaluate import MINUS
+from score_cli.evaluation.evaluate import GREEDY, MINUS, SAMPLED, Row
+from score_cli.evaluation.layout import (
+    SECONDARY,
+    TextTable,
+    attempts_of,
+    escape,
+    grid,
+    markdown,
+    metric_cell,
+    paper_table,
+    percent,
+    vote_table,
+)
 from score_cli.evaluation.votes import VOTES
 from score_cli.phases import BASE
+from score_cli.study.paper import PAPER
 from score_cli.tables.parquet import METRICS, STUDY, read_table, write_table
 from score_cli.tables.provenance import Footer
 
+# What a row's policy was measured under.
 OWN, BASE_FIRST, MORE, VOTED = "own", "base-first-attempts", "more-attempts", VOTES
-
-Row = dict[str, Any]
+DECODINGS = (SAMPLED, GREEDY)
 
 
 class Source(NamedTuple):
@@ -26,11 +40,82 @@ class Source(NamedTuple):
     metrics: Path
 
 
-class Summary(NamedTuple):
-    """Mean over seeds and standard deviation between them (divisor n - 1); None with a single seed."""
+@dataclass(frozen=True)
+class Seeds:
+    """One number measured in several seeds."""
 
-    mean: float
-    spread: float | None
+    values: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds (divisor n - 1); None of a single one."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        """`54.2 ±1.3`, in percent."""
+        return percent(self.mean, self.deviation)
+
+
+class Results:
+    """The rows of study.parquet, looked up by what they measure."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Of a row's policies the last one counts, which is the one its runs end in."""
+        measured = [row for row in rows if MINUS not in row["policy"]]
+        # A run lists its policies in the order of its training: the base first, the last is what the row is about.
+        self.policies = {(row["row"], row["seed"], row["condition"]): row["policy"] for row in measured}
+        self._values: dict[tuple[str, str, str, str], dict[int, float]] = {}
+        for row in measured:
+            if row["policy"] == self.policies[row["row"], row["seed"], row["condition"]]:
+                key = (row["row"], row["condition"], row["decoding"], row["name"])
+                self._values.setdefault(key, {})[row["seed"]] = row["value"]
+        self.rows = list(dict.fromkeys(key[0] for key in self._values))
+        self.seeds = sorted({seed for _, seed, _ in self.policies})
+
+    def find(self, row: str, name: str, decoding: str = SAMPLED, condition: str = OWN) -> Seeds | None:
+        """One metric of one row, as a fraction."""
+        values = self._values.get((row, condition, decoding, name))
+        return Seeds(dict(sorted(values.items()))) if values else None
+
+    def mean(self, row: str, name: str, condition: str = OWN) -> float | None:
+        """A metric's mean over seeds, of sampled traces."""
+        seeds = self.find(row, name, condition=condition)
+        return seeds.mean if seeds else None
+
+    def names(self, row: str, pattern: str, decoding: str = SAMPLED, condition: str = OWN) -> list[re.Match[str]]:
+        """What was measured of a row, in the order of the tables."""
+        keys = [key[3] for key in self._values if key[:3] == (row, condition, decoding)]
+        return [match for name in keys if (match := re.fullmatch(pattern, name))]
+
+    def correction_rate(self, row: str, decoding: str = SAMPLED, condition: str = OWN) -> Seeds | None:
+        """Of the first attempts that were wrong, the share put right; None where none was wrong."""
+        fixed = self.find(row, "i_to_c@t2", decoding, condition)
+        first = self.find(row, "acc@t1", decoding, condition)
+        if fixed is None or first is None:
+            return None
+        wrong = {seed: 1 - first.values[seed] for seed in fixed.values if first.values.get(seed, 1) < 1}
+        return Seeds({seed: fixed.values[seed] / share for seed, share in wrong.items()}) if wrong else None
+
+    def decodings(self, condition: str = OWN) -> list[str]:
+        """The decodings that a condition was measured in, sampled before greedy."""
+        return sorted({key[2] for key in self._values if key[1] == condition}, reverse=True)
+
+    def means(self, condition: str = OWN) -> list[Row]:
+        """Rows of a metrics table, row by row: means over seeds, with the deviation between them as error."""
+        found = []
+        for row in self.rows:
+            for decoding in self.decodings(condition):
+                for name in self.names(row, ".*", decoding, condition):
+                    seeds = self.find(row, name[0], decoding, condition)
+                    assert seeds is not None
+                    common = {"policy": row, "decoding": decoding, "name": name[0]}
+                    found.append(common | {"value": seeds.mean, "stderr": seeds.deviation, "count": len(seeds.values)})
+        return found
 
 
 def collect(sources: Sequence[Source], seeds: Sequence[int]) -> list[Row]:
@@ -51,44 +136,90 @@ def collect(sources: Sequence[Source], seeds: Sequence[int]) -> list[Row]:
     return rows
 
 
-def write_study(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
+def write_study(path: Path, rows: Sequence[Row], config: Mapping[str, Any]) -> None:
     """Write study.parquet; its footer holds the study's settings."""
-    write_table(path, STUDY, rows, Footer(table=STUDY.name, stage="study", config=dict(settings)))
+    write_table(path, STUDY, rows, Footer(table=STUDY.name, stage="study", config=dict(config)))
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean and standard deviation of one figure over seeds.
+def study_tables(results: Results, tuning: Sequence[Mapping[str, Any]], note: str = "") -> dict[str, TextTable]:
+    """The tables that a study has the rows for, by what they show.
 
-    Raises:
-        ValueError: no values.
+    Args:
+        tuning: rows of tuning.parquet; note: what to say of the measurement with more attempts.
     """
-    if not values:
-        raise ValueError("summarize needs at least one value")
-    return Summary(math.fsum(values) / len(values), statistics.stdev(values) if len(values) > 1 else None)
+    more = results.means(MORE)
+    tables = {
+        "results": _main(results),
+        "shift": _shift(results),
+        "attempts": paper_table(
+            more, max(3, attempts_of(more)), caption=f"More attempts{note}", titles=("row", "decoding")
+        ),
+        "votes": vote_table(
+            results.means(VOTED),
+            "Majority vote at T = 0.7: all first attempts, or half as many each corrected once",
+            title="row",
+            gain=lambda row: metric_cell(row, signed=True),
+        ),
+        "tuning": _tuning(tuning),
+    }
+    return {name: table for name, table in tables.items() if table.lines}
 
 
-class Figures:
-    """The rows of a study by what they measure, each with its values seed by seed."""
+def study_markdown(tables: Sequence[TextTable], claims: Sequence[object]) -> str:
+    """The tables and claims as a Markdown page."""
+    judged = "## The paper's claims\n\n" + "\n".join(f"- {escape(str(claim))}" for claim in claims)
+    return "\n\n".join(["# The study", *map(markdown, tables), judged]) + "\n"
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Of a row's policies the last one counts, which is the one its run ends in."""
-        final = {(row["row"], row["condition"]): row["policy"] for row in rows}
-        self._values: dict[tuple[str, str, str, str], list[float]] = {}
-        for row in rows:
-            if row["policy"] == final[row["row"], row["condition"]]:
-                key = (row["row"], row["condition"], row["decoding"], row["name"])
-                self._values.setdefault(key, []).append(row["value"])
-        self.rows = list(dict.fromkeys(row["row"] for row in rows))
 
-    def values(self, row: str, name: str, *, decoding: str = "sampled", condition: str = OWN) -> list[float]:
-        """A figure's values in the order of the seeds; empty where it was not measured."""
-        return self._values.get((row, condition, decoding, name), [])
+def _main(results: Results) -> TextTable:
+    def cell(row: Row) -> str:
+        figures = PAPER[row["policy"]].figures() if row["policy"] in PAPER else {}
+        paper, signed = figures.get(row["name"]), row["name"].startswith("delta")
+        return metric_cell(row) + ("" if paper is None else f" ({percent(paper, signed=signed)})")
 
-    def mean(self, row: str, name: str, *, decoding: str = "sampled", condition: str = OWN) -> float | None:
-        """A figure's mean over seeds; None where it was not measured."""
-        values = self.values(row, name, decoding=decoding, condition=condition)
-        return summarize(values).mean if values else None
+    seeds = len(results.seeds)
+    spread = f", mean ± standard deviation over {seeds} seeds of base and training" if seeds > 1 else ", one seed"
+    caption = (
+        f"Held-out problems of the built-in task, percent{spread}. In parentheses the paper's (MATH, Gemini 1.5 "
+        "Flash, greedy) from the table named last. self-refine stands for prompting alone: the base asked in the words "
+        "that its corpus revises with skill under"
+    )
+    secondary = SECONDARY | {"changed": "changed"}
+    table = paper_table(results.means(), caption=caption, titles=("row", "decoding"), secondary=secondary, cell=cell)
+    counts = {(row["policy"], row["decoding"]): row["count"] for row in results.means() if row["name"] == "acc@t1"}
+    lines = []
+    for line in table.lines:
+        named = f"Table {PAPER[line[0]].table}" if line[0] in PAPER else ""
+        lines.append([*line, named, str(counts.get((line[0], line[1]), ""))])
+    return table._replace(titles=[*table.titles, "paper", "seeds"], lines=lines)
 
-    def names(self, row: str, condition: str, decoding: str) -> list[str]:
-        """What was measured of a row under a condition, in the order of the tables."""
-        return [name for (r, c, d, name) in self._values if (r, c, d) == (row, condition, decoding)]
+
+def _shift(results: Results) -> TextTable:
+    columns = {"acc@t1": "acc@t1", "acc@t2": "acc@t2", "delta@t2": "delta", "i_to_c@t2": "i->c", "": "correction rate"}
+    cells = {}
+    for row in results.rows:
+        for decoding in results.decodings(BASE_FIRST):
+            for condition in (OWN, BASE_FIRST) if results.find(row, "acc@t1", decoding, BASE_FIRST) else ():
+                found = {name: results.find(row, name, decoding, condition) for name in columns}
+                found[""] = results.correction_rate(row, decoding, condition)
+                cells[row, decoding, condition] = {
+                    name: percent(seeds.mean, seeds.deviation, signed=name == "delta@t2")
+                    for name, seeds in found.items()
+                    if seeds
+                }
+    caption = (
+        "After first attempts of the seed's base and after own ones; correction rate: share of wrong first attempts "
+        "that are put right"
+    )
+    return grid(caption, ["row", "decoding", "first attempts"], columns, cells)
+
+
+def _tuning(tuning: Sequence[Mapping[str, Any]]) -> TextTable:
+    caption = (
+        "Settings tried on the first seed's base: sampled acc@t2 on the validation problems, by which score and each "
+        "baseline got theirs"
+    )
+    lines = [
+        [t["row"], t["settings"], percent(t["value"], t["stderr"]), "chosen" if t["chosen"] else ""] for t in tuning
+    ]
+    return TextTable(caption, ["row", "settings", "acc@t2", ""], lines)

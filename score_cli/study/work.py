@@ -14,19 +14,30 @@ All the work is done by plain `score` commands, a process each, so a row is what
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from score_cli.config import BaseConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import SAMPLED
+from score_cli.evaluation.layout import TextTable
 from score_cli.phases import BASE
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_folder import pin_config
+from score_cli.study.claims import Claim, judge_claims
 from score_cli.study.jobs import Job, holding_folder, run_jobs
-from score_cli.study.page import PrintedStudy, print_study, study_markdown
 from score_cli.study.plan import Changes, Study, attempts_that_fit, choose, describe, expand_grid, read_study
-from score_cli.study.results import BASE_FIRST, MORE, VOTED, Source, collect, write_study
+from score_cli.study.results import (
+    BASE_FIRST,
+    MORE,
+    VOTED,
+    Results,
+    Source,
+    collect,
+    study_markdown,
+    study_tables,
+    write_study,
+)
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.parquet import METRICS, TUNING, read_table, write_table
 from score_cli.tables.provenance import Footer
@@ -35,9 +46,16 @@ from score_cli.tables.traces import read_traces
 CRITERION = "acc@t2"
 
 
+class StudyTables(NamedTuple):
+    """What a study shows."""
+
+    tables: list[TextTable]
+    claims: list[Claim]
+
+
 def run_study(
     path: Path, recipe: Recipe, folder: Path, *, limit: int | None = None, progress: Progress = SILENT
-) -> PrintedStudy:
+) -> StudyTables:
     """Do what is not done yet of a study; returns its tables and claims.
 
     Args:
@@ -60,10 +78,11 @@ def run_study(
         tuning = work.tuning()
         if tuning:
             write_table(folder / "tuning.parquet", TUNING, tuning, Footer(table=TUNING.name, stage="study"))
-        printed = print_study(rows, tuning, work.notes())
+        results = Results(rows)
+        shown = StudyTables(list(study_tables(results, tuning, work.note()).values()), judge_claims(results))
         with replacing_file(folder / "study.md") as temporary:
-            temporary.write_text(study_markdown(printed))
-    return printed
+            temporary.write_text(study_markdown(shown.tables, shown.claims))
+    return shown
 
 
 class _Work:
@@ -107,16 +126,16 @@ class _Work:
                 rows.append(named | measured)
         return rows
 
-    def notes(self) -> dict[str, str]:
-        """What the page says of conditions, by condition."""
+    def note(self) -> str:
+        """What to say of the measurement with more attempts."""
         if self.config.further is None:
-            return {}
+            return ""
         count, context = self._attempts(self.config.seeds[0])
         seen = self.study.recipes[BASE].settings("base", BaseConfig).attempts
-        return {
-            MORE: f"{count} attempts of at most {self.config.attempt_tokens} tokens are what the base's context of "
+        return (
+            f": {count} attempts of at most {self.config.attempt_tokens} tokens are what the base's context of "
             f"{context} tokens holds (asked: {self.config.most_attempts}); training had 2, the base's corpus {seen}"
-        }
+        )
 
     def _base(self, seed: int) -> Job:
         def arguments() -> list[str]:

@@ -1,26 +1,22 @@
 """The report's figures: numbers in, matplotlib figures and their SVG out. Pure functions.
 
 Every colour of a figure is one of COLOURS. A file for a paper keeps them; on the page each becomes a CSS variable
-of its name, so that the same figure is readable in light and dark.
+of its name, so that the same figure is readable in light and dark. Numbers are fractions; axes in percent say so.
 """
 
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-from score_cli.evaluation.report_stats import LONG_CURVE, LogprobBin, moving_average
-from score_cli.metrics import Estimate
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 # Blue, vermilion, green, purple and yellow of Okabe and Ito, told apart by the colour-blind; darker greys for text.
 COLOURS = {
@@ -36,7 +32,6 @@ COLOURS = {
 CYCLE = ("blue", "orange", "green", "purple", "gold")
 SIZE = (3.7, 2.5)  # inches
 PNG_DPI = 200
-HISTOGRAM_BINS = 20
 # A longer name of a policy is cut in its middle on an axis: names often differ at their ends.
 MOST_LETTERS = 16
 DASHES = (0, (4, 1.5))
@@ -67,13 +62,32 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 
+Points = Sequence[tuple[float, float]]
+
 
 @dataclass(frozen=True)
-class Series:
-    """One line of a curve: (iteration, value) points of each stage, in order."""
+class Line:
+    """One line of a figure.
+
+    Attributes:
+        label: in the legend; none if empty.
+        parts: (x, y) drawn strong, a part for each stage.
+        faint: drawn thin behind: the raw values of a smoothed line, or the seeds of a mean.
+        errors: of each y of the only part.
+    """
 
     label: str
-    parts: Mapping[str, Sequence[tuple[int, float]]]
+    parts: Sequence[Points]
+    faint: Sequence[Points] = ()
+    errors: Sequence[float] = ()
+
+
+class Bar(NamedTuple):
+    """The length of a bar, its error where known, and the values it is the mean of, drawn as dots."""
+
+    value: float
+    error: float | None = None
+    dots: Sequence[float] = ()
 
 
 @contextmanager
@@ -85,80 +99,115 @@ def style() -> Iterator[None]:
         yield
 
 
-def curve_figure(series: Sequence[Series], unit: str, *, percent: bool = False) -> Figure:
-    """Lines over the updates, a dotted rule where a stage begins; a long curve is smoothed, its raw values faint."""
-    figure, axes = new_axes()
+def lines_figure(
+    lines: Sequence[Line],
+    *,
+    across: str,
+    up: str,
+    percent: bool = True,
+    rules: Sequence[float] = (),
+    marked: bool = False,
+    steps: Literal["whole", "doubling", "any"] = "whole",
+) -> Figure:
+    """Draw lines over updates, attempts, responses or logprobs.
+
+    Args:
+        across, up: the axes' titles; rules: where dotted rules stand.
+        marked: draw the points of a line of several too.
+        steps: of the horizontal axis: whole numbers, powers of two at equal steps, or as they come.
+    """
+    # Above the axes three names stand in a row; more rows take from the figure's height.
+    figure, axes = _new_axes(height=SIZE[1] + 0.2 * ((len(lines) - 1) // 3))
     scale = 100 if percent else 1
-    for index, line in enumerate(series):
-        dashed = len(series) > 1 and index % 2 == 0
-        colour, dash = COLOURS[CYCLE[index % len(CYCLE)]], DASHES if dashed else "-"
-        label: str | None = line.label
-        for part in line.parts.values():
-            updates, values = [update for update, _ in part], [scale * value for _, value in part]
-            if len(values) >= LONG_CURVE:
-                axes.plot(updates, values, color=colour, linewidth=0.7, alpha=0.35)
-                values = moving_average(values, len(values) // 20)
-            mark = "o" if len(values) == 1 else None
-            axes.plot(updates, values, color=colour, linestyle=dash, marker=mark, markersize=3, label=label)
+    drawn: list[float] = []
+    for index, line in enumerate(lines):
+        look: dict[str, Any] = {"color": COLOURS[CYCLE[index % len(CYCLE)]]}
+        for part in line.faint:
+            drawn += (values := [scale * y for _, y in part])
+            axes.plot([x for x, _ in part], values, linewidth=0.7, alpha=0.4, **look)
+        look["linestyle"] = DASHES if len(lines) > 1 and index % 2 == 0 else "-"
+        label: str | None = line.label or None
+        for part in line.parts:
+            values = [scale * y for _, y in part]
+            look |= {"label": label, "marker": "o" if marked or len(part) == 1 else None, "markersize": 3}
+            errors = [scale * error for error in line.errors] or None
+            drawn += [
+                y + sign * e for y, e in zip(values, errors or [0.0] * len(values), strict=True) for sign in (1, -1)
+            ]
+            axes.errorbar([x for x, _ in part], values, yerr=errors, elinewidth=0.9, **look)
             label = None
-    stages = {stage for line in series for stage in line.parts}
-    starts = sorted(min(line.parts[stage][0][0] for line in series if stage in line.parts) for stage in stages)
-    for start in starts[1:]:
-        axes.axvline(start - 0.5, color=COLOURS["muted"], linestyle=":", linewidth=1)
-    values = [scale * value for line in series for part in line.parts.values() for _, value in part]
-    axes.set_ylim(*value_range(values))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for rule in rules:
+        axes.axvline(rule, color=COLOURS["muted"], linestyle=":", linewidth=1)
+    axes.set_ylim(*value_range(drawn))
+    if steps == "doubling":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(
+            FixedLocator(sorted({x for line in lines for part in line.parts for x, _ in part}))
+        )
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif steps == "whole":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("update")
-    axes.set_ylabel(unit)
-    if len(series) > 1:
-        legend_above(axes, len(series))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    if any(line.label for line in lines):
+        _legend_above(axes, len(lines))
     return figure
 
 
-def edit_figure(ratios: Sequence[float], *, upper: float, top: float | None = None) -> Figure:
-    """Histogram of the edit ratios above 0, as percent of all traces; unchanged texts would dwarf the rest.
+def bars_figure(groups: Mapping[str, Mapping[str, Bar]], colours: Mapping[str, str], *, across: str) -> Figure:
+    """For each group two bars from the left, in percent.
 
     Args:
-        ratios: of all traces; upper: right end of the axis; top: of the vertical axis, in percent.
+        groups: a policy or row -> what was measured -> its bar, or none; colours: of what was measured.
     """
-    figure, axes = new_axes()
-    shares = edit_shares(ratios, upper)
-    width = upper / HISTOGRAM_BINS
-    axes.bar([index * width for index in range(HISTOGRAM_BINS)], shares, width=width, align="edge", **fill("blue"))
-    axes.set_xlim(0, upper)
-    axes.set_ylim(0, top or None)
+    figure, axes = _new_axes(height=max(SIZE[1], 0.9 + 0.4 * len(groups)))
+    for offset, (title, colour) in zip((-0.19, 0.19), colours.items(), strict=True):
+        bars = {index + offset: group[title] for index, group in enumerate(groups.values()) if title in group}
+        if not bars:
+            continue
+        lengths = [100 * bar.value for bar in bars.values()]
+        errors = [100 * (bar.error or 0) for bar in bars.values()]
+        look = _fill(colour) | {"error_kw": {"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2}}
+        axes.barh(list(bars), lengths, xerr=errors if any(errors) else None, height=0.34, label=title, **look)
+        for place, bar in bars.items():
+            _dots(axes, [100 * dot for dot in bar.dots], [place] * len(bar.dots))
+        _legend_above(axes, 2)
+    axes.set_yticks(range(len(groups)), [short_name(name) for name in groups])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(across)
+    return figure
+
+
+def edits_figure(bins: Mapping[tuple[float, float], Bar], *, right: float, top: float) -> Figure:
+    """Histogram of edit ratios, in percent of the traces: (low, high) of a bin -> its bar.
+
+    Args:
+        right, top: ends of the axes, so that figures can be compared.
+    """
+    figure, axes = _new_axes()
+    for (low, high), bar in bins.items():
+        axes.bar(low, 100 * bar.value, width=high - low, align="edge", **_fill("blue"))
+        _dots(axes, [(low + high) / 2] * len(bar.dots), [100 * dot for dot in bar.dots])
+    axes.set_xlim(min(low for low, _ in bins), right)
+    axes.set_ylim(0, 100 * top or None)
     axes.set_xlabel("edit ratio (edit distance over summed length)")
     axes.set_ylabel("traces (%)")
     return figure
 
 
-def edit_upper(ratios: Sequence[float]) -> float:
-    """Right end of an axis for these ratios: their largest, rounded up to a multiple of 0.05."""
-    return max(1, math.ceil(round(20 * max(ratios, default=0), 9))) / 20
-
-
-def edit_shares(ratios: Sequence[float], upper: float) -> list[float]:
-    """Percent of all traces in each of HISTOGRAM_BINS equal bins of (0, upper]; a bin holds its right end."""
-    counts = [0] * HISTOGRAM_BINS
-    for ratio in ratios:
-        if ratio > 0:
-            place = ratio / upper * HISTOGRAM_BINS
-            counts[min(HISTOGRAM_BINS - 1, int(place) - (place == int(place)))] += 1
-    return [100 * count / len(ratios) for count in counts]
-
-
-def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure:
+def flow_figure(share: Mapping[str, float], before: str, after: str) -> Figure:
     """Ribbons from right and wrong at one attempt to right and wrong at the next; heights are shares of the traces."""
-    figure, axes = new_axes()
+    figure, axes = _new_axes()
     axes.set_axis_off()
-    share = {name: estimate.value for name, estimate in flow.items()}
     gap, bar = 0.06, 0.035
     left = {"c": 1 + gap, "i": share["i-c"] + share["i-i"]}
     right = {"c": 1 + gap, "i": share["c-i"] + share["i-i"]}
-    for name in ("c-c", "c-i", "i-c", "i-i"):
+    for name, colour in {"c-c": "green", "c-i": "orange", "i-c": "blue", "i-i": "muted"}.items():
         start, end = name[0], name[2]
-        colour = {"c-c": "green", "i-c": "blue", "c-i": "orange", "i-i": "muted"}[name]
         _ribbon(axes, left[start], right[end], share[name], bar, COLOURS[colour])
         left[start] -= share[name]
         right[end] -= share[name]
@@ -166,8 +215,7 @@ def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure
         (0.0, {"c": share["c-c"] + share["c-i"], "i": share["i-c"] + share["i-i"]}, before),
         (1.0 - bar, {"c": share["c-c"] + share["i-c"], "i": share["c-i"] + share["i-i"]}, after),
     ):
-        side = "right" if x == 0 else "left"
-        place = x - 0.02 if x == 0 else x + bar + 0.02
+        side, place = ("right", x - 0.02) if x == 0 else ("left", x + bar + 0.02)
         for key, bottom, text in (("i", 0.0, "wrong"), ("c", 1 + gap - sums["c"], "right")):
             axes.add_patch(Rectangle((x, bottom), bar, sums[key], facecolor=COLOURS["ink"], linewidth=0))
             middle = min(max(bottom + sums[key] / 2, 0.06), 1 + gap - 0.06)
@@ -175,58 +223,6 @@ def flow_figure(flow: Mapping[str, Estimate], before: str, after: str) -> Figure
         axes.text(x + bar / 2, 1 + gap + 0.05, title, ha="center", va="bottom", color=COLOURS["muted"])
     axes.set_xlim(-0.22, 1.22)
     axes.set_ylim(-0.02, 1 + gap + 0.15)
-    return figure
-
-
-def changed_figure(changed: Mapping[str, Mapping[str, Estimate]]) -> Figure:
-    """For each policy, the percent of answers changed where the earlier attempt was right and where it was wrong."""
-    figure, axes = new_axes(height=max(SIZE[1], 0.9 + 0.4 * len(changed)))
-    for offset, key, text, colour in ((-0.19, "c", "was right", "green"), (0.19, "i", "was wrong", "orange")):
-        places = [index + offset for index, found in enumerate(changed.values()) if key in found]
-        estimates = [found[key] for found in changed.values() if key in found]
-        if not places:
-            continue
-        axes.barh(
-            places,
-            [100 * estimate.value for estimate in estimates],
-            height=0.34,
-            xerr=[100 * (estimate.stderr or 0) for estimate in estimates],
-            error_kw={"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2},
-            label=text,
-            **fill(colour),
-        )
-        legend_above(axes, 2)
-    axes.set_yticks(range(len(changed)), [short_name(policy) for policy in changed])
-    axes.set_ylim(len(changed) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.set_xlim(left=0)
-    axes.set_xlabel("answers changed (%)")
-    return figure
-
-
-def calibration_figure(bins: Sequence[LogprobBin]) -> Figure:
-    """By the sampler's mean logprob of the earlier attempt: percent changed, beside percent wrong."""
-    figure, axes = new_axes()
-    for key, text, colour, mark, dash in (
-        ("wrong", "was wrong", "orange", "s", DASHES),
-        ("changed", "answer changed", "blue", "o", "-"),
-    ):
-        estimates: list[Estimate] = [getattr(part, key) for part in bins]
-        axes.errorbar(
-            [part.mean for part in bins],
-            [100 * estimate.value for estimate in estimates],
-            yerr=[100 * (estimate.stderr or 0) for estimate in estimates],
-            color=COLOURS[colour],
-            marker=mark,
-            markersize=3.5,
-            linestyle=dash,
-            elinewidth=0.9,
-            label=text,
-        )
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("mean logprob of the attempt (nats a token)")
-    axes.set_ylabel("traces (%)")
-    legend_above(axes, 2)
     return figure
 
 
@@ -260,7 +256,7 @@ def png_file(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def new_axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
+def _new_axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
     """An empty figure of the page's width, in inches."""
     figure = Figure(figsize=(SIZE[0], height))
     return figure, figure.add_subplot()
@@ -283,14 +279,18 @@ def short_name(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def fill(colour: str) -> dict[str, Any]:
+def _fill(colour: str) -> dict[str, Any]:
     """How a bar of one of COLOURS is drawn."""
     return {"facecolor": COLOURS[colour], "edgecolor": COLOURS[colour], "alpha": 0.75, "linewidth": 0.6}
 
 
-def legend_above(axes: Axes, columns: int) -> None:
+def _legend_above(axes: Axes, columns: int) -> None:
     """Name the lines over the axes, where they hide none of them."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, 3), borderaxespad=0.2, handlelength=2.2)
+
+
+def _dots(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
+    axes.plot(xs, ys, color=COLOURS["ink"], linestyle="", marker="o", markersize=2.2)
 
 
 def _ribbon(axes: Axes, left: float, right: float, height: float, bar: float, colour: str) -> None:

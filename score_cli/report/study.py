@@ -1,0 +1,279 @@
+"""The page of a study: its table beside the paper's, its claims, and the paper's figures drawn of its rows.
+
+Nothing but study.parquet is required: a row whose folder is not there is left out of what needs its files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from score_cli.config import ReportConfig
+from score_cli.evaluation.layout import TextTable, grid, headline
+from score_cli.progress import Progress
+from score_cli.report.page import Block, Figures, Folded, Plots, Section, Words, render
+from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, lines_figure, short_name
+from score_cli.report.run import config_table, read_config, read_curve, smoothed, stage_rules, traces_section
+from score_cli.report.traces import Source, check_rewards, evaluated_sources, read_sources, spread
+from score_cli.study.claims import BASE, SCORE, judge_claims
+from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Results, Seeds, study_tables
+from score_cli.tables.parquet import STUDY, TUNING, read_table
+from score_cli.tables.problems import read_problems
+from score_cli.tables.records import Problem
+
+STUDY_FILE = "study.parquet"
+NAIVE = "naive-multi-turn"
+BROWSED = (BASE, SCORE, "pair-sft", NAIVE)  # rows whose traces can be browsed
+EDITED = (BASE, "star", "pair-sft", SCORE)  # rows whose edits are drawn
+MOST_UPDATES_LISTED = 11
+
+RESULTS = Markup(
+    "The paper's figures are of another task and a far larger model: compare direction and order rather than size. "
+    "<em>delta</em> is the second attempt minus the first; "
+    '<em class="whole">i-&gt;c</em> and <em class="whole">c-&gt;i</em> are the shares of all traces put right and '
+    "broken by it."
+)
+CLAIMS = (
+    "What the paper claims, the criterion by which it was looked for on this task, and the figures it was judged by: "
+    "sampled, means over seeds, percent or points."
+)
+# Section -> title, what it says beside its figures, and in place of them.
+WORDS = {
+    "edits": (
+        "How much is rewritten",
+        "Edit ratio from the first attempt to the second: bars are means over seeds, dots the seeds. The first bin, "
+        "which holds the texts left as they were, stands in the caption and is not drawn; rows of one decoding share "
+        "their axes.",
+        f"no edit ratios of {', '.join(EDITED)}",
+    ),
+    "collapse": (
+        "Collapse over training",
+        "What the updates logged on the traces they learned from: strong lines are means over the seeds, faint ones "
+        "the seeds, long curves moving averages over a twentieth of them; a dotted rule marks where a stage begins. "
+        "The paper finds that naive multi-turn training raises both attempts while its answers are changed less and "
+        "less.",
+        f"no curves of {NAIVE} or {SCORE}",
+    ),
+    "shift": (
+        "Distribution shift",
+        "First attempts put right at the second, where they are the policy's own and where they are the base's, drawn "
+        "before: bars are means over seeds, dots the seeds. The paper finds that supervised training raises this on "
+        "given attempts and lowers it on its own.",
+        "no row was measured on the base's first attempts",
+    ),
+    "votes": (
+        "Inference scaling",
+        "Majority vote over the same number of responses: all of them first attempts (parallel), or half as many first "
+        "attempts each corrected once (sequential). In the paper, 32 responses gain 7.4 points in parallel, 10.5 in "
+        "sequence.",
+        "no row was voted on",
+    ),
+    "attempts": (
+        "More attempts",
+        "Accuracy of attempt after attempt, beyond those that were trained.",
+        "no row was measured on more attempts",
+    ),
+}
+
+Curves = Mapping[int, Sequence[Mapping[str, Any]]]  # seed -> rows of train_metrics.parquet
+
+
+def study_page(path: Path, config: ReportConfig, figures: Figures, progress: Progress) -> str:
+    """The page of a study's folder.
+
+    Raises:
+        UserError: a table or config.json is damaged or something else.
+    """
+    results = Results(read_table(path / STUDY_FILE, STUDY).to_pylist())
+    tuning = read_table(file, TUNING).to_pylist() if (file := path / "tuning.parquet").exists() else []
+    tables = study_tables(results, tuning)
+    seed = results.seeds[0]
+    sources = [source for row in BROWSED for source in _sources(path, results, row, seed)]
+    _, browser = read_sources(sources, [], _problems(path, results, seed), config, progress)
+    sections = [Section("results", "Results", [tables.pop("results"), Words(RESULTS)], "Results")]
+    tried = tables.pop("tuning", None)
+    if claims := judge_claims(results):
+        badge = Markup('<span class="verdict {}">{}</span>')
+        shown = {True: badge.format("c", "appears"), False: badge.format("i", "does not appear")}
+        lines = [[shown[claim.appears], claim.text, claim.criterion, claim.figures] for claim in claims]
+        table = TextTable("", ["verdict", "claim", "criterion", "figures"], lines, 4)
+        sections.append(Section("claims", "Claims", [Words(CLAIMS), table], "Claims"))
+    drawn = {
+        "edits": _edits(results, figures),
+        "collapse": _collapse(path, results, figures),
+        "shift": (_shift(results, figures), []),
+        "votes": (_votes(results, figures), []),
+        "attempts": (_attempts(results, figures), []),
+    }
+    for name, (plots, numbers) in drawn.items():
+        title, text, missing = WORDS[name]
+        own = [*numbers, *([tables[name]] if name in tables else [])]
+        blocks: list[Block] = [Words(text), Plots(plots), Folded("The numbers drawn, percent", own)]
+        sections.append(Section(name, title, blocks if plots else [Words(f"Left out: {missing}.", note=True)], title))
+    sections += traces_section(browser, f"Of seed {seed}. ")
+    about = [*_runs(path, results), *([Folded("Settings tried", [tried])] if tried else [])]
+    about += config_table(read_config(path / "config.json"))
+    sections.append(Section("about", "About this study", about, "About this study"))
+    sentences = headline(results.means(), (BASE, SCORE), mean=", mean over seeds")
+    return render("SCoRe study", sentences, sections)
+
+
+def curve_points(curves: Curves, name: str, attempt: int | None) -> dict[int, Seeds]:
+    """A logged metric of every update that all of a row's seeds have; a long curve is a moving average."""
+    values = {
+        seed: {line["iteration"]: line["value"] for line in lines if (line["name"], line["attempt"]) == (name, attempt)}
+        for seed, lines in curves.items()
+    }
+    values = {seed: own for seed, own in values.items() if own}
+    shared = sorted(set.intersection(*map(set, values.values()))) if values else []
+    smooth = {seed: smoothed([own[update] for update in shared]) for seed, own in values.items()}
+    return {update: Seeds({seed: own[place] for seed, own in smooth.items()}) for place, update in enumerate(shared)}
+
+
+def seeds_line(label: str, points: Mapping[int, Seeds]) -> Line:
+    """A strong line of the means and a faint one of each seed."""
+    seeds = sorted({seed for point in points.values() for seed in point.values})
+    faint = [[(x, point.values[seed]) for x, point in points.items() if seed in point.values] for seed in seeds]
+    return Line(short_name(label), [[(x, point.mean) for x, point in points.items()]], faint)
+
+
+def _run(path: Path, row: str, seed: int) -> Path:
+    return path / f"seed-{seed}" / row
+
+
+def _runs(path: Path, results: Results) -> list[Words | Folded]:
+    runs = [_run(Path(), row, seed) for row in results.rows for seed in results.seeds]
+    runs = [run for run in runs if (path / run / "metrics.parquet").exists()]
+    if not runs:
+        return [Words("No row's run folder lies beside study.parquet.", note=True)]
+    text = Markup(
+        "Each row of each seed is a run with a page of its own, <code>report.html</code> in its folder; these "
+        "commands, given in the study's folder, write them."
+    )
+    commands = TextTable("", ["command"], [[f"score report {run}"] for run in runs])
+    return [Words(text), Folded(f"Commands of {len(runs)} runs", [commands])]
+
+
+def _sources(path: Path, results: Results, row: str, seed: int) -> list[Source]:
+    """The traces of a row's own evaluation, named after the row."""
+    run, policy = _run(path, row, seed), results.policies.get((row, seed, OWN))
+    sources = [source for source in evaluated_sources(run / "eval", []) if source.policy == policy]
+    if sources and (run / "metrics.parquet").exists():
+        check_rewards(run / "metrics.parquet", sources)
+    return [replace(s, key=f"{row}-{s.decoding}", title=f"{row}, {s.decoding}", policy=row) for s in sources]
+
+
+def _problems(path: Path, results: Results, seed: int) -> dict[str, Problem]:
+    files = [_run(path, row, seed) / "test.parquet" for row in results.rows]
+    return {problem.problem_id: problem for file in files if file.exists() for problem in read_problems(file)}
+
+
+Drawn = tuple[list[dict[str, str]], list[TextTable]]  # figures, and tables of the numbers drawn
+
+
+def _edits(results: Results, figures: Figures) -> Drawn:
+    plots, numbers = [], []
+    for decoding in results.decodings():
+        found: dict[str, dict[tuple[float, float], Seeds]] = {}
+        for row in EDITED:
+            for match in results.names(row, r"edit_ratio_hist@t2\[([\d.]+),([\d.]+)[\])]", decoding):
+                seeds = results.find(row, match[0], decoding)
+                found.setdefault(row, {})[float(match[1]), float(match[2])] = seeds or Seeds({})
+        bins = {row: dict(list(own.items())[1:]) for row, own in found.items()}
+        each = [(edges, seeds) for own in bins.values() for edges, seeds in own.items()]
+        top = 1.05 * max((max(seeds.values.values()) for _, seeds in each), default=0)
+        right = max((edges[1] for edges, seeds in each if seeds.mean), default=1.0)
+        for row, own in found.items():
+            (_, end), first = next(iter(own.items()))
+            bars = {edges: Bar(seeds.mean, dots=list(seeds.values.values())) for edges, seeds in bins[row].items()}
+            caption = f"{row}, {decoding}: {first}% below {end:g}"
+            figure = edits_figure(bars, right=right, top=top or 0.01)
+            plots.append(figures.add(f"study-edits-{row}-{decoding}", caption, figure))
+        cells: dict[tuple[str, ...], dict[str, str]] = {}
+        for row, own in found.items():
+            for (low, high), seeds in own.items():
+                if low < right:
+                    cells.setdefault((f"{low:g} to {high:g}",), {})[row] = str(seeds)
+        numbers.append(grid(decoding, ["edit ratio"], {row: row for row in found}, cells))
+    return plots, numbers
+
+
+def _collapse(path: Path, results: Results, figures: Figures) -> Drawn:
+    plots, numbers = [], []
+    curves = {row: {seed: read_curve(_run(path, row, seed)) for seed in results.seeds} for row in (SCORE, NAIVE)}
+    rules = sorted({rule for own in curves.values() for lines in own.values() for rule in stage_rules(lines)})
+    for title, name, attempt, unit in (
+        ("Accuracy of the first attempt", "accuracy", 1, "correct (%)"),
+        ("Accuracy of the second attempt", "accuracy", 2, "correct (%)"),
+        ("Answers changed", "changed@t2", None, "traces (%)"),
+    ):
+        points = {row: found for row, own in curves.items() if (found := curve_points(own, name, attempt))}
+        if points:
+            lines = [seeds_line(row, own) for row, own in points.items()]
+            figure = lines_figure(lines, across="update", up=unit, rules=rules)
+            plots.append(figures.add(f"study-collapse-{title}", title, figure))
+            updates = sorted({update for own in points.values() for update in own})
+            listed = [updates[place] for place in spread(len(updates), MOST_UPDATES_LISTED)]
+            cells = {(str(u),): {row: str(own[u]) for row, own in points.items() if u in own} for u in listed}
+            numbers.append(grid(title, ["update"], {row: row for row in points}, cells))
+    return plots, numbers
+
+
+def _shift(results: Results, figures: Figures) -> list[dict[str, str]]:
+    plots = []
+    own, given = "own first attempts", "the base's"
+    for decoding in results.decodings(BASE_FIRST):
+        for title, measure in (
+            ("of all traces", partial(results.find, name="i_to_c@t2")),
+            ("of the wrong first attempts", results.correction_rate),
+        ):
+            groups = {}
+            for row in results.rows:
+                ours, theirs = measure(row, decoding=decoding), measure(row, decoding=decoding, condition=BASE_FIRST)
+                if ours and theirs:
+                    pair = {own: ours, given: theirs}
+                    groups[row] = {k: Bar(seeds.mean, dots=list(seeds.values.values())) for k, seeds in pair.items()}
+            if groups:
+                figure = bars_figure(groups, {own: "blue", given: "orange"}, across=f"% {title}")
+                caption = f"Put right, {title}, {decoding}"
+                plots.append(figures.add(f"study-shift-{title}-{decoding}", caption, figure))
+    return plots
+
+
+def _points(results: Results, row: str, pattern: str, decoding: str, condition: str) -> dict[int, Seeds]:
+    """The metrics whose names match, placed by the number that the pattern holds."""
+    matches = {int(match[1]): match[0] for match in results.names(row, pattern, decoding, condition)}
+    found = {place: results.find(row, matches[place], decoding, condition) for place in sorted(matches)}
+    return {place: seeds for place, seeds in found.items() if seeds}
+
+
+def _lines(points: Mapping[str, Mapping[int, Seeds]]) -> list[Line]:
+    return [seeds_line(label, own) for label, own in points.items() if own]
+
+
+def _votes(results: Results, figures: Figures) -> list[dict[str, str]]:
+    plots = []
+    for row in results.rows:
+        for decoding in results.decodings(VOTED):
+            kinds = ("parallel", "sequential")
+            pattern = r"majority@{}\[(\d+)\]"
+            lines = _lines({kind: _points(results, row, pattern.format(kind), decoding, VOTED) for kind in kinds})
+            if lines:
+                up = "vote correct (% of problems)"
+                figure = lines_figure(lines, across="responses", up=up, steps="doubling", marked=True)
+                plots.append(figures.add(f"study-votes-{row}", row, figure))
+    return plots
+
+
+def _attempts(results: Results, figures: Figures) -> list[dict[str, str]]:
+    plots = []
+    for decoding in results.decodings(MORE):
+        rows = sorted(results.rows, key=lambda row: row != SCORE)
+        lines = _lines({row: _points(results, row, r"acc@t(\d+)", decoding, MORE) for row in rows})
+        if lines:
+            figure = lines_figure(lines, across="attempt", up="correct (%)", marked=True)
+            plots.append(figures.add(f"study-attempts-{decoding}", decoding, figure))
+    return plots
