@@ -25,7 +25,17 @@ from score_cli.config import (
     VerifyConfig,
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
-from score_cli.options import with_settings
+from score_cli.options import (
+    AllowForeign,
+    Model,
+    NewPhase,
+    Overwrite,
+    Problems,
+    Reference,
+    Rewards,
+    Traces,
+    with_settings,
+)
 from score_cli.recipe import Recipe
 
 app = typer.Typer(
@@ -36,27 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Problems = Annotated[Path, typer.Option(help="Problems table, made by `score data`.")]
-Traces = Annotated[Path, typer.Option(help="Traces table, made by `score sample`.")]
-Rewards = Annotated[Path, typer.Option(help="Rewards table, made by `score verify`.")]
-Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
-Reference = Annotated[
-    Path | None,
-    typer.Option(help="Policy the KL terms are measured from: the start of the chain; left out, --model is the start."),
-]
-AllowForeign = Annotated[
-    bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
-]
-NewPhase = Annotated[
-    bool,
-    typer.Option(
-        "--new-phase",
-        help="--model ends one phase and starts another: fresh Adam moments, and --reference may be another policy "
-        "than before (the model itself if left out).",
-    ),
-]
 
 # typer brings its own copy of click in some versions; this is the base of all usage errors in either.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

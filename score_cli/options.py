@@ -1,4 +1,4 @@
-"""Turn a stage's dataclass into command-line options, and options back into the dataclass."""
+"""Arguments that several commands share; a stage's dataclass as command-line options, and options back into it."""
 
 import dataclasses
 import functools
@@ -11,6 +11,27 @@ from typing import Annotated, Any
 import typer
 
 from score_cli.recipe import Recipe, read_recipe
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Problems = Annotated[Path, typer.Option(help="Problems table, made by `score data`.")]
+Traces = Annotated[Path, typer.Option(help="Traces table, made by `score sample`.")]
+Rewards = Annotated[Path, typer.Option(help="Rewards table, made by `score verify`.")]
+Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Policy the KL terms are measured from: the start of the chain; left out, --model is the start."),
+]
+AllowForeign = Annotated[
+    bool, typer.Option("--allow-foreign", help="Train on tables without a score footer; the policy is not proved.")
+]
+NewPhase = Annotated[
+    bool,
+    typer.Option(
+        "--new-phase",
+        help="--model ends one phase and starts another: fresh Adam moments, and --reference may be another policy "
+        "than before (the model itself if left out).",
+    ),
+]
 
 Command = Callable[..., None]
 
