@@ -429,6 +429,13 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Page to write; RUN/report.html if left out.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, for a paper.")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for two figures of a run, as SVG for light and dark pages: the loop on one of its traces "
+            "(loop.svg, loop-dark.svg), and accuracy over the updates (curve.svg, curve-dark.svg)."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write one self-contained page of a run or a study: tables, curves, flows of answers, and traces to browse."""
@@ -436,8 +443,11 @@ def report(
     from score_cli.report import write_report
 
     page = out or run / "report.html"
-    figures = write_report(settings, run=run, out=page, plots=plots, overwrite=overwrite, progress=make_progress())
-    typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(figures)} figures", err=True)
+    progress = make_progress()
+    names = write_report(
+        settings, run=run, out=page, plots=plots, figures=figures, overwrite=overwrite, progress=progress
+    )
+    typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(names)} figures", err=True)
 
 
 @app.command()

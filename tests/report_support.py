@@ -93,8 +93,8 @@ def write_traces(folder: Path, name: str, rows: Sequence[Row], *, policy: str = 
     return path
 
 
-def write_updates(folder: Path, count: int, *, rows: Sequence[Row] = ROWS) -> None:
-    """Updates of Stage I: traces, rewards and what was logged; the accuracy of attempt 2 rises by a tenth each."""
+def write_updates(folder: Path, count: int, *, rows: Sequence[Row] = ROWS, stage: str = "stage1") -> None:
+    """Updates: traces, rewards and what was logged; the accuracy of attempt 2 rises by a tenth each."""
     for number in range(count):
         place = folder / "iterations" / f"{number:04d}"
         write_traces(place, "x", rows)
@@ -103,8 +103,8 @@ def write_updates(folder: Path, count: int, *, rows: Sequence[Row] = ROWS) -> No
         write_table(
             place / "metrics.parquet",
             TRAIN_METRICS,
-            curve_of(number, "stage1"),
-            Footer(table="train_metrics", stage="train-stage1"),
+            curve_of(number, stage),
+            Footer(table="train_metrics", stage=f"train-{stage}"),
         )
 
 

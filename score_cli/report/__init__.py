@@ -15,6 +15,7 @@ def write_report(
     run: Path,
     out: Path,
     plots: Path | None = None,
+    figures: Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> list[str]:
@@ -22,6 +23,7 @@ def write_report(
 
     Args:
         plots: folder for each figure as SVG and PNG.
+        figures: folder for the figures of a README, light and dark, which a run alone has.
     Raises:
         UserError: matplotlib or jinja2 is missing, the folder holds nothing to report on, files in it are damaged or
             do not belong together, or an output is in the way.
@@ -33,14 +35,19 @@ def write_report(
             "(or '.[report]' in a clone)"
         )
     check_output(out, overwrite=overwrite)
-    if plots is not None and plots.exists() and not plots.is_dir():
-        raise UserError(f"{plots} is a file, expected a folder for the figures: name another")
+    for folder in (plots, figures):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, expected a folder for the figures: name another")
     from score_cli.report.page import Figures, write_page
     from score_cli.report.plots import style
+    from score_cli.report.readme import readme_figures, write_figures
     from score_cli.report.run import run_page
     from score_cli.report.study import STUDY_FILE, study_page
 
     with style():
-        figures = Figures()
-        page = (study_page if (run / STUDY_FILE).exists() else run_page)(run, config, figures, progress)
-        return write_page(page, figures, out=out, plots=plots, overwrite=overwrite)
+        made = {} if figures is None else readme_figures(run, figures, overwrite=overwrite)
+        drawn = Figures()
+        page = (study_page if (run / STUDY_FILE).exists() else run_page)(run, config, drawn, progress)
+        names = write_page(page, drawn, out=out, plots=plots, overwrite=overwrite)
+        write_figures(made)
+    return names

@@ -108,6 +108,7 @@ def lines_figure(
     rules: Sequence[float] = (),
     marked: bool = False,
     steps: Literal["whole", "doubling", "any"] = "whole",
+    size: tuple[float, float] = SIZE,
 ) -> Figure:
     """Draw lines over updates, attempts, responses or logprobs.
 
@@ -117,7 +118,7 @@ def lines_figure(
         steps: of the horizontal axis: whole numbers, powers of two at equal steps, or as they come.
     """
     # Above the axes three names stand in a row; more rows take from the figure's height.
-    figure, axes = _new_axes(height=SIZE[1] + 0.2 * ((len(lines) - 1) // 3))
+    figure, axes = _new_axes(size[1] + 0.2 * ((len(lines) - 1) // 3), size[0])
     scale = 100 if percent else 1
     drawn: list[float] = []
     for index, line in enumerate(lines):
@@ -256,9 +257,9 @@ def png_file(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def _new_axes(height: float = SIZE[1]) -> tuple[Figure, Axes]:
-    """An empty figure of the page's width, in inches."""
-    figure = Figure(figsize=(SIZE[0], height))
+def _new_axes(height: float = SIZE[1], width: float = SIZE[0]) -> tuple[Figure, Axes]:
+    """An empty figure, by default of the page's width, in inches."""
+    figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
 
 
