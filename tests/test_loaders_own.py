@@ -208,7 +208,7 @@ def test_every_gold_answer_is_checked_and_unserved_tasks_are_named(tmp_path: Pat
         out=tmp_path / "p.parquet",
         progress=Told(),  # type: ignore[arg-type]
     )
-    assert said == ["no built-in grader serves task mine: its gold answers are not checked"]
+    assert said == ["no grader serves task mine: its gold answers are not checked"]
     (problem,) = read_problems(tmp_path / "p.parquet")
     assert (problem.task, problem.answer, problem.extra) == ("mine", None, {"verdict": True})
 

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from score_cli.cli import run_command
+from score_cli.config import VerifyConfig
 from score_cli.errors import UserError
 from score_cli.tables.parquet import PROBLEMS, read_footer
 from score_cli.tables.problems import question_key, read_problems, write_problems_table
 from score_cli.tables.provenance import Footer
 from score_cli.tasks.datasets_reasoning_gym import make, make_problems, package, read_config
 from score_cli.verification import reasoning_gym
+from score_cli.verification.grader import make_graders
 from score_cli.verification.reasoning_gym import find_answer, grade, is_arithmetic
+from score_cli.verification.task_grader import Item
 
 # Of every kind the package has: what is compared as text, as numbers, by rules, by tuples, by SymPy, by eval.
 TRIED = (
@@ -88,6 +91,24 @@ def test_a_configuration_with_too_few_questions_says_how_many() -> None:
         make_problems("chain_sum", split="test", size=1000, config=tiny)
 
 
+def test_a_seed_that_the_package_has_no_problem_for_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_problems("chain_sum", split="train", size=30)
+    kind = package().factory.DATASETS["chain_sum"][0]
+    whole = kind.__getitem__
+
+    def failing(self: Any, place: int) -> Any:
+        if place % 2:
+            raise RuntimeError("found none")
+        print("noise")
+        return whole(self, place)
+
+    monkeypatch.setattr(kind, "__getitem__", failing)
+    fewer = make_problems("chain_sum", split="train", size=15)
+    assert [one.problem.problem_id for one in fewer[:5]] == [
+        one.problem.problem_id for one in made if one.problem.extra["entry"]["metadata"]["source_index"] % 2 == 0
+    ][:5]
+
+
 def test_a_configuration_changes_the_problems_and_stands_with_them() -> None:
     loaded = make_problems("chain_sum", split="train", size=20, config={"min_terms": 6})
     for one in loaded:
@@ -121,6 +142,32 @@ def test_scores_between_are_those_of_the_package() -> None:
     (one,) = make_problems("spiral_matrix", split="train", size=1)
     as_list = str([int(number) for number in str(one.problem.answer).split()])
     assert grade(one.problem.row(), f"<answer>{as_list}</answer>") == 0.1
+
+
+def test_verify_grades_by_the_entry_in_processes_of_its_own() -> None:
+    """Right, half right, wrong, nothing, and an answer that SymPy would take years over."""
+    (spiral,) = make_problems("spiral_matrix", split="train", size=1)
+    (sum24,) = make_problems("puzzle24", split="train", size=1)
+    numbers = f"[{', '.join(str(spiral.problem.answer).split())}]"
+    items = [
+        Item(spiral.problem, str(spiral.gold_response)),
+        Item(spiral.problem, f"<answer>{numbers}</answer>"),
+        Item(sum24.problem, "It is <answer>1</answer>"),
+        Item(sum24.problem, f"It is {sum24.problem.answer}."),
+        Item(sum24.problem, "<answer>9**9**9**9</answer>"),
+        Item(sum24.problem, str(sum24.gold_response)),
+    ]
+    config = VerifyConfig(workers=1, grader_timeout_seconds=8.0)
+    grader = make_graders({"reasoning-gym"}, config)["reasoning-gym"]
+    try:
+        graded = grader.grade(items)
+        assert grader.describe()["reasoning_gym"] == package().__version__
+    finally:
+        grader.close()
+    assert [each.verdict for each in graded[:4]] == ["correct", "incorrect", "incorrect", "no_answer"]
+    assert [each.reward for each in graded[:4]] == [1.0, 0.1, 0.01, None]
+    assert graded[4].verdict in ("timeout", "out_of_memory", "crashed") and graded[4].reason is None
+    assert graded[5] == (sum24.problem.answer, "correct", 1.0, None)
 
 
 HOSTILE = "__import__('pathlib').Path({path!r}).touch()"

@@ -13,13 +13,11 @@ from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
-from score_cli.tables.schemas import CORRECT, INCORRECT
+from score_cli.tables.schemas import CORRECT
 from score_cli.tasks import datasets_reasoning_gym, division
 from score_cli.tasks.loaders import DATASETS, Columns, load
-from score_cli.tasks.prompts import PROMPTS
 from score_cli.tasks.readers import Loaded
-from score_cli.verification.grader import make_graders
-from score_cli.verification.reasoning_gym import grade
+from score_cli.verification.grader import has_grader, make_graders
 from score_cli.verification.task_grader import Item
 
 DIVISION = "division"
@@ -135,18 +133,15 @@ def _columns(config: DataConfig) -> Columns:
 
 def _check_golds(golds: Sequence[Loaded], progress: Progress) -> None:
     """Grade each problem's own answer, and say which do not pass."""
-    unserved = sorted({gold.problem.task for gold in golds} - set(PROMPTS))
+    unserved = sorted({task for task in {gold.problem.task for gold in golds} if not has_grader(task)})
     if unserved:
-        progress.line(f"no built-in grader serves task {', '.join(unserved)}: its gold answers are not checked")
-        golds = [gold for gold in golds if gold.problem.task in PROMPTS]
+        progress.line(f"no grader serves task {', '.join(unserved)}: its gold answers are not checked")
+        golds = [gold for gold in golds if gold.problem.task not in unserved]
     if not golds:
         return
     failed = [f"{gold.problem.problem_id} (no answer)" for gold in golds if gold.gold_response is None]
     items = [Item(gold.problem, gold.gold_response) for gold in golds if gold.gold_response is not None]
-    for item in items:
-        if item.problem.task == REASONING_GYM and grade(item.problem.row(), item.response) < 1:
-            failed.append(f"{item.problem.problem_id} ({INCORRECT})")
-    graders = make_graders({item.problem.task for item in items} - {REASONING_GYM}, VerifyConfig())
+    graders = make_graders({item.problem.task for item in items}, VerifyConfig())
     try:
         with progress.phase("checking gold answers", len(items)) as bar:
             for task, grader in graders.items():

@@ -104,8 +104,8 @@ def make_problems(
     fruitless = 0
     with progress.phase(f"making {name}", size) as bar:
         for number, entry in _entries(name, config, _first_seed(name, split, seed)):
-            key = question_key(entry["question"])
-            if key in seen or hashlib.sha256(key.encode()).hexdigest()[0] not in _DIGITS[split]:
+            key = question_key(entry["question"]) if entry else ""
+            if not entry or key in seen or hashlib.sha256(key.encode()).hexdigest()[0] not in _DIGITS[split]:
                 fruitless += 1
                 if fruitless == _FRUITLESS:
                     raise UserError(
@@ -129,12 +129,14 @@ def _first_seed(name: str, split: str, seed: int) -> int:
     return low + int.from_bytes(digest[:8], "big") % (high - low)
 
 
-def _entries(name: str, config: Mapping[str, Any], first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Items without end, each with the seed that it is made from."""
+def _entries(name: str, config: Mapping[str, Any], first: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Items without end, each with the seed that it is made from; None where the package found none for a seed."""
     while True:
         piece = make(name, config, seed=first, size=_PIECE)
         for place in range(_PIECE):
-            with contextlib.redirect_stdout(io.StringIO()):  # a few print what they are about
+            entry = None
+            # A few print what they are about, and a few give up.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RuntimeError, ValueError):
                 entry = piece[place]
             yield first + place, entry
         first += _PIECE

@@ -11,15 +11,14 @@ from score_cli.errors import JobError, UserError
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
 from score_cli.verification.number import NumberGrader
-from score_cli.verification.own_grader import OwnGrader, find_source, registered
+from score_cli.verification.own_grader import Limits, OwnGrader, find_source, registered
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
 NUMBER_TASKS = {"division"}
 MATH_TASKS = {"math"}
 PROGRAM_TASKS = {"mbpp", "humaneval"}
-# Tasks that a function of this package grades, as it would grade a user's.
-FUNCTION_TASKS = {"reasoning-gym": "score_cli.verification.reasoning_gym:grade"}
-BUILT_IN_TASKS = {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS, *FUNCTION_TASKS}
+PACKAGE_TASKS = {"reasoning-gym"}
+BUILT_IN_TASKS = {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS, *PACKAGE_TASKS}
 _MOST_REASONS = 3
 
 
@@ -189,14 +188,21 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
             allow_unsandboxed=config.allow_unsandboxed,
         )
         graders |= dict.fromkeys(PROGRAM_TASKS & tasks, programs)
+    if PACKAGE_TASKS & tasks:
+        from score_cli.verification.reasoning_gym import ReasoningGymGrader
+
+        graders |= dict.fromkeys(PACKAGE_TASKS & tasks, ReasoningGymGrader(**_limits(config)))
     for task in sorted(tasks - graders.keys()):
-        graders[task] = _own_grader(FUNCTION_TASKS.get(task, task), config)
+        graders[task] = _own_grader(task, config)
     return graders
 
 
 def _own_grader(name: str, config: VerifyConfig) -> TaskGrader:
-    return OwnGrader(
-        find_source(name),
+    return OwnGrader(find_source(name), **_limits(config))
+
+
+def _limits(config: VerifyConfig) -> Limits:
+    return Limits(
         workers=_workers(config),
         timeout_seconds=config.grader_timeout_seconds,
         memory_mb=config.grader_memory_mb,

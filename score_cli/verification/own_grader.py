@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from score_cli.errors import JobError, UserError
 from score_cli.tables.schemas import CORRECT, INCORRECT, UNSCORED
@@ -45,6 +45,15 @@ class OwnSource(NamedTuple):
     def sha256(self) -> str | None:
         """The digest of a file; of a module only the process that imports it can tell."""
         return None if self.source is None else hashlib.sha256(self.source).hexdigest()
+
+
+class Limits(TypedDict):
+    """How a function is called, and what its rewards mean: see `OwnGrader`."""
+
+    workers: int
+    timeout_seconds: float
+    memory_mb: int
+    correct_at: float
 
 
 def registered(name: str) -> EntryPoint | None:
@@ -123,11 +132,12 @@ class OwnGrader:
             for item in items
         ]
         try:
-            return [self._graded(outcome) for outcome in self._pool.map(calls)]
+            return [self.graded(outcome) for outcome in self._pool.map(calls)]
         except ForkServerError as error:
             raise JobError(f"the grader {self._source.label} cannot be started again ({error})") from error
 
-    def _graded(self, outcome: Outcome) -> Graded:
+    def graded(self, outcome: Outcome) -> Graded:
+        """What a call's outcome says of its item."""
         if outcome.ending != VALUE:
             return Graded(None, UNSCORED, reason=self._why(outcome))
         reward = float(outcome.value)

@@ -11,10 +11,17 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
 
-from score_cli.tasks.datasets_reasoning_gym import make, package
+from score_cli.tables.schemas import CRASHED, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT
+from score_cli.tasks.datasets_reasoning_gym import make, package, version
+from score_cli.verification import call_pool
+from score_cli.verification.call_pool import NO_MEMORY, TIMED_OUT, Outcome
+from score_cli.verification.own_grader import Limits, OwnGrader, OwnSource
+from score_cli.verification.task_grader import Graded, Item
+
+_VERDICTS = {TIMED_OUT: TIMEOUT, NO_MEMORY: OUT_OF_MEMORY, call_pool.CRASHED: CRASHED}
 
 Score = Callable[[str, dict[str, Any]], float]
 
@@ -27,6 +34,43 @@ _NAMES = re.compile(r"[^\W\d]\w*", re.ASCII)
 _ATTRIBUTE = re.compile(r"\.\s*[^\W\d]|[^\W\d]\w*\s*\.|\)\s*\.", re.ASCII)
 _FUNCTIONS = {"sqrt", "exp", "log", "ln", "sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "pi", "Abs"}
 _FUNCTIONS |= {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh"}
+
+
+class ReasoningGymGrader(OwnGrader):
+    """Calls `grade` as a user's own function is called; but what hangs or dies of an answer is the answer's doing."""
+
+    def __init__(self, **limits: Unpack[Limits]) -> None:
+        """Raises:
+        UserError: the package is not installed.
+        """
+        self._version = version()
+        name = f"{__name__}:{grade.__name__}"
+        super().__init__(OwnSource(name, name, None), **limits)
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """One result per item, in the order of the items; equal answers to one problem are scored once.
+
+        Raises:
+            JobError: no process can be started any more.
+        """
+        answers = [find_answer(item.response) for item in items]
+        keys = [(item.problem.problem_id, answer) for item, answer in zip(items, answers, strict=True)]
+        different = {key: item for key, item in zip(keys, items, strict=True) if key[1] is not None}
+        graded = dict(zip(different, super().grade(list(different.values())), strict=True))
+        return [
+            graded[key]._replace(answer=answer) if answer is not None else Graded(None, NO_ANSWER)
+            for key, answer in zip(keys, answers, strict=True)
+        ]
+
+    def graded(self, outcome: Outcome) -> Graded:
+        """What a call's outcome says of its item."""
+        if outcome.ending in _VERDICTS:
+            return Graded(None, _VERDICTS[outcome.ending])
+        return super().graded(outcome)
+
+    def describe(self) -> dict[str, str]:
+        """As of a user's own function, and the package's version, on which its scores depend."""
+        return super().describe() | {"reasoning_gym": self._version}
 
 
 def grade(problem: Mapping[str, Any], response: str) -> float:
