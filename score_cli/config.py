@@ -20,6 +20,7 @@ SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl"]
+Overlap = Literal["refuse", "drop", "keep"]
 
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
@@ -375,5 +376,10 @@ class RunConfig:
     sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")
     sft_problems: int | None = option(
         None, "Most problems that a supervised round collects from; all if left out.", least=1
+    )
+    overlap: Overlap = option(
+        "refuse",
+        "What becomes of problems whose question the evaluation asks too: refuse the run, drop them from training, "
+        "or keep them.",
     )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)

@@ -26,7 +26,7 @@ from score_cli.stages.evaluate import (
 from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
-from score_cli.tables.problems import read_problems, write_problems_table
+from score_cli.tables.problems import overlapping, read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.training.base_policy import untrained_policy
@@ -113,16 +113,43 @@ class Run:
 
     def _prepare_problems(self) -> None:
         """Put the problems of each part into the run folder, so that it stands by itself."""
-        given = {"train": self.inputs.problems, "test": self.inputs.eval_problems}
-        for split in SPLITS:
-            out, source = self.folder.problems(split), given.get(split)
-            if out.exists() or (source is None and self.inputs.problems is not None):
-                continue
-            if source is None:
-                write_problems("division", DataConfig(split=split, limit=self.inputs.limit), out=out)
-            else:
+        if self.inputs.problems is None or self.inputs.eval_problems is None:
+            for split in SPLITS:
+                out = self.folder.problems(split)
+                if not out.exists():
+                    write_problems("division", DataConfig(split=split, limit=self.inputs.limit), out=out)
+            return
+        if self.folder.problems("train").exists() and self.folder.problems("test").exists():
+            return
+        train, test = read_problems(self.inputs.problems), read_problems(self.inputs.eval_problems)
+        train = self._without_overlap(train, test)
+        for split, source, problems in (
+            ("train", self.inputs.problems, train),
+            ("test", self.inputs.eval_problems, test),
+        ):
+            out = self.folder.problems(split)
+            if not out.exists():
                 footer = Footer(table=PROBLEMS.name, stage="run", inputs={"problems": file_sha256(source)})
-                write_problems_table(out, read_problems(source)[: self.inputs.limit], footer)
+                write_problems_table(out, problems[: self.inputs.limit], footer)
+
+    def _without_overlap(self, train: list[Problem], test: list[Problem]) -> list[Problem]:
+        """The problems to train on, where some ask what the evaluation asks.
+
+        Raises:
+            UserError: some do, and the recipe does not say what is to become of them; or none is left.
+        """
+        asked_twice = [] if self.configs.run.overlap == "keep" else overlapping(train, test)
+        if not asked_twice:
+            return train
+        said = (
+            f"{len(asked_twice)} of {len(train)} training problems ask a question of {self.inputs.eval_problems} "
+            f"({asked_twice[0].problem_id} first)"
+        )
+        if self.configs.run.overlap == "refuse" or len(asked_twice) == len(train):
+            raise UserError(f"{said}: give other problems, or leave these out (--set run.overlap=drop) or in (keep)")
+        self.progress.line(f"{said}: they are left out of training")
+        left_out = {problem.problem_id for problem in asked_twice}
+        return [problem for problem in train if problem.problem_id not in left_out]
 
     @property
     def _base_path(self) -> Path:

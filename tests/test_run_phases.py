@@ -30,7 +30,8 @@ from score_cli.stages.train import train_sft
 from score_cli.stages.verify import verify
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
-from score_cli.tables.provenance import file_sha256
+from score_cli.tables.problems import read_problems, write_problems_table
+from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.verification.grader import Grader
 
@@ -70,7 +71,7 @@ def recipe(attempts: int = 2, **run: object) -> Recipe:
             "train-stage2": dict(update),
             "train-sft": {"method": "pair-sft", "learning_rate": 1e-3, "batch_size": 8, **ONE_THREAD},
             "eval": {"samples": 1, "attempts": attempts, "max_tokens": 16, **ONE_THREAD},
-            "run": {"save_every": 1, **run},
+            "run": {"save_every": 1, "overlap": "keep", **run},
         },
         seed=3,
     )
@@ -382,3 +383,20 @@ def test_a_fork_goes_on_under_other_settings_and_leaves_the_run_as_it_was(start:
         RunFolder(run).fork(fork)
     with pytest.raises(UserError, match="holds no run to fork"):
         RunFolder(tmp_path / "nothing").fork(tmp_path / "other")
+
+
+def test_training_problems_that_the_evaluation_asks_too_are_refused_or_dropped(
+    tmp_path: Path, start: RunInputs
+) -> None:
+    assert start.problems is not None
+    train = read_problems(start.problems)
+    shouted = [replace(p, problem_id=f"other-{p.problem_id}", question=f" {p.question.upper()}") for p in train[:5]]
+    write_problems_table(tmp_path / "eval.parquet", shouted, Footer(table="problems", stage="by hand"))
+    inputs = replace(start, eval_problems=tmp_path / "eval.parquet")
+    with pytest.raises(UserError, match=r"5 of 12 training problems ask a question of .*eval.parquet \(division-"):
+        Run(recipe(overlap="refuse"), tmp_path / "refused", inputs).execute()
+    Run(recipe(overlap="drop"), tmp_path / "run", inputs).execute()
+    kept = read_problems(tmp_path / "run" / "train.parquet")
+    assert [problem.problem_id for problem in kept] == [problem.problem_id for problem in train[5:]]
+    with pytest.raises(UserError, match=r"12 of 12 training problems ask a question"):
+        Run(recipe(overlap="drop"), tmp_path / "none", start).execute()

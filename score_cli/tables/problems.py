@@ -205,6 +205,12 @@ def question_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def overlapping(train: Sequence[Problem], evaluation: Sequence[Problem]) -> list[Problem]:
+    """The training problems whose question is asked in evaluation too."""
+    asked = {question_key(problem.question) for problem in evaluation}
+    return [problem for problem in train if question_key(problem.question) in asked]
+
+
 def write_problems_table(path: Path, problems: Sequence[Problem], footer: Footer) -> None:
     """Write a problems table, with the columns that its problems bring beside the known ones.
 

@@ -32,6 +32,7 @@ max_tokens = 14
 [run]
 stage1_iterations = 2
 stage2_iterations = 1
+overlap = "keep"
 """
 
 
