@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from score_cli.tables.problems import read_problems
 from tests.conftest import write_checkpoint
 from tests.pages import run_page
 
@@ -34,3 +35,6 @@ def test_the_page_on_ones_own_problems(folder: Path) -> None:
     write_checkpoint(folder / "ckpt")
     run_page(ROOT / "docs" / "own-problems.md", smaller)
     assert (folder / "runs" / "sums" / "metrics.parquet").exists()
+    given = read_problems(folder / "rg-train.parquet")[:3]
+    assert read_problems(folder / "runs" / "sums" / "train.parquet") == given
+    assert all(problem.extra["entry"]["metadata"]["num_terms"] >= 2 for problem in given)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from score_cli.cli import run_command
 from score_cli.config import DataConfig
 from score_cli.errors import UserError
 from score_cli.stages.data import write_problems
@@ -199,6 +200,24 @@ def test_a_chat_asks_by_itself_and_its_last_turn_is_the_question(tmp_path: Path)
 def test_a_chat_that_asks_nothing_is_refused(tmp_path: Path, chat: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_one(tmp_path, question=chat)
+
+
+def test_a_hand_made_table_goes_through_every_command(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chats = [[{"role": "user", "content": f"Divide {100 + n} by 5. "}] for n in range(3)]
+    hand_made(Path("problems.parquet"), problem_id=["a", "b", "c"], question=chats, answer=[20, 20, 20], note=[1, 2, 3])
+    small = ["--samples", "2", "--max-tokens", "6", "--threads", "1"]
+    for command in (
+        ["sample", "--model", str(checkpoint), *small],
+        ["verify"],
+        ["eval", "--traces", "traces.parquet", "--rewards", "rewards.parquet", "--problems", "problems.parquet"],
+        ["show", "--limit", "1"],
+        ["eval", "--model", str(checkpoint), *small, "--problems", "problems.parquet", "--out", "own.parquet"],
+    ):
+        assert run_command(command) == 0, capsys.readouterr().err
+    assert "Divide 100 by 5." in capsys.readouterr().out
 
 
 def test_a_table_of_polars_is_taken_with_categories_and_small_numbers(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def read_problems(path: Path) -> list[Problem]:
             problem_id stands twice.
     """
     table = read_all_columns(path, PROBLEMS)
-    columns = {name: _values(table, name) for name in table.column_names}
+    columns = {name: _values(table, name, path) for name in table.column_names}
     _check_columns(columns, path)
     names, rows = list(columns), zip(*columns.values(), strict=True)
     problems = [_problem(dict(zip(names, row, strict=True)), f"{path} row {place}") for place, row in enumerate(rows)]
@@ -55,11 +55,14 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
-def _values(table: pa.Table, name: str) -> list[Any]:
+def _values(table: pa.Table, name: str, path: Path) -> list[Any]:
     values: list[Any] = table.column(name).to_pylist()
-    if _JSON.items() <= (table.schema.field(name).metadata or {}).items():
+    if not _JSON.items() <= (table.schema.field(name).metadata or {}).items():
+        return values
+    try:
         return [None if value is None else json.loads(value) for value in values]
-    return values
+    except ValueError as error:
+        raise UserError(f"{path}: column {name} is marked as JSON and is not ({error}): write it again") from None
 
 
 def _check_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
