@@ -19,7 +19,7 @@ Device = Literal["auto", "cpu", "cuda"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
 SftAfter = Literal["base", "stage1", "stage2"]
-Layout = Literal["auto", "columns", "verl", "trl"]
+Layout = Literal["auto", "columns", "verl", "trl", "competition"]
 Overlap = Literal["refuse", "drop", "keep"]
 
 
@@ -144,7 +144,9 @@ class DataConfig:
     )
     task: str | None = option(None, "custom: whose prompts and grader apply; math where there are answers.")
     layout: Layout = option(
-        "auto", "custom: columns as verl or trl train on them, or columns as named; auto goes by the first row."
+        "auto",
+        "custom: columns as verl or trl train on them, as data sets of competitions have them, or as named; auto goes "
+        "by the first row.",
     )
     hold_out: float | None = option(
         None,

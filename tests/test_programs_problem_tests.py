@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from score_cli.verification.programs.problem_tests import Pair, io_pairs, python_tests, same_output
+from score_cli.tables.io_pairs import Pair, io_pairs, pair_texts
+from score_cli.verification.programs.problem_tests import python_tests, same_output
 
 ONE = {"input": "1 2\n", "output": "3\n"}
 BOTH = {"inputs": ["1 2\n", "4 5\n"], "outputs": ["3\n", "9\n"]}
@@ -25,6 +26,9 @@ BOTH = {"inputs": ["1 2\n", "4 5\n"], "outputs": ["3\n", "9\n"]}
 )
 def test_pairs_in_every_form(tests: list[object], pairs: list[tuple[str, str]]) -> None:
     assert io_pairs([json.dumps(test) for test in tests]) == [Pair(*pair) for pair in pairs]
+    texts = [json.dumps({"input": given, "output": expected}) for given, expected in pairs]
+    assert pair_texts([json.dumps(test) for test in tests]) == texts
+    assert len(tests) > 1 or pair_texts(tests[0]) == pair_texts(json.dumps(tests[0])) == texts
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ def test_pairs_in_every_form(tests: list[object], pairs: list[tuple[str, str]]) 
 )
 def test_what_holds_no_pairs(test: str) -> None:
     assert io_pairs([test]) is None
+    assert pair_texts(test) is None
     assert io_pairs([json.dumps(ONE), test]) is None
 
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from score_cli.verification.graders import Item
 
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED
 from score_cli.verification.programs.grader import ProgramGrader
+from score_cli.verification.task_grader import Item
 from tests.programs_support import item, verdict
 
 SUMS = ["1 2\n", "40 2\n", "-5 5\n"]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from score_cli.errors import UserError
+from score_cli.tables.io_pairs import pair_texts
 from score_cli.tables.parquet import PROBLEMS, read_all_columns, write_table
 from score_cli.tables.provenance import Footer
 from score_cli.tables.records import Message, Problem
@@ -106,9 +107,11 @@ def _problem(row: dict[str, Any], where: str) -> Problem:
 
 
 def task_of(tests: object, entry_point: str | None) -> str:
-    """The task of a problem that names none: by its answer `math`, by its tests `mbpp` or `humaneval`."""
+    """The task of a problem that names none: by its answer `math`, by its tests `stdin`, `mbpp` or `humaneval`."""
     if tests is None:
         return "math"
+    if pair_texts(tests) is not None:
+        return "stdin"
     return "mbpp" if entry_point is None else "humaneval"
 
 

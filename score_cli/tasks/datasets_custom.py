@@ -5,6 +5,7 @@
 | columns | `question`, or as named | `answer`, or as named |
 | verl | `prompt`, a chat | `reward_model.ground_truth` |
 | trl | `prompt`, a text or a chat | `answer`, else `solution`: its last box, or what follows `####`, where it has one |
+| competition | see `datasets_competition` | pairs of input and output |
 """
 
 import re
@@ -13,8 +14,10 @@ from dataclasses import dataclass, fields, replace
 
 from score_cli.config import Layout
 from score_cli.errors import UserError
+from score_cli.tables.io_pairs import pair_texts
 from score_cli.tables.problems import KNOWN_COLUMNS, task_of
 from score_cli.tables.records import Problem
+from score_cli.tasks.datasets_competition import competition_problems, is_competition
 from score_cli.tasks.latex_boxes import boxed_gold
 from score_cli.tasks.prompts import PROMPTS, final_answer
 from score_cli.tasks.readers import Loaded, Row
@@ -59,12 +62,12 @@ def custom_problems(rows: Sequence[Row], columns: Columns, *, task: str | None) 
 
     Args:
         task: whose prompts and grader apply; by default `math` for an answer, `humaneval` for tests with an entry
-            point, `mbpp` for other tests.
+            point, `stdin` for tests that are pairs of input and output, `mbpp` for other tests.
     Raises:
         UserError: a column is missing or holds the wrong kind of value.
     """
     layout = _layout_of(rows[0], columns) if columns.layout == "auto" else columns.layout
-    if columns.layout in ("verl", "trl") and columns.renamed():
+    if columns.layout in ("verl", "trl", "competition") and columns.renamed():
         raise UserError(
             f"layout {layout} says what the columns are called: leave out the name {columns.renamed()[0]}, "
             "or take layout columns and name them all"
@@ -74,6 +77,8 @@ def custom_problems(rows: Sequence[Row], columns: Columns, *, task: str | None) 
         return [_verl_problem(row, verl, task) for row in rows]
     if layout == "trl":
         return [_trl_problem(row, task) for row in rows]
+    if layout == "competition":
+        return competition_problems(rows, task=task)
     if columns.question == "question" and not rows[0].has("question") and rows[0].has("messages"):
         columns = replace(columns, question="messages")
     return [_problem(row, columns, task) for row in rows]
@@ -81,6 +86,8 @@ def custom_problems(rows: Sequence[Row], columns: Columns, *, task: str | None) 
 
 def _layout_of(row: Row, columns: Columns) -> Layout:
     """The layout of rows that say nothing: that of the trainer whose columns the first one has."""
+    if not columns.renamed() and is_competition(row):
+        return "competition"
     if columns.renamed() or row.has("question") or not row.has("prompt"):
         return "columns"
     if row.has("reward_model.ground_truth"):
@@ -129,7 +136,7 @@ def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
         task=task or task_of(tests, entry_point),
         question=question.text,
         answer=answer,
-        tests=None if tests is None else row.tests(columns.tests),
+        tests=None if tests is None else pair_texts(tests) or row.tests(columns.tests),
         entry_point=entry_point,
         setup=_optional(row, columns.setup),
         level=_optional(row, columns.level),

@@ -10,7 +10,7 @@
 | humaneval | test | 164 | humaneval |
 | humanevalplus | test | 164 | humaneval |
 | mbppplus | test | 378 | mbpp |
-| custom | the source's own files or splits | | of the user's choice |
+| custom | the source's own files or splits | | of the user's choice, or by its columns: math, mbpp, humaneval, stdin |
 
 division and reasoning-gym are made, not loaded: see `division.py` and `datasets_reasoning_gym.py`.
 """

@@ -63,6 +63,12 @@ PROMPTS: dict[str, Prompts] = {
     # The question of an MBPP problem is the whole prompt: its shots come from the user's file, see mbpp_question.
     "mbpp": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
     "humaneval": Prompts(first=QUESTION, correction=_CODE_CORRECTION),
+    "stdin": Prompts(
+        first="You are an expert Python programmer. Write a Python program that solves the problem below. It reads its "
+        f"input from standard input and prints the answer to standard output.\n\n{QUESTION}\n\nPut the whole program "
+        "into one block of code.",
+        correction=_CODE_CORRECTION,
+    ),
     "reasoning-gym": Prompts(
         first=f"{QUESTION}\n\nThink step by step. {_TAGS} Where the question shows the form of an answer, keep to it.",
         correction="There might be an error in the solution above because of lack of understanding of the question. "

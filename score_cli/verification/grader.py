@@ -16,7 +16,7 @@ from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
 NUMBER_TASKS = {"division"}
 MATH_TASKS = {"math"}
-PROGRAM_TASKS = {"mbpp", "humaneval"}
+PROGRAM_TASKS = {"mbpp", "humaneval", "stdin"}
 PACKAGE_TASKS = {"reasoning-gym"}
 BUILT_IN_TASKS = {*NUMBER_TASKS, *MATH_TASKS, *PROGRAM_TASKS, *PACKAGE_TASKS}
 _MOST_REASONS = 3

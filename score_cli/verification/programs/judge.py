@@ -18,10 +18,11 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from score_cli.tables.io_pairs import Pair, io_pairs
 from score_cli.verification.forkserver import CHANNEL
 from score_cli.verification.programs.extraction import extract_program, parse, prelude_of
 from score_cli.verification.programs.free_names import STANDARD_MODULES, names_of_tests
-from score_cli.verification.programs.problem_tests import Pair, io_pairs, python_tests, same_output
+from score_cli.verification.programs.problem_tests import python_tests, same_output
 from score_cli.verification.programs.program import LOADER, SCRIPT
 from score_cli.verification.programs.rpc import ClosedError, Peer, ProgramExit, WireError
 
