@@ -136,6 +136,13 @@ class DataConfig:
     shots: int | None = option(
         None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.", least=0, most=3
     )
+    shown_tests: int | None = option(
+        None,
+        "Tests that an MBPP prompt shows of those that are graded, 0 to 3; the paper's 3, all of them, if left out. "
+        "Fewer leave less to be hard-coded.",
+        least=0,
+        most=3,
+    )
     check: bool = option(True, "Verify each problem's own answer first, and list those that do not pass.")
     size: int = option(2000, "reasoning-gym: how many problems to make, all different.", least=1)
     seed: int = option(0, "reasoning-gym: other problems for another seed.", least=0)

@@ -67,6 +67,28 @@ def test_mbpp_question_shows_tasks_2_3_4_of_the_same_file(tmp_path: Path) -> Non
     assert bare.question == last
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, None])
+def test_mbpp_may_show_fewer_tests_than_are_graded(tmp_path: Path, count: int | None) -> None:
+    graded = ["assert f601() == 601", "assert f601() > 600", "assert f601() < 602"]
+    helped = "def helper(x):\n    return x\ndef f601(a=1, *b):\n    return helper(601)"
+    rows = [mbpp_row(number) for number in (2, 3, 4)] + [mbpp_row(601, test_list=graded, code=helped)]
+    source = write_lines(tmp_path / "mbpp.jsonl", rows)
+    (problem,) = load_problems("mbpp", source=source, shown_tests=count)
+    assert problem.tests == graded
+    shown = graded[:count]
+    *shots, asked = problem.question.split("[DONE]")
+    assert [line for line in asked.splitlines() if line.startswith("assert")] == shown
+    assert ("def f601(a=1, *b):" in asked, "def helper" in asked) == (count == 0, False)
+    assert ["assert" in shot for shot in shots] == [count != 0] * 3
+    assert asked.endswith("\n[BEGIN]\n")
+
+
+def test_shown_tests_are_for_mbpp_alone(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [HUMANEVAL_ROW])
+    with pytest.raises(UserError, match="shown-tests is for mbpp and mbpp-sanitized, .* not humaneval"):
+        load_problems("humaneval", source=source, shown_tests=1)
+
+
 def test_mbpp_shot_does_not_see_its_own_solution(tmp_path: Path) -> None:
     rows = [mbpp_row(number) for number in (2, 3, 4)]
     loaded = load_problems("mbpp", source=write_lines(tmp_path / "mbpp.jsonl", rows), split="prompt")

@@ -47,7 +47,7 @@ def test_a_program_is_asked_for_by_its_question_alone(task: str) -> None:
 
 def test_mbpp_prompt_shows_solved_shots_and_ends_open() -> None:
     shot = Shot("Add one.", ["assert f(1) == 2", "assert f(2) == 3"], "def f(x):\n    return x + 1")
-    assert mbpp_question("Halve it.", ["assert g(4) == 2"], [shot]) == (
+    assert mbpp_question(Shot("Halve it.", ["assert g(4) == 2"], ""), [shot]) == (
         "You are an expert Python programmer, and here is your task: Add one. Your code should pass these tests:\n\n"
         "assert f(1) == 2\nassert f(2) == 3\n[BEGIN]\ndef f(x):\n    return x + 1\n[DONE]\n\n"
         "You are an expert Python programmer, and here is your task: Halve it. Your code should pass these tests:\n\n"

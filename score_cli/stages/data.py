@@ -107,6 +107,7 @@ def _loaded_problems(dataset: str, config: DataConfig, source: str | None, progr
         split=config.split,
         limit=config.limit,
         shots=config.shots,
+        shown_tests=config.shown_tests,
         columns=_columns(config) if is_custom else None,
         task=config.task if is_custom else None,
         hold_out=config.hold_out,

@@ -1,5 +1,7 @@
 """MBPP, HumanEval and their EvalPlus forms: rows of the released files to problems with tests."""
 
+import ast
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,22 +22,26 @@ MBPP_PARTS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "t
 SHOT_IDS = (2, 3, 4)
 
 
-def mbpp_problems(rows: Sequence[Row], dataset: str, *, split: str, shots: int) -> list[Loaded]:
+def mbpp_problems(
+    rows: Sequence[Row], dataset: str, *, split: str, shots: int, shown_tests: int | None = None
+) -> list[Loaded]:
     """The problems of one split of MBPP or sanitized MBPP.
 
     The question is the whole canonical prompt: `shots` solved tasks of the same file (ids 2, 3, 4 in this order), then
     the task and its tests. A shot that is itself asked does not see its own solution. `challenge_test_list` is unused.
 
+    Args:
+        shown_tests: how many of its tests a task shows, the first ones; all of them by default. Every test is graded.
     Raises:
         UserError: the rows have another layout, or the shots' tasks are not among them.
     """
     # Even for rows outside the split: a file that lost a field is broken wherever the field is missing.
     for row in rows:
         row.require(_mbpp_fields(row), SANITIZED_LAYOUT if row.has("test_imports") else MBPP_LAYOUT)
-    shown = _shown({_task_number(row): row for row in rows}, shots, _shot)
+    shown = _shown({_task_number(row): row for row in rows}, shots, lambda row: _shot(row, shown_tests))
     first, last = MBPP_PARTS.get(split, (1, sys.maxsize))
     return [
-        _mbpp_problem(row, dataset, _without(shown, number))
+        _mbpp_problem(row, dataset, _shot(row, shown_tests), _without(shown, number))
         for row in rows
         if first <= (number := _task_number(row)) <= last
     ]
@@ -74,12 +80,25 @@ def _text_field(row: Row) -> str:
     return "prompt" if row.has("prompt") else "text"
 
 
-def _shot(row: Row) -> Shot:
-    return Shot(row.text(_text_field(row)).strip(), row.tests("test_list"), row.text("code").strip("\n"))
+def _shot(row: Row, shown_tests: int | None) -> Shot:
+    tests, code = row.tests("test_list"), row.text("code").strip("\n")
+    heads = [] if tests[:shown_tests] else _heads(code, tests)
+    return Shot(row.text(_text_field(row)).strip(), tests[:shown_tests], code, heads)
 
 
-def _mbpp_problem(row: Row, dataset: str, shots: Sequence[Shot]) -> Loaded:
-    shot = _shot(row)
+def _heads(code: str, tests: Sequence[str]) -> list[str]:
+    """The first lines of the functions and classes of a solution that its tests name."""
+    named = set(re.findall(r"\w+", " ".join(tests)))
+    heads = []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef) and node.name in named:
+            heads.append(f"def {node.name}({ast.unparse(node.args)}):")
+        elif isinstance(node, ast.ClassDef) and node.name in named:
+            heads.append(f"class {node.name}:")
+    return heads
+
+
+def _mbpp_problem(row: Row, dataset: str, asked: Shot, shots: Sequence[Shot]) -> Loaded:
     setup = row.text("test_setup_code") if row.has("test_setup_code") else ""
     if row.has("test_imports"):
         setup = "\n".join(row.texts("test_imports"))
@@ -87,8 +106,8 @@ def _mbpp_problem(row: Row, dataset: str, shots: Sequence[Shot]) -> Loaded:
     problem = Problem(
         problem_id=f"{dataset}/{number}",
         task="mbpp",
-        question=mbpp_question(shot.text, shot.tests, shots),
-        tests=list(shot.tests),
+        question=mbpp_question(asked, shots),
+        tests=row.tests("test_list"),
         setup=setup.strip() or None,
         source=f"{dataset} {number}",
     )
@@ -140,7 +159,7 @@ def _mbppplus_problem(row: Row, dataset: str, shown: Mapping[int, Shot]) -> Load
     problem = Problem(
         problem_id=f"{dataset}/{number}",
         task="mbpp",
-        question=mbpp_question(asked.text, asked.tests, _without(shown, number)),
+        question=mbpp_question(asked, _without(shown, number)),
         tests=[_compared_tests(row, row.text("canonical_solution"))],
         entry_point=row.text("entry_point"),
         source=f"{dataset} {number}",

@@ -69,6 +69,7 @@ def load(
     split: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    shown_tests: int | None = None,
     columns: Columns | None = None,
     task: str | None = None,
     hold_out: float | None = None,
@@ -83,6 +84,7 @@ def load(
         split: one of the data set's splits; by default its first, for `custom` every row.
         limit: how many problems to keep, from the start; MATH is in an order without subjects.
         shots: how many solved tasks an MBPP prompt shows, 0 to 3; by default the data set's.
+        shown_tests: for `mbpp` and `mbpp-sanitized`, how many of its tests a prompt shows; all by default.
         columns: for `custom`, the names of the columns.
         task: for `custom`, the task whose prompts and grader apply.
         hold_out: for `custom`, the share of its questions that splits validation and test are each made of, by hash.
@@ -106,11 +108,16 @@ def load(
             raise UserError(f"hold-out is for data set custom: {dataset} has splits of its own")
         if split not in (None, *HELD_OUT):
             raise UserError(f"with hold-out there is no split {split}: expected {', '.join(HELD_OUT)}")
+    if shown_tests is not None and dataset not in ("mbpp", "mbpp-sanitized"):
+        raise UserError(f"shown-tests is for mbpp and mbpp-sanitized, whose prompts show what is graded: not {dataset}")
     count = spec.shots if shots is None else shots
     if not 0 <= count <= len(SHOT_IDS):
         raise UserError(f"shots is {count}, expected 0 to {len(SHOT_IDS)}")
     if dataset in ("math", "math500"):
         found = read_math(source, split=split or spec.splits[0])
+    elif dataset in ("mbpp", "mbpp-sanitized"):
+        rows = read_rows(source, patterns=spec.files, hub_config=spec.hub_config)
+        found = mbpp_problems(rows, dataset, split=split or spec.splits[0], shots=count, shown_tests=shown_tests)
     else:
         named = split if hold_out is None else None
         found = _read_rows_of(dataset, spec, source, named, shots=count, columns=columns or Columns(), task=task)
@@ -138,11 +145,21 @@ def load_problems(
     split: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    shown_tests: int | None = None,
     columns: Columns | None = None,
     task: str | None = None,
 ) -> list[Problem]:
     """The problems of one split of a data set; arguments and errors as `load`."""
-    loaded = load(dataset, source=source, split=split, limit=limit, shots=shots, columns=columns, task=task)
+    loaded = load(
+        dataset,
+        source=source,
+        split=split,
+        limit=limit,
+        shots=shots,
+        shown_tests=shown_tests,
+        columns=columns,
+        task=task,
+    )
     return [problem for problem, _ in loaded]
 
 
@@ -162,8 +179,6 @@ def _read_rows_of(
     dataset: str, spec: DatasetSpec, source: str, split: str | None, *, shots: int, columns: Columns, task: str | None
 ) -> list[Loaded]:
     rows = read_rows(source, patterns=spec.files, hub_config=spec.hub_config)
-    if dataset in ("mbpp", "mbpp-sanitized"):
-        return mbpp_problems(rows, dataset, split=split or spec.splits[0], shots=shots)
     if dataset == "mbppplus":
         return mbppplus_problems(rows, dataset, shots=shots)
     if dataset in ("humaneval", "humanevalplus"):

@@ -78,28 +78,36 @@ PROMPTS: dict[str, Prompts] = {
 
 
 class Shot(NamedTuple):
-    """An MBPP task to be shown; `code` is its solution."""
+    """An MBPP task to be shown or asked.
+
+    Attributes:
+        tests: those that the prompt shows.
+        code: its solution.
+        heads: the first lines of what is to be defined, shown where no test is, which would say what it is called.
+    """
 
     text: str
     tests: Sequence[str]
     code: str
+    heads: Sequence[str] = ()
 
 
-def _mbpp_ask(text: str, tests: Sequence[str]) -> str:
-    shown = "\n".join(tests)
-    return (
-        f"You are an expert Python programmer, and here is your task: {text} "
-        f"Your code should pass these tests:\n\n{shown}\n[BEGIN]\n"
-    )
+def _mbpp_ask(shot: Shot) -> str:
+    asked = f"You are an expert Python programmer, and here is your task: {shot.text} "
+    if shot.tests:
+        shown = "\n".join(shot.tests)
+        return f"{asked}Your code should pass these tests:\n\n{shown}\n[BEGIN]\n"
+    heads = "\n".join(shot.heads)
+    return f"{asked}Your code should define this:\n\n{heads}\n[BEGIN]\n"
 
 
-def mbpp_question(text: str, tests: Sequence[str], shots: Sequence[Shot] = ()) -> str:
+def mbpp_question(asked: Shot, shots: Sequence[Shot] = ()) -> str:
     """The canonical prompt of MBPP: solved shots, then the task and its tests, open after `[BEGIN]`.
 
     Source: Austin et al. 2021, "Program Synthesis with Large Language Models".
     """
-    solved = [f"{_mbpp_ask(shot.text, shot.tests)}{shot.code}\n[DONE]\n\n" for shot in shots]
-    return "".join(solved) + _mbpp_ask(text, tests)
+    solved = [f"{_mbpp_ask(shot)}{shot.code}\n[DONE]\n\n" for shot in shots]
+    return "".join(solved) + _mbpp_ask(asked)
 
 
 def final_answer(answer: str) -> str:
