@@ -29,7 +29,6 @@ PURE = [
     "training/sft_examples.py",
     "phases.py",
     "study/claims.py",
-    "study/paper.py",
     "evaluation/layout.py",
     "report/plots.py",
     "evaluation/votes.py",

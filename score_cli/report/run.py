@@ -6,7 +6,6 @@ Nothing in the folder is required but the result of some work: a run that is und
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from score_cli.report.traces import (
 from score_cli.tables.parquet import METRICS, TRAIN_METRICS, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import short_digest
-from score_cli.tables.records import Problem
 
 # Where a run keeps its problems, and where the single commands do.
 PROBLEM_FILES = ("train", "validation", "test", "problems")
@@ -89,42 +87,6 @@ CHANGED = Markup(
 Curve = dict[str, list[tuple[float, float]]]  # stage -> (iteration, value), in order
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """A run folder's tables, and where its traces are."""
-
-    config: Mapping[str, Any]
-    metrics: Sequence[dict[str, Any]]
-    curve: Sequence[dict[str, Any]]
-    problems: Mapping[str, Mapping[str, Problem]]  # file -> id -> problem
-    evaluated: Sequence[Source]
-    updates: Sequence[Source]
-
-
-def read_run(folder: Path) -> RunFolder:
-    """Read all tables but the traces.
-
-    Raises:
-        UserError: no such folder, or nothing in it to report on, or rewards that metrics.parquet was not made of.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name one that `score run` or `score eval` wrote into")
-    curve, path = read_curve(folder), folder / "metrics.parquet"
-    metrics = read_table(path, METRICS).to_pylist() if path.exists() else []
-    evaluated = list(evaluated_sources(folder / "eval", list(dict.fromkeys(row["policy"] for row in metrics))))
-    updates = list(_updates(folder, {row["iteration"]: row["stage"] for row in curve}))
-    if not (metrics or evaluated or updates):
-        raise UserError(
-            f"{folder} holds no metrics.parquet, eval/ or iterations/ with traces and rewards: "
-            "name the folder that holds them, such as runs/quickstart, or `.` after a bare `score eval`"
-        )
-    if metrics:
-        check_rewards(path, evaluated)
-    files = {name: path for name in PROBLEM_FILES if (path := folder / f"{name}.parquet").exists()}
-    problems = {name: {p.problem_id: p for p in read_problems(path)} for name, path in files.items()}
-    return RunFolder(read_config(folder / "config.json"), metrics, curve, problems, evaluated, updates)
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """What a run was started with; nothing where the file is not there.
 
@@ -151,32 +113,38 @@ def run_page(run: Path, config: ReportConfig, figures: Figures, progress: Progre
     """The page of a run folder.
 
     Raises:
-        UserError: the folder holds nothing to report on, or files in it do not belong together.
+        UserError: no such folder, or nothing in it to report on, or files in it that do not belong together.
     """
-    folder = read_run(run)
-    problems = {name: problem for part in folder.problems.values() for name, problem in part.items()}
-    facts, browser = read_sources(folder.evaluated, folder.updates, problems, config, progress)
-    own = [row for row in folder.metrics if MINUS not in row["policy"]]
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder: name one that `score run` or `score eval` wrote into")
+    curve, path = read_curve(run), run / "metrics.parquet"
+    metrics = read_table(path, METRICS).to_pylist() if path.exists() else []
+    evaluated = list(evaluated_sources(run / "eval", list(dict.fromkeys(row["policy"] for row in metrics))))
+    updates = list(_updates(run, {row["iteration"]: row["stage"] for row in curve}))
+    if not (metrics or evaluated or updates):
+        raise UserError(
+            f"{run} holds no metrics.parquet, eval/ or iterations/ with traces and rewards: "
+            "name the folder that holds them, such as runs/quickstart, or `.` after a bare `score eval`"
+        )
+    if metrics:
+        check_rewards(path, evaluated)
+    files = {name: path for name in PROBLEM_FILES if (path := run / f"{name}.parquet").exists()}
+    problems = {name: {p.problem_id: p for p in read_problems(path)} for name, path in files.items()}
+    known = {name: problem for part in problems.values() for name, problem in part.items()}
+    facts, browser = read_sources(evaluated, updates, known, config, progress)
+    own = [row for row in metrics if MINUS not in row["policy"]]
     sections = []
     if own:
-        paper, *further = metric_tables(folder.metrics, attempts_of(own))
+        paper, *further = metric_tables(metrics, attempts_of(own))
         further = [table._replace(caption=f"Percent: {table.caption}.") for table in further]
         every = Folded("Every metric, with the traces it is over", [every_metric(own)])
         sections.append(Section("results", "Results", [Words(RESULTS), paper, *further, every], "Results"))
-    if folder.curve:
-        sections.append(_training(folder.curve, figures))
-    # A link is by the whole chain of verdicts, which is that of the pair where there are two attempts.
-    linked = bool(browser) and all(len(chain) == 3 for chain in browser[1]["chains"])
-    for place, attempt in enumerate(sorted({attempt for fact in facts for attempt in fact.pairs})):
-        pairs = [(fact.source, fact.pairs[attempt]) for fact in facts if attempt in fact.pairs]
-        parts = (
-            _flow(attempt, pairs, figures, linked),
-            _edits(attempt, pairs, figures),
-            _changed(attempt, pairs, figures),
-        )
-        sections += [part if place == 0 else part._replace(name="", link="") for part in parts]
+    if curve:
+        sections.append(_training(curve, figures))
+    sections += _pairs(facts, browser, figures)
     sections += traces_section(browser)
-    sections.append(Section("about", "About this run", list(_about(folder, facts)), "About this run"))
+    about = [*_about(problems, curve, facts), *config_table(read_config(run / "config.json"))]
+    sections.append(Section("about", "About this run", about, "About this run"))
     return render("SCoRe report", headline(own), sections)
 
 
@@ -278,6 +246,22 @@ def _training(curve: Sequence[Mapping[str, Any]], figures: Figures) -> Section:
     return Section("training", "Over training", [Words(TRAINING + SMOOTHED * long), Plots(plots)], "Training")
 
 
+def _pairs(facts: Sequence[SourceFacts], browser: Sequence[Any], figures: Figures) -> list[Section]:
+    """What happened between neighbouring attempts; links lead to the first pair."""
+    sections: list[Section] = []
+    # A link is by the whole chain of verdicts, which is that of the pair where there are two attempts.
+    linked = bool(browser) and all(len(chain) == 3 for chain in browser[1]["chains"])
+    for place, attempt in enumerate(sorted({attempt for fact in facts for attempt in fact.pairs})):
+        pairs = [(fact.source, fact.pairs[attempt]) for fact in facts if attempt in fact.pairs]
+        parts = (
+            _flow(attempt, pairs, figures, linked),
+            _edits(attempt, pairs, figures),
+            _changed(attempt, pairs, figures),
+        )
+        sections += [part if place == 0 else part._replace(name="", link="") for part in parts]
+    return sections
+
+
 def _flow(attempt: int, pairs: Sequence[tuple[Source, PairFacts]], figures: Figures, linked: bool) -> Section:
     sides, lines, plots = (f"attempt {attempt - 1}", f"attempt {attempt}"), [], []
     for source, pair in pairs:
@@ -353,10 +337,12 @@ def _changed(attempt: int, pairs: Sequence[tuple[Source, PairFacts]], figures: F
     return Section("changed", title, [Words(CHANGED), table, Plots(plots)], "Who gets changed")
 
 
-def _about(folder: RunFolder, facts: Sequence[SourceFacts]) -> Iterator[TextTable | Folded]:
-    lines = [["problems", f"{name}: {len(part)}"] for name, part in folder.problems.items()]
-    for stage in dict.fromkeys(row["stage"] for row in folder.curve):
-        updates = {row["iteration"] for row in folder.curve if row["stage"] == stage}
+def _about(
+    problems: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], facts: Sequence[SourceFacts]
+) -> Iterator[TextTable | Folded]:
+    lines = [["problems", f"{name}: {len(part)}"] for name, part in problems.items()]
+    for stage in dict.fromkeys(row["stage"] for row in curve):
+        updates = {row["iteration"] for row in curve if row["stage"] == stage}
         lines.append(["training", f"{stage}: {len(updates)} updates"])
     for fact in facts:
         sampled = f"{fact.source.title}: {fact.traces} traces of policy {short_digest(fact.fingerprint)}"
@@ -366,4 +352,3 @@ def _about(folder: RunFolder, facts: Sequence[SourceFacts]) -> Iterator[TextTabl
     if verdicts:
         table = TextTable("", ["policy", "verdicts", "traces"], verdicts)
         yield Folded("Verdicts, attempt by attempt", [table])
-    yield from config_table(folder.config)

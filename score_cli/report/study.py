@@ -19,7 +19,7 @@ from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, lines_f
 from score_cli.report.run import config_table, read_config, read_curve, smoothed, stage_rules, traces_section
 from score_cli.report.traces import Source, check_rewards, evaluated_sources, read_sources, spread
 from score_cli.study.claims import BASE, SCORE, judge_claims
-from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Results, Seeds, study_tables
+from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Results, Seeds, row_folder, study_tables
 from score_cli.tables.parquet import STUDY, TUNING, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem
@@ -140,12 +140,8 @@ def seeds_line(label: str, points: Mapping[int, Seeds]) -> Line:
     return Line(short_name(label), [[(x, point.mean) for x, point in points.items()]], faint)
 
 
-def _run(path: Path, row: str, seed: int) -> Path:
-    return path / f"seed-{seed}" / row
-
-
 def _runs(path: Path, results: Results) -> list[Words | Folded]:
-    runs = [_run(Path(), row, seed) for row in results.rows for seed in results.seeds]
+    runs = [row_folder(Path(), row, seed) for row in results.rows for seed in results.seeds]
     runs = [run for run in runs if (path / run / "metrics.parquet").exists()]
     if not runs:
         return [Words("No row's run folder lies beside study.parquet.", note=True)]
@@ -159,7 +155,7 @@ def _runs(path: Path, results: Results) -> list[Words | Folded]:
 
 def _sources(path: Path, results: Results, row: str, seed: int) -> list[Source]:
     """The traces of a row's own evaluation, named after the row."""
-    run, policy = _run(path, row, seed), results.policies.get((row, seed, OWN))
+    run, policy = row_folder(path, row, seed), results.policies.get((row, seed, OWN))
     sources = [source for source in evaluated_sources(run / "eval", []) if source.policy == policy]
     if sources and (run / "metrics.parquet").exists():
         check_rewards(run / "metrics.parquet", sources)
@@ -167,7 +163,7 @@ def _sources(path: Path, results: Results, row: str, seed: int) -> list[Source]:
 
 
 def _problems(path: Path, results: Results, seed: int) -> dict[str, Problem]:
-    files = [_run(path, row, seed) / "test.parquet" for row in results.rows]
+    files = [row_folder(path, row, seed) / "test.parquet" for row in results.rows]
     return {problem.problem_id: problem for file in files if file.exists() for problem in read_problems(file)}
 
 
@@ -203,7 +199,7 @@ def _edits(results: Results, figures: Figures) -> Drawn:
 
 def _collapse(path: Path, results: Results, figures: Figures) -> Drawn:
     plots, numbers = [], []
-    curves = {row: {seed: read_curve(_run(path, row, seed)) for seed in results.seeds} for row in (SCORE, NAIVE)}
+    curves = {row: {seed: read_curve(row_folder(path, row, seed)) for seed in results.seeds} for row in (SCORE, NAIVE)}
     rules = sorted({rule for own in curves.values() for lines in own.values() for rule in stage_rules(lines)})
     for title, name, attempt, unit in (
         ("Accuracy of the first attempt", "accuracy", 1, "correct (%)"),

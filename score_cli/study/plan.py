@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class StudyConfig:
     votes: str = "1,2,4,8,16"
     most_attempts: int = 10
     attempt_tokens: int = 12
-    grid: Mapping[str, Mapping[str, Sequence[Any]]]
-    tuned_like: Mapping[str, Sequence[str]]
+    grid: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    tuned_like: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,39 +142,20 @@ def attempts_that_fit(*, context: int, prompt: int, bridge: int, attempt: int, m
 
 
 def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
-    names = [field.name for field in fields(StudyConfig)]
-    for key in table:
-        if key not in names:
-            raise UserError(f"{path}: [study] has no key {key}{did_you_mean(key, names)}")
-    values: dict[str, Any] = {"grid": {}, "tuned_like": {}, "rows": [], "seeds": []} | dict(table)
-    texts = [name for name in ("recipes", "votes", "further") if not isinstance(values.get(name, ""), str)]
-    counts = [name for name in ("workers", "most_attempts", "attempt_tokens") if not _is_count(values.get(name, 1))]
-    lists = [name for name in ("rows", "first_attempts_of_base") if not _is_list(values.get(name, []), str)]
-    lists += [] if _is_list(values["seeds"], int) else ["seeds"]
-    nested = [name for name in ("grid", "tuned_like") if not _is_table_of_tables_or_lists(name, values[name])]
-    for wrong, expected in (
-        (texts, "text"),
-        (counts, "a whole number of at least 1"),
-        (lists, "a list without repetitions"),
-        (nested, "a table for each row, with lists in it"),
-    ):
-        if wrong:
-            raise UserError(f"{path}: [study] {wrong[0]} is {values[wrong[0]]!r}, expected {expected}")
-    for key in ("rows", "seeds"):
-        if not values[key]:
-            raise UserError(f"{path}: [study] has no {key}: give it some, such as {key} = {_EXAMPLES[key]}")
-    if BASE not in values["rows"]:
+    for key, value in table.items():
+        if key not in _CHECKS:
+            raise UserError(f"{path}: [study] has no key {key}{did_you_mean(key, list(_CHECKS))}")
+        fits, expected = _CHECKS[key]
+        if not fits(value):
+            raise UserError(f"{path}: [study] {key} is {value!r}, expected {expected}")
+    for key, example in {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"}.items():
+        if not table.get(key):
+            raise UserError(f"{path}: [study] has no {key}: give it some, such as {key} = {example}")
+    if BASE not in table["rows"]:
         raise UserError(f"{path}: [study] rows lack {BASE}, which every other row starts from: add it")
-    config = StudyConfig(**values)
+    config = StudyConfig(**table)
     read_counts(config.votes, "votes")
     return config
-
-
-_EXAMPLES = {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"}
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -181,13 +163,24 @@ def _is_list(value: Any, kind: type) -> bool:
     return whole and len(set(value)) == len(value) and (kind is str or all(part >= 0 for part in value))
 
 
-def _is_table_of_tables_or_lists(name: str, value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    if name == "tuned_like":
-        return all(_is_list(rows, str) for rows in value.values())
-    grids = [grid for grid in value.values() if isinstance(grid, dict)]
-    return len(grids) == len(value) and all(isinstance(v, list) and v for grid in grids for v in grid.values())
+def _is_grid(value: Any) -> bool:
+    grids = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(grid, dict) and all(isinstance(v, list) and v for v in grid.values()) for grid in grids)
+
+
+_TEXT = (lambda value: isinstance(value, str), "text")
+_COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_NAMES = (partial(_is_list, kind=str), "a list without repetitions")
+_EACH = "a table for each row, with lists in it"
+# Key of [study] -> what it must be.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("recipes", "votes", "further"), _TEXT),
+    **dict.fromkeys(("workers", "most_attempts", "attempt_tokens"), _COUNT),
+    **dict.fromkeys(("rows", "first_attempts_of_base"), _NAMES),
+    "seeds": (partial(_is_list, kind=int), "a list without repetitions"),
+    "grid": (_is_grid, _EACH),
+    "tuned_like": (lambda value: isinstance(value, dict) and all(_is_list(v, str) for v in value.values()), _EACH),
+}
 
 
 def _check_grid(path: Path, row: str, grid: Mapping[str, Sequence[Any]]) -> None:

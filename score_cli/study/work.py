@@ -12,7 +12,7 @@ All the work is done by plain `score` commands, a process each, so a row is what
 """
 
 import json
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,20 +25,22 @@ from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_folder import pin_config
 from score_cli.study.claims import Claim, judge_claims
-from score_cli.study.jobs import Job, holding_folder, run_jobs
+from score_cli.study.jobs import Job, run_jobs
 from score_cli.study.plan import Changes, Study, attempts_that_fit, choose, describe, expand_grid, read_study
 from score_cli.study.results import (
     BASE_FIRST,
     MORE,
+    OWN,
     VOTED,
     Results,
     Source,
     collect,
+    row_folder,
     study_markdown,
     study_tables,
     write_study,
 )
-from score_cli.tables.atomic import replacing_file
+from score_cli.tables.atomic import locked_folder, replacing_file
 from score_cli.tables.parquet import METRICS, TUNING, read_table, write_table
 from score_cli.tables.provenance import Footer
 from score_cli.tables.traces import read_traces
@@ -67,7 +69,7 @@ def run_study(
         JobError: a row failed.
     """
     study = read_study(path, recipe)
-    with holding_folder(folder) as held:
+    with locked_folder(folder) as held:
         described = study.described()
         described["study"]["limit"] = limit
         pin_config(folder / "config.json", described)
@@ -92,27 +94,41 @@ class _Work:
         self.study = study
         self.config = study.config
         self.folder = folder
-        self.limit = [] if limit is None else ["--limit", str(limit)]
+        self.limit = [] if limit is None else ["--limit", limit]
         self.grids = {row: expand_grid(grid) for row, grid in self.config.grid.items()}
+        # What is measured besides the ordinary evaluation.
+        self.conditions = [(row, BASE_FIRST) for row in self.config.first_attempts_of_base]
+        if self.config.further is not None:
+            self.conditions += [(self.config.further, MORE), (self.config.further, VOTED)]
 
     def jobs(self) -> list[Job]:
         """Bases, settings tried, rows, and rows measured otherwise; what others wait for comes first."""
-        jobs = [self._base(seed) for seed in self.config.seeds]
-        jobs += [self._trial(row, number) for row, grid in self.grids.items() for number in range(len(grid))]
+        base = [_name(BASE, seed) for seed in self.config.seeds]
+        jobs = [self._row(BASE, seed, []) for seed in self.config.seeds]
+        for row, grid in self.grids.items():
+            for number in range(len(grid)):
+                output = self._tried(row, number) / "metrics.parquet"
+                jobs.append(Job(self._trial(row, number), output, base[:1], partial(self._run_trial, row, number)))
         for seed in self.config.seeds:
-            jobs += [self._row(row, seed) for row in self.config.rows if row != BASE]
-            jobs += [self._measured(row, seed, condition) for row, condition in self._conditions()]
+            for row in self.config.rows:
+                tuned = [
+                    (other, number) for other in self.study.tuned_by(row) for number in range(len(self.grids[other]))
+                ]
+                if row != BASE:
+                    jobs.append(self._row(row, seed, [_name(BASE, seed), *(self._trial(*trial) for trial in tuned)]))
+            for row, condition in self.conditions:
+                name, output = f"{_name(row, seed)}, {condition}", self._metrics(row, seed, condition)
+                jobs.append(Job(name, output, [_name(row, seed)], partial(self._eval_row, row, seed, condition)))
         return jobs
 
     def sources(self) -> list[Source]:
         """Every metrics table of the study, in the order of rows, with what it stands for."""
-        found = []
-        for seed in self.config.seeds:
-            for row in self.config.rows:
-                found.append(Source(row, seed, "own", self._run(row, seed) / "metrics.parquet"))
-                own = [condition for name, condition in self._conditions() if name == row]
-                found += [Source(row, seed, c, self._condition_file(row, seed, c)) for c in own]
-        return found
+        return [
+            Source(row, seed, condition, self._metrics(row, seed, condition))
+            for seed in self.config.seeds
+            for row in self.config.rows
+            for condition in (OWN, *(condition for name, condition in self.conditions if name == row))
+        ]
 
     def tuning(self) -> list[dict[str, Any]]:
         """Rows of tuning.parquet."""
@@ -137,133 +153,86 @@ class _Work:
             f"{context} tokens holds (asked: {self.config.most_attempts}); training had 2, the base's corpus {seen}"
         )
 
-    def _base(self, seed: int) -> Job:
-        def arguments() -> list[str]:
-            return self._run_command(BASE, seed, self._run(BASE, seed), self._write_recipe(BASE))
+    def _row(self, row: str, seed: int, needs: list[str]) -> Job:
+        return Job(_name(row, seed), self._metrics(row, seed), needs, partial(self._run_row, row, seed))
 
-        return self._job(BASE, seed, self._run(BASE, seed) / "metrics.parquet", [], arguments)
-
-    def _row(self, row: str, seed: int) -> Job:
-        def arguments() -> list[str]:
-            start = ["--model", str(self._policy(BASE, seed))]
-            return self._run_command(row, seed, self._run(row, seed), self._write_recipe(row)) + start
-
-        needs = [_name(BASE, seed)] + [
-            self._trial_name(tuned, number)
-            for tuned in self.study.tuned_by(row)
-            for number in range(len(self.grids[tuned]))
-        ]
-        return self._job(row, seed, self._run(row, seed) / "metrics.parquet", needs, arguments)
-
-    def _trial(self, row: str, number: int) -> Job:
-        """One of the settings tried for a row: seed 0's base, and validation problems in place of the test's."""
-        seed, out = self.config.seeds[0], self.folder / "tuning" / row / str(number)
-
-        def arguments() -> list[str]:
-            recipe = self.folder / "tuning" / row / f"{number}.toml"
-            _write(recipe, self.study.recipe(row, self.grids[row][number]).as_toml())
-            parts = self._run(BASE, seed)
-            inputs = ["--model", self._policy(BASE, seed), "--problems", parts / "train.parquet"]
-            inputs += ["--eval-problems", parts / "validation.parquet"]
-            return self._run_command(row, seed, out, recipe) + [str(part) for part in inputs]
-
-        return Job(
-            name=self._trial_name(row, number),
-            output=out / "metrics.parquet",
-            needs=[_name(BASE, seed)],
-            arguments=arguments,
-        )
-
-    def _measured(self, row: str, seed: int, condition: str) -> Job:
-        """A row's policy measured otherwise than its run measures it."""
-        out = self._condition_file(row, seed, condition)
-
-        def arguments() -> list[str]:
-            base = self._run(BASE, seed)
-            parts = ["eval", "--config", self._recipe_file(row), "--seed", seed, "--model", self._policy(row, seed)]
-            parts += ["--problems", base / "test.parquet", "--out", out, "--traces-folder", out.with_suffix("")]
-            if condition == BASE_FIRST:
-                parts += ["--first-attempts", base / "eval" / "base-sampled.traces.parquet"]
-            elif condition == MORE:
-                parts += ["--attempts", self._attempts(seed)[0], "--max-tokens", self.config.attempt_tokens]
-            else:
-                parts += ["--votes", self.config.votes]
-            return [*(str(part) for part in parts), "--overwrite"]
-
-        name = f"{_name(row, seed)}, {condition}"
-        return Job(name=name, output=out, needs=[_name(row, seed)], arguments=arguments)
-
-    def _job(self, row: str, seed: int, output: Path, needs: Sequence[str], arguments: Callable[[], list[str]]) -> Job:
-        return Job(name=_name(row, seed), output=output, needs=needs, arguments=arguments)
-
-    def _run_command(self, row: str, seed: int, out: Path, recipe: Path) -> list[str]:
-        return ["run", str(recipe), "--seed", str(seed), "--out", str(out), *self.limit]
-
-    def _conditions(self) -> list[tuple[str, str]]:
-        """(row, condition) of everything that is measured besides the ordinary evaluation."""
-        found = [(row, BASE_FIRST) for row in self.config.first_attempts_of_base]
-        if self.config.further is not None:
-            found += [(self.config.further, MORE), (self.config.further, VOTED)]
-        return found
-
-    def _write_recipe(self, row: str) -> Path:
-        """The recipe of a row, with the settings chosen for it, as a file."""
+    def _run_row(self, row: str, seed: int) -> list[object]:
         changes: Changes = {}
         for tuned in self.study.tuned_by(row):
             values = [self._validation(tuned, number)["value"] for number in range(len(self.grids[tuned]))]
             changes |= self.grids[tuned][choose(values)]
-        _write(self._recipe_file(row), self.study.recipe(row, changes).as_toml())
-        return self._recipe_file(row)
+        recipe = self._write_recipe(self._recipe(row), row, changes)
+        start = [] if row == BASE else ["--model", self._policy(BASE, seed)]
+        return ["run", recipe, "--seed", seed, "--out", row_folder(self.folder, row, seed), *self.limit, *start]
+
+    def _run_trial(self, row: str, number: int) -> list[object]:
+        """Settings are tried on the first seed's base, with validation problems in place of the test's."""
+        seed, out = self.config.seeds[0], self._tried(row, number)
+        base = row_folder(self.folder, BASE, seed)
+        recipe = self._write_recipe(out.with_suffix(".toml"), row, self.grids[row][number])
+        inputs = ["--model", self._policy(BASE, seed), "--problems", base / "train.parquet"]
+        inputs += ["--eval-problems", base / "validation.parquet"]
+        return ["run", recipe, "--seed", seed, "--out", out, *self.limit, *inputs]
+
+    def _eval_row(self, row: str, seed: int, condition: str) -> list[object]:
+        """Measure a row's policy otherwise than its run measures it."""
+        base, out = row_folder(self.folder, BASE, seed), self._metrics(row, seed, condition)
+        further: dict[str, list[object]] = {
+            BASE_FIRST: ["--first-attempts", base / "eval" / "base-sampled.traces.parquet"],
+            VOTED: ["--votes", self.config.votes],
+        }
+        if condition == MORE:
+            further[MORE] = ["--attempts", self._attempts(seed)[0], "--max-tokens", self.config.attempt_tokens]
+        command = ["eval", "--config", self._recipe(row), "--seed", seed, "--model", self._policy(row, seed)]
+        command += ["--problems", base / "test.parquet", "--out", out, "--traces-folder", out.with_suffix("")]
+        return [*command, *further[condition], "--overwrite"]
+
+    def _write_recipe(self, path: Path, row: str, changes: Changes) -> Path:
+        """A row's recipe with other settings as a file, unless it says so already."""
+        text = self.study.recipe(row, changes).as_toml()
+        if not path.exists() or path.read_text() != text:
+            with replacing_file(path) as temporary:
+                temporary.write_text(text)
+        return path
 
     def _validation(self, row: str, number: int) -> dict[str, Any]:
         """The metrics row that settings are chosen by: sampled accuracy at the second attempt, on validation."""
-        metrics = read_table(self.folder / "tuning" / row / str(number) / "metrics.parquet", METRICS).to_pylist()
+        metrics = read_table(self._tried(row, number) / "metrics.parquet", METRICS).to_pylist()
         wanted = (self.study.policy_of(row), SAMPLED, CRITERION)
         return next(line for line in metrics if (line["policy"], line["decoding"], line["name"]) == wanted)
 
     def _attempts(self, seed: int) -> tuple[int, int]:
         """How many attempts of one trace fit the base's context, and that context in tokens."""
-        base = self._run(BASE, seed)
+        base = row_folder(self.folder, BASE, seed)
         model = json.loads((self._policy(BASE, seed) / "config.json").read_text())
         context = int(model["n_positions"] if "n_positions" in model else model["max_position_embeddings"])
         traces = read_traces(base / "eval" / "base-sampled.traces.parquet")
         prompt = max(int((trace.attempt_ids > 0).argmax()) for trace in traces)
         asked = max(int((trace.attempt_ids == 0).sum()) for trace in traces) - prompt
-        count = attempts_that_fit(
-            context=context,
-            prompt=prompt,
-            bridge=asked,
-            attempt=self.config.attempt_tokens,
-            most=self.config.most_attempts,
-        )
+        attempt, most = self.config.attempt_tokens, self.config.most_attempts
+        count = attempts_that_fit(context=context, prompt=prompt, bridge=asked, attempt=attempt, most=most)
         if count < 2:
             raise UserError(f"{base}: its context of {context} tokens holds {count} attempt: lower attempt_tokens")
         return count, context
 
-    def _run(self, row: str, seed: int) -> Path:
-        return self.folder / f"seed-{seed}" / row
-
     def _policy(self, row: str, seed: int) -> Path:
         """Checkpoint of a row's policy; rows that train nothing have the base's."""
         name = self.study.policy_of(row)
-        return self._run(BASE, seed) / BASE if name == BASE else self._run(row, seed) / name
+        return row_folder(self.folder, BASE if name == BASE else row, seed) / name
 
-    def _condition_file(self, row: str, seed: int, condition: str) -> Path:
-        return self._run(row, seed) / "conditions" / f"{condition}.parquet"
+    def _metrics(self, row: str, seed: int, condition: str = OWN) -> Path:
+        run = row_folder(self.folder, row, seed)
+        return run / "metrics.parquet" if condition == OWN else run / "conditions" / f"{condition}.parquet"
 
-    def _recipe_file(self, row: str) -> Path:
+    def _recipe(self, row: str) -> Path:
         return self.folder / "recipes" / f"{row}.toml"
 
-    def _trial_name(self, row: str, number: int) -> str:
+    def _tried(self, row: str, number: int) -> Path:
+        return self.folder / "tuning" / row / str(number)
+
+    def _trial(self, row: str, number: int) -> str:
         return f"{_name(row, self.config.seeds[0])}, settings {number} ({describe(self.grids[row][number])})"
 
 
 def _name(row: str, seed: int) -> str:
     return f"{row}, seed {seed}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, unless it says so already."""
-    if not path.exists() or path.read_text() != text:
-        with replacing_file(path) as temporary:
-            temporary.write_text(text)
