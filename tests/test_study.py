@@ -233,4 +233,4 @@ def test_an_interrupted_study_goes_on_to_the_same_figures(tmp_path: Path) -> Non
         assert file_sha256(tmp_path / "cut" / name) == file_sha256(tmp_path / "whole" / name), name
     found = pl.read_parquet(tmp_path / "whole" / "study.parquet")
     assert set(found["row"]) == {"base", "score"} and set(found["seed"]) == {0, 1}
-    assert set(found.filter(pl.col("row") == "score")["policy"]) == {"stage1", "score"}
+    assert set(found.filter(pl.col("row") == "score")["policy"]) == {"stage1", "stage2"}

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from score_cli.config import ReportConfig
 from score_cli.evaluation.layout import TextTable, grid, headline
+from score_cli.evaluation.votes import PARALLEL, SEQUENTIAL
 from score_cli.progress import Progress
 from score_cli.report.page import Block, Figures, Folded, Plots, Section, Words, render
 from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, lines_figure, short_name
@@ -173,18 +174,19 @@ Drawn = tuple[list[dict[str, str]], list[TextTable]]  # figures, and tables of t
 def _edits(results: Results, figures: Figures) -> Drawn:
     plots, numbers = [], []
     for decoding in results.decodings():
-        found: dict[str, dict[tuple[float, float], Seeds]] = {}
-        for row in EDITED:
-            for match in results.names(row, r"edit_ratio_hist@t2\[([\d.]+),([\d.]+)[\])]", decoding):
-                seeds = results.find(row, match[0], decoding)
-                found.setdefault(row, {})[float(match[1]), float(match[2])] = seeds or Seeds({})
+        pattern = r"edit_ratio_hist@t2\[([\d.]+),([\d.]+)[\])]"
+        found = {
+            row: {(float(match[1]), float(match[2])): seeds for match, seeds in matches}
+            for row in EDITED
+            if (matches := results.matching(row, pattern, decoding))
+        }
         bins = {row: dict(list(own.items())[1:]) for row, own in found.items()}
         each = [(edges, seeds) for own in bins.values() for edges, seeds in own.items()]
         top = 1.05 * max((max(seeds.values.values()) for _, seeds in each), default=0)
         right = max((edges[1] for edges, seeds in each if seeds.mean), default=1.0)
         for row, own in found.items():
             (_, end), first = next(iter(own.items()))
-            bars = {edges: Bar(seeds.mean, dots=list(seeds.values.values())) for edges, seeds in bins[row].items()}
+            bars = {edges: _bar(seeds) for edges, seeds in bins[row].items()}
             caption = f"{row}, {decoding}: {first}% below {end:g}"
             figure = edits_figure(bars, right=right, top=top or 0.01)
             plots.append(figures.add(f"study-edits-{row}-{decoding}", caption, figure))
@@ -230,8 +232,7 @@ def _shift(results: Results, figures: Figures) -> list[dict[str, str]]:
             for row in results.rows:
                 ours, theirs = measure(row, decoding=decoding), measure(row, decoding=decoding, condition=BASE_FIRST)
                 if ours and theirs:
-                    pair = {own: ours, given: theirs}
-                    groups[row] = {k: Bar(seeds.mean, dots=list(seeds.values.values())) for k, seeds in pair.items()}
+                    groups[row] = {own: _bar(ours), given: _bar(theirs)}
             if groups:
                 figure = bars_figure(groups, {own: "blue", given: "orange"}, across=f"% {title}")
                 caption = f"Put right, {title}, {decoding}"
@@ -239,24 +240,25 @@ def _shift(results: Results, figures: Figures) -> list[dict[str, str]]:
     return plots
 
 
-def _points(results: Results, row: str, pattern: str, decoding: str, condition: str) -> dict[int, Seeds]:
-    """The metrics whose names match, placed by the number that the pattern holds."""
-    matches = {int(match[1]): match[0] for match in results.names(row, pattern, decoding, condition)}
-    found = {place: results.find(row, matches[place], decoding, condition) for place in sorted(matches)}
-    return {place: seeds for place, seeds in found.items() if seeds}
+def _line(results: Results, label: str, *where: str) -> list[Line]:
+    """The metrics of (row, pattern, decoding, condition), placed by the number that the pattern holds; none if none."""
+    points = {int(match[1]): seeds for match, seeds in results.matching(*where)}
+    return [seeds_line(label, {place: points[place] for place in sorted(points)})] if points else []
 
 
-def _lines(points: Mapping[str, Mapping[int, Seeds]]) -> list[Line]:
-    return [seeds_line(label, own) for label, own in points.items() if own]
+def _bar(seeds: Seeds) -> Bar:
+    return Bar(seeds.mean, dots=list(seeds.values.values()))
 
 
 def _votes(results: Results, figures: Figures) -> list[dict[str, str]]:
     plots = []
     for row in results.rows:
         for decoding in results.decodings(VOTED):
-            kinds = ("parallel", "sequential")
-            pattern = r"majority@{}\[(\d+)\]"
-            lines = _lines({kind: _points(results, row, pattern.format(kind), decoding, VOTED) for kind in kinds})
+            lines = [
+                line
+                for kind in (PARALLEL, SEQUENTIAL)
+                for line in _line(results, kind, row, rf"majority@{kind}\[(\d+)\]", decoding, VOTED)
+            ]
             if lines:
                 up = "vote correct (% of problems)"
                 figure = lines_figure(lines, across="responses", up=up, steps="doubling", marked=True)
@@ -268,7 +270,7 @@ def _attempts(results: Results, figures: Figures) -> list[dict[str, str]]:
     plots = []
     for decoding in results.decodings(MORE):
         rows = sorted(results.rows, key=lambda row: row != SCORE)
-        lines = _lines({row: _points(results, row, r"acc@t(\d+)", decoding, MORE) for row in rows})
+        lines = [line for row in rows for line in _line(results, row, row, r"acc@t(\d+)", decoding, MORE)]
         if lines:
             figure = lines_figure(lines, across="attempt", up="correct (%)", marked=True)
             plots.append(figures.add(f"study-attempts-{decoding}", decoding, figure))

@@ -119,14 +119,12 @@ def _bonus_to_first(results: Results) -> Iterator[Claim]:
 
 
 def _sequential_beats_parallel(results: Results) -> Iterator[Claim]:
-    for name in results.names(SCORE, rf"majority@{GAIN}\[(\d+)\]", condition=VOTED):
-        gain = results.mean(SCORE, name[0], condition=VOTED)
-        assert gain is not None
+    for match, gain in results.matching(SCORE, rf"majority@{GAIN}\[(\d+)\]", condition=VOTED):
         yield Claim(
-            f"correcting beats sampling more, with {name[1]} responses",
+            f"correcting beats sampling more, with {match[1]} responses",
             "votes of half as many corrected attempts above votes of first attempts",
-            f"{_points(gain)} points",
-            gain > 0,
+            f"{_points(gain.mean)} points",
+            gain.mean > 0,
         )
 
 

@@ -108,10 +108,13 @@ class Results:
         seeds = self.find(row, name, condition=condition)
         return seeds.mean if seeds else None
 
-    def names(self, row: str, pattern: str, decoding: str = SAMPLED, condition: str = OWN) -> list[re.Match[str]]:
-        """What was measured of a row, in the order of the tables."""
-        keys = [key[3] for key in self._values if key[:3] == (row, condition, decoding)]
-        return [match for name in keys if (match := re.fullmatch(pattern, name))]
+    def matching(
+        self, row: str, pattern: str, decoding: str = SAMPLED, condition: str = OWN
+    ) -> list[tuple[re.Match[str], Seeds]]:
+        """The metrics of a row whose names match, in the order of the tables."""
+        keys = [key for key in self._values if key[:3] == (row, condition, decoding)]
+        matches = [match for key in keys if (match := re.fullmatch(pattern, key[3]))]
+        return [(match, seeds) for match in matches if (seeds := self.find(row, match[0], decoding, condition))]
 
     def correction_rate(self, row: str, decoding: str = SAMPLED, condition: str = OWN) -> Seeds | None:
         """Of the first attempts that were wrong, the share put right; None where none was wrong."""
@@ -128,15 +131,13 @@ class Results:
 
     def means(self, condition: str = OWN) -> list[Row]:
         """Rows of a metrics table, row by row: means over seeds, with the deviation between them as error."""
-        found = []
-        for row in self.rows:
-            for decoding in self.decodings(condition):
-                for name in self.names(row, ".*", decoding, condition):
-                    seeds = self.find(row, name[0], decoding, condition)
-                    assert seeds is not None
-                    common = {"policy": row, "decoding": decoding, "name": name[0]}
-                    found.append(common | {"value": seeds.mean, "stderr": seeds.deviation, "count": len(seeds.values)})
-        return found
+        return [
+            {"policy": row, "decoding": decoding, "name": match[0]}
+            | {"value": seeds.mean, "stderr": seeds.deviation, "count": len(seeds.values)}
+            for row in self.rows
+            for decoding in self.decodings(condition)
+            for match, seeds in self.matching(row, ".*", decoding, condition)
+        ]
 
 
 def collect(sources: Sequence[Source], seeds: Sequence[int]) -> list[Row]:
