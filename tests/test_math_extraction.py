@@ -76,14 +76,28 @@ def test_an_endless_answer_comes_back_too_long_rather_than_cut_to_an_answer():
         "the final answer is " + "\\(" * 30_000,
         "the final answer is " + ". $" * 20_000,
         "\\boxed{5} " * 6000,
+        "\\\\( " * 15_000,
+        "**" * 30_000,
+        "** a" * 15_000,
+        "the final answer is " + "so " * 20_000,
+        "the final answer is " + "5, which is " * 5_000,
+        "the final answer is " + "5 (as seen) " * 5_000,
+        "the final answer is the " + "a " * 30_000,
+        "answer: " * 8_000,
+        "Final Answer:\n" * 4_000,
+        "<think>" * 8_000,
+        "<b>" * 20_000,
+        "<answer>" * 8_000,
+        "> " * 30_000,
+        "# " * 30_000,
     ],
-    ids=["nested boxes", "phrases", "newlines", "spaces", "open math", "dollars", "boxes"],
 )
 def test_no_response_takes_long_to_read(response):
     begin = time.process_time()
     extract_answer(response)
+    assert time.process_time() - begin < 0.3
     last_boxed(response)
-    assert time.process_time() - begin < 1
+    assert time.process_time() - begin < 0.6
 
 
 @pytest.mark.parametrize(

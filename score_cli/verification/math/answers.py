@@ -14,8 +14,17 @@ _RATIONAL = re.compile(r"[+-]?(?:\d{1,300}(?:\.\d{1,300})?|\.\d{1,300}|\d{1,300}
 _TEXT_ONLY = re.compile(
     r"(?:\\(?:text|textbf|textit|mbox|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Za-z][A-Za-z .'-]*?)\s*\)?\s*\.?\s*\}?"
 )
+# A letter that only a question with choices has: `(C)`, `\text{C}`, and what may stand for it.
 _CHOICE = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{\s*\(?([A-J])\)?\s*\}|\(([A-J])\)")
-_CHOSEN = re.compile(r"\(?([A-Ja-j])\)?|\(([A-J])\)\s*[^()]{1,40}")
+_LETTER = re.compile(r"[A-J]")
+_CHOSEN = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|letter)(?:\s+is)?\s*:?\s*)?"
+    r"(?:(?P<marked>\(\s*[A-Ja-j]\s*\)|[A-J](?=[).:]))[).:]?(?P<rest>.{0,200})|(?P<bare>[A-Ja-j]))\.?",
+    re.IGNORECASE | re.DOTALL,
+)
+_OTHER_CHOICE = re.compile(r"\(\s*[A-J]\s*\)|\b(?:or|and|not)\b|[,/&]\s*\(?[A-J]\b", re.IGNORECASE)
+_STYLE = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|boxed|textit)\s*\{([^{}]*)\}")
+_SPACING = re.compile(r"\\[ ,;:!]|\\q?quad\b|~|\$|\*\*")
 # Spaces between two letters or digits may matter.
 _SPACES = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
 
@@ -73,9 +82,8 @@ def _same_text(answer: str, gold: str) -> bool:
     answer, gold = strip_wrapping(answer), strip_wrapping(gold)
     if _SPACES.sub("", answer) == _SPACES.sub("", gold) != "":
         return True
-    if choice := _CHOICE.fullmatch(gold):
-        said = _CHOICE.fullmatch(answer) or _CHOSEN.fullmatch(answer)
-        return said is not None and (said[1] or said[2]).upper() == (choice[1] or choice[2])
+    if letter := _gold_choice(answer, gold):
+        return _chosen(answer) == letter
     left, right = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(gold)
     if left is None or right is None or len(right[1]) < 2:
         return False
@@ -92,3 +100,19 @@ def holds_binder(part: object) -> bool:
     if isinstance(part, Node) and part.op in BINDERS:
         return True
     return isinstance(part, tuple) and any(holds_binder(inner) for inner in part)
+
+
+def _gold_choice(answer: str, gold: str) -> str | None:
+    """The letter that a gold answer chooses; a bare letter is a choice only where the answer is none otherwise."""
+    if choice := _CHOICE.fullmatch(gold):
+        return str(choice[1] or choice[2])
+    return gold if _LETTER.fullmatch(gold) and len(answer) > 1 else None
+
+
+def _chosen(answer: str) -> str | None:
+    """The one letter that an answer chooses, with or without the choice's text: `(C) 12`, `C.`, `Option C`."""
+    plain = _SPACING.sub(" ", _STYLE.sub(r"\1 ", answer)).strip()
+    found = _CHOSEN.fullmatch(plain)
+    if found is None or _OTHER_CHOICE.search(found["rest"] or ""):
+        return None
+    return (found["marked"] or found["bare"]).strip("() ").upper()

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 
+from score_cli.verification.math.names import names_agree, reordered, unnamed
 from score_cli.verification.math.parse import BINDERS, Node, free_symbols, number
 from score_cli.verification.math.regions import is_region, same_region
 from score_cli.verification.math.shapes import Difference, Matrix, Relation, Sequence, Shape, Union, Value, Words
+from score_cli.verification.math.units import labels_agree
 from score_cli.verification.math.values import (
     HIGH_BITS,
     LOW_BITS,
@@ -168,7 +170,7 @@ def has_base(node: Node) -> bool:
 
 def same_value(answer: Value, gold: Value, test: EqualityTest) -> bool | None:
     """Compare two expressions with their marks and units."""
-    if answer.unit and gold.unit and answer.unit != gold.unit:
+    if (answer.unit and gold.unit and answer.unit != gold.unit) or not labels_agree(answer.label, gold.label):
         return False
     if (answer.mark == "%" and gold.unit) or (answer.unit and gold.mark == "%"):
         return False
@@ -232,69 +234,23 @@ def _labels(answer: Sequence, gold: Sequence) -> tuple[tuple[Shape, ...], tuple[
     return tuple(map(unnamed, answer.items)), tuple(map(unnamed, gold.items))
 
 
-def unnamed(shape: Shape) -> Shape:
-    """The value of `name = value`; anything else as it is."""
-    if isinstance(shape, Relation) and set(shape.signs) == {"="} and is_name(shape.sides[0]):
-        return shape.sides[-1]
-    return shape
-
-
-def is_name(shape: Shape) -> bool:
-    r"""Whether this names something: `x`, `S_n`, `f(x)`, `AB`, `\angle ABC`, `V_1:V_2`, `(x, y)`."""
-    if isinstance(shape, Sequence):
-        return bool(shape.items) and all(is_name(item) for item in shape.items)
-    if isinstance(shape, Words):
-        return True
-    if not isinstance(shape, Value) or shape.mark:
-        return False
-    return _names_something(shape.node)
-
-
-def _names_something(node: Node) -> bool:
-    if node.op in ("sym", "apply"):
-        return node.name not in ("empty", "reals")
-    if node.op == "div":  # V_1:V_2, dy/dx
-        return all(_names_something(argument) or _is_differential(argument) for argument in node.args)
-    if node.op == "mul":
-        first = node.args[0]
-        if first.op == "pow" and first.args[0].name in ("f", "g", "h") and _only_symbols(node.args[1]):
-            return True  # f^{-1}(x)
-        names = free_symbols(node)
-        return _only_symbols(node) and ("angle" in names or all(name[0].isupper() for name in names))
-    return False
-
-
-def _is_differential(node: Node) -> bool:
-    return node.op == "mul" and node.args[0] == Node("sym", name="d") and node.args[1].op == "sym"
-
-
-def _only_symbols(node: Node) -> bool:
-    return node.op == "sym" or (node.op == "mul" and all(_only_symbols(argument) for argument in node.args))
-
-
 def _relations(answer: Shape, gold: Shape, test: EqualityTest) -> bool | None:
     if is_region(gold) or is_region(answer):
         return _inequalities(answer, gold, test)
     if isinstance(gold, Relation):
         plain = unnamed(gold)
         if plain is not gold:
-            if isinstance(answer, Relation) and unnamed(answer) is not answer and _names_differ(answer, gold):
-                return False
             said = _value_said(answer, test)
+            if isinstance(answer, Relation) and unnamed(answer) is not answer:
+                said = reordered(answer.sides[0], answer.sides[-1], gold.sides[0])
+                if said is answer.sides[-1] and not names_agree(answer.sides[0], gold.sides[0]):
+                    return False
             return _equations(answer, gold, test) if said is None else compare(said, plain, test)
         if set(gold.signs) != {"="}:
             return None
         return _equations(answer, gold, test)
     said = _value_said(answer, test)
     return False if said is None else compare(said, gold, test)
-
-
-def _names_differ(answer: Relation, gold: Relation) -> bool:
-    """`y = 5` does not answer `x = 5`; `y = x + 1` may answer `f(x) = x + 1`."""
-    left, right = answer.sides[0], gold.sides[0]
-    if not (isinstance(left, Value) and isinstance(right, Value)):
-        return False
-    return left.node.op == right.node.op == "sym" and left.node.name.lower() != right.node.name.lower()
 
 
 def _value_said(shape: Shape, test: EqualityTest) -> Shape | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from score_cli.verification.math.parse import Node, number, parse_expression
 from score_cli.verification.math.tokens import NotUnderstoodError, Token
-from score_cli.verification.math.units import MONTHS, PROSE_BEFORE, unit_of
+from score_cli.verification.math.units import MONTHS, PROSE_BEFORE, Measure, measure_of, number_of_words, singular
 
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "<(": ")>", "lfloor": "rfloor", "lceil": "rceil"}
 _CLOSERS = frozenset(_OPENING.values())
@@ -18,19 +18,20 @@ MAX_PIECES = 64
 MAX_SHAPE_DEPTH = 8
 MAX_DETERMINANT = 4
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array", "vmatrix"))
-_PLURAL = re.compile(r"(?<=\w{3})(?<!s)s$")
 _ORDINAL = re.compile(r"st|nd|rd|th")
 
 
 class Value(NamedTuple):
     """One expression and what was written around it.
 
-    `mark` is "%", "deg", "time" (minutes) or "" (nothing); `unit` is a known unit in one spelling, or "".
+    `mark` is "%", "deg", "time" (minutes) or "" (nothing); `unit` is a known unit in one spelling, or "", and then
+    `label` is what was counted.
     """
 
     node: Node
     mark: str = ""
     unit: str = ""
+    label: frozenset[str] = frozenset()
 
 
 class Sequence(NamedTuple):
@@ -96,6 +97,10 @@ def parse_shape(tokens: list[Token]) -> Shape:
 def _shape(tokens: list[Token]) -> Shape:
     if any(token.kind == "word" and token.value in MONTHS for token in tokens):
         return words_of(tokens)
+    if tokens[0].kind == "word":
+        spelled = number_of_words([token.value for token in tokens if token.value != "-"])
+        if spelled is not None:
+            return Value(number(spelled))
     pieces = _split(tokens, "op,", "op;", "sep")
     if len(pieces) == 1:
         return _single(pieces[0])
@@ -134,7 +139,7 @@ def words_of(tokens: list[Token]) -> Words:
     if MONTHS.intersection(words):
         words.sort()  # `5 March` and `March 5` are one day
     kept = [word for word in words if word not in ("the", "a", "an", "and")] or words
-    return Words(tuple(_PLURAL.sub("", word) for word in kept))
+    return Words(tuple(singular(word) if len(word) > 3 else word for word in kept))
 
 
 def _flatten(items: list[Shape]) -> list[Shape]:
@@ -219,10 +224,20 @@ def _single(tokens: list[Token]) -> Shape:
             return _relation(tokens, sides)
     if any(token.value == "begin" for token in tokens):
         return _matrix(tokens)
+    if (labelled := _labelled(tokens)) is not None:
+        return labelled
     a_set = tokens[0].value == "\\{" and tokens[-1].value == "\\}"
     if any(token.value in ("+-", "-+") for token in tokens) and not a_set:
         return _both_signs(tokens)
     return _bracketed(tokens) or _value(tokens)
+
+
+def _labelled(tokens: list[Token]) -> Relation | None:
+    """`Minimum: 3` says what an equation says."""
+    at = next((index for index, token in enumerate(tokens) if token.value == ":"), 0)
+    if not 0 < at < len(tokens) - 1 or any(token.kind != "word" for token in tokens[:at]):
+        return None
+    return Relation((words_of(tokens[:at]), _single(tokens[at + 1 :])), ("=",))
 
 
 def _removed_points(tokens: list[Token]) -> Difference | None:
@@ -250,7 +265,14 @@ def _relation(tokens: list[Token], sides: list[list[Token]]) -> Shape:
         return parse_shape(sides[1]) if len(sides) == 2 else _single(tokens[len(sides[0]) + 1 :])
     if "approx" in signs or "in" in signs:
         raise NotUnderstoodError("a relation of several kinds")
-    return Relation(tuple(_single(side) for side in sides), tuple(signs))
+    return Relation(tuple(_side(side) for side in sides), tuple(signs))
+
+
+def _side(tokens: list[Token]) -> Shape:
+    r"""One side of a relation; `\max` alone is a name."""
+    if len(tokens) == 1 and tokens[0].kind == "fn":
+        return Words((tokens[0].value,))
+    return _single(tokens)
 
 
 def _both_signs(tokens: list[Token]) -> Shape:
@@ -293,7 +315,7 @@ def _value(tokens: list[Token]) -> Shape:
     r"""One expression with its percent sign, degree sign or units; or prose."""
     if any(token.kind == "word" for token in tokens[:1]):
         return words_of(tokens)
-    mark, unit = "", ""
+    mark, measure = "", Measure()
     while len(tokens) > 1:
         last = tokens[-1]
         if last.value == "%" or (last.kind == "word" and last.value in ("percent", "percentage", "pct")):
@@ -301,21 +323,25 @@ def _value(tokens: list[Token]) -> Shape:
         elif last.value == "deg" or (last.kind == "word" and last.value in ("degree", "degrees")):
             mark, tokens = "deg", tokens[:-1]
         else:
-            found = unit_of(tokens)
+            found = measure_of(tokens)
             if found is None:
                 break
-            tokens, unit = found
+            tokens, measure = found
     if any(token.kind == "word" for token in tokens):
         return words_of(tokens)
     if any(token.value == "deg" for token in tokens):
         tokens = [token for token in tokens if token.value != "deg"]
         mark = "deg"
     node = parse_expression(tokens)
-    if unit in ("am", "pm") and node.op == "div" and all(part.op == "num" for part in node.args):
+    if measure.factorial:
+        node = Node("fact", (node,))
+    if measure.factor != 1:
+        node = Node("mul", (node, number(measure.factor)))
+    if measure.unit in ("am", "pm") and node.op == "div" and all(part.op == "num" for part in node.args):
         # A time of day is minutes, not a ratio: 3:45 is not 1:15.
         node = Node("add", (Node("mul", (number(60), node.args[0])), node.args[1]))
         mark = "time"
-    return Value(node, mark, unit)
+    return Value(node, mark, measure.unit, measure.label)
 
 
 def _matrix(tokens: list[Token]) -> Matrix | Value:

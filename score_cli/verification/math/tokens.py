@@ -24,6 +24,11 @@ class Token(NamedTuple):
     spaced: bool = False
 
 
+def word_list(text: str) -> list[str]:
+    """The words of a text, in order."""
+    return text.split()
+
+
 def word_set(text: str) -> frozenset[str]:
     """The words of a text, as a vocabulary."""
     return frozenset(text.split())
@@ -109,6 +114,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_WORDS_FOLLOW = re.compile(r"(?: [a-z]{1,3})* (?!sin|cos|tan|log|sqrt|and|or\b)[a-z]{4,}")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _TAGGED_DEGREES = re.compile(r"\^\s*(?:\{\s*(?:\\circ|\\degree|o)\s*\}|\\circ|\\degree)")
 
@@ -223,7 +229,8 @@ def _scan(text: str, *, text_mode: bool, depth: int) -> list[Token]:
         elif kind == "cmd":
             tokens += _command(value[1:], spaced)
         elif kind == "run":
-            tokens += _letters(value, spaced, text_mode=text_mode)
+            in_prose = text_mode or (spaced and _is_prose(text, found, tokens))
+            tokens += _letters(value, spaced, text_mode=in_prose)
         elif kind == "num":
             tokens.append(Token("num", value.rstrip(".") if value[-1] == "." else value, spaced))
         elif kind == "escaped":
@@ -238,6 +245,14 @@ def _scan(text: str, *, text_mode: bool, depth: int) -> list[Token]:
             tokens.append(Token("op", "\\\\" if kind == "newline" else {"**": "^"}.get(value, value), spaced))
         spaced = False
     return tokens
+
+
+def _is_prose(text: str, run: re.Match[str], tokens: list[Token]) -> bool:
+    """Whether letters after a space are a word for the words beside them: `5 red marbles`, `40 dollars a week`."""
+    letters = run[0]
+    if not letters.islower() or (len(letters) == 1 and letters != "a") or len(letters) > 3:
+        return False
+    return bool(tokens and tokens[-1].kind in ("word", "letter")) or _WORDS_FOLLOW.match(text, run.end()) is not None
 
 
 def _style(text: str, position: int, name: str, depth: int) -> tuple[list[Token], int]:
@@ -276,6 +291,10 @@ def _command(name: str, spaced: bool) -> list[Token]:
     raise NotUnderstoodError(f"command {name}")
 
 
+def _is_consecutive(run: str) -> bool:
+    return run.islower() and ord(run[-1]) - ord(run[0]) == len(run) - 1
+
+
 def _letters(run: str, spaced: bool, *, text_mode: bool) -> list[Token]:
     """A run of letters: a function, a separator, a word, or variables side by side."""
     lower = run.lower()
@@ -290,7 +309,8 @@ def _letters(run: str, spaced: bool, *, text_mode: bool) -> list[Token]:
         return [Token("letter" if len(run) == 1 else "word", run if len(run) == 1 else lower, spaced)]
     if len(run) == 1:
         return [Token("sym", run, spaced)]
-    alphabetical = len(run) <= 5 and list(run) == sorted(set(run)) and (run.islower() or run.isupper())
+    # Variables side by side, `abcd`, or points, `ABDE`; `forty` has ascending letters too.
+    alphabetical = len(run) <= 5 and list(run) == sorted(set(run)) and (run.isupper() or _is_consecutive(run))
     if lower not in _SHORT_WORDS and (len(run) <= 3 or alphabetical):
         return [Token("sym", letter, spaced and not index) for index, letter in enumerate(run)]
     return [Token("word", lower, spaced)]
