@@ -231,6 +231,12 @@ class VerifyConfig:
 
     workers: int | None = option(None, "Grading processes; one a CPU core if left out.", least=1)
     math_timeout_seconds: float = option(2.0, "Longest that one answer's comparison may take.", above=0)
+    refuse_restatements: bool = option(
+        True, "Call an answer to mathematics that only stands in the question `unfinished`, which scores 0."
+    )
+    require_finished: bool = option(
+        True, "Call an answer that leaves more to compute than the gold answer does `unfinished`, which scores 0."
+    )
     program_timeout_seconds: float = option(5.0, "Longest that one program may take, tests included.", above=0)
     program_memory_mb: int = option(512, "Memory of one program.", least=64)
     allow_unsandboxed: bool = option(False, "Run programs without a sandbox where this machine has none.")

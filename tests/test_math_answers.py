@@ -49,6 +49,8 @@ SAME = [
     (r"\ln(e^2)", "2"),
     (r"\sin\frac{\pi}{6}", r"\frac12"),
     (r"\sin^2 x + \cos^2 x", "1"),
+    (r"\cos 70^\circ", r"\sin 20^{\circ}"),
+    (r"2\sin 30^\circ", "1"),
     (r"\arctan 1", r"\frac{\pi}{4}"),
     (r"\tan^{-1}(1)", r"\pi/4"),
     (r"e^{i\pi}", "-1"),

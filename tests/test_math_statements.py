@@ -4,8 +4,8 @@ import pytest
 
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT, NO_ANSWER
-from score_cli.verification.graders import Item
 from score_cli.verification.math.grader import MathGrader
+from score_cli.verification.task_grader import Item
 
 LAST_COUNTS = [
     (r"The final answer is $8$. Hold on, I dropped a sign. So it is $\boxed{-8}$.", "-8"),
@@ -22,6 +22,9 @@ LAST_COUNTS = [
     (r"\boxed{15}. Note that the answer is unique.", "15"),
     (r"\boxed{15}. So the answer is less than 20, as it must be.", "15"),
     (r"**Final Answer:** $\boxed{3}$. The answer is a prime number.", "3"),
+    (r"\boxed{8}. My first try, \boxed{6}, was wrong.", "8"),
+    (r"\boxed{8} (not \boxed{6})", "8"),
+    ("The previous answer is 6. The correct answer is 8.", "8"),
     ("The answer is 5. To see why, note that 2 + 3 = 5 and 5 + 0 = 5.", "5"),
 ]
 MARKUP = [
@@ -64,6 +67,9 @@ MARKUP = [
     "Final Answer:\n\n41",
     "The correct answer is 41.",
     "Thus, my answer is **41**.",
+    r"\textbf{Final Answer:} 41",
+    "Final Answer → 41",
+    "Ans: 41",
 ]
 WORDS = [
     "41 green bottles",
@@ -112,6 +118,21 @@ WORDS = [
     "41 square inches",
     "41 cm^2",
     "41 ways to choose",
+    "41 left over",
+    "41 km/h",
+    "41 m",
+    "$41$ m/s",
+    "41 times as many",
+    "41, and that's it",
+    "41 when rounded to the nearest whole number",
+    "41: the sum of all digits",
+    "41 — the sum of all digits",
+    "a 41",
+    "none other than 41",
+    "as follows: 41",
+    "she needs 41 chairs",
+    "it takes 41 minutes",
+    "Anna makes $41 per day",
     "5 * 8 + 1 = 41",
     "x = 41 apples",
     "answer = 41",
@@ -162,6 +183,8 @@ CHANGED = [
     (r"5\text{ hundred}", "5", False),
     ("7 dozen eggs", "7", False),
     ("5 halves", "5", False),
+    (r"5\text{k}", "5", False),
+    (r"5\text{k}", "5000", True),
     ("5 fifths", "5", False),
     ("3 hundredths", "3", False),
     ("5 factorial", "5", False),

@@ -8,6 +8,7 @@ from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.stages.data import write_problems
 from score_cli.stages.verify import verify
+from score_cli.tables.parquet import REWARDS, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import read_traces, read_verdicts
@@ -128,7 +129,7 @@ def test_verifying_again_gives_the_same_bytes(batch: Path) -> None:
     assert file_sha256(run_verify(batch)) == file_sha256(batch / "rewards.parquet")
 
 
-def math_files(folder: Path, rows: int = 40) -> None:
+def math_files(folder: Path, rows: int = 40, question: str = "") -> None:
     """Traces and problems of mathematics made by hand, some of which only algebra can decide."""
     from score_cli.tables.parquet import PROBLEMS, write_table
     from score_cli.tables.provenance import Footer
@@ -138,13 +139,25 @@ def math_files(folder: Path, rows: int = 40) -> None:
     golds = [r"\frac{1}{2}", r"2\sqrt{2}", "x^2+2x+1", "(3,4)"]
     said = ["0.5", r"\sqrt{8}", "(x+1)^2", "(3,5)", r"\int_0^1 2x\,dx"]
     problems = [
-        Problem(problem_id=f"p{i}", task="math", question="", answer=golds[i % 4], source="by hand")
+        Problem(problem_id=f"p{i}", task="math", question=question, answer=golds[i % 4], source="by hand")
         for i in range(rows)
     ]
     write_table(
         folder / "problems.parquet", PROBLEMS, [as_row(p) for p in problems], Footer(table="problems", stage="by hand")
     )
     traces_of([(f"p{i}", f"So $\\boxed{{{said[i % 5]}}}$.") for i in range(rows)], folder / "traces.parquet")
+
+
+def test_an_unfinished_answer_scores_zero_unless_the_rules_are_off(tmp_path: Path) -> None:
+    math_files(tmp_path, rows=3, question="How long is the diagonal?")
+    lax = VerifyConfig(refuse_restatements=False, require_finished=False)
+    strict, free = (read_verdicts(run_verify(tmp_path, config, name)) for config, name in ((None, "a"), (lax, "b")))
+    assert strict[1].answers == free[1].answers == [r"\sqrt{8}"] * 2
+    assert (strict[1].verdicts, strict[1].rewards) == (["unfinished"] * 2, [0.0] * 2)
+    assert (free[1].verdicts, free[1].rewards) == (["correct"] * 2, [1.0] * 2)
+    footers = [read_footer(tmp_path / name, REWARDS) for name in "ab"]
+    settings = [footer.config["graders"]["math"] for footer in footers if footer is not None]
+    assert [one["require_finished"] for one in settings] == ["true", "false"]
 
 
 def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])(?:\s*(?=\{)|[ \t]*)")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
+_WIDEST_FRAME = 32
 _REST_OF_FORMULA = re.compile(r"[^$\n]*")
 
 
@@ -48,14 +49,25 @@ def _closing_braces(text: str) -> dict[int, int]:
 def outermost_boxes(text: str) -> list[Box]:
     """The filled, braced boxes that stand in no other; a box that holds nothing but a box gives way to it."""
     outermost: list[Box] = []
+    frame = Box(0, 0, "", braced=True)
     for box in boxes(text):
         if not box.braced:
             continue
         if not outermost or box.start >= outermost[-1].end:
             outermost.append(box)
-        elif text[box.start : box.end] == outermost[-1].content:
+            frame = box
+        elif _is_frame(text, frame, box):
             outermost[-1] = outermost[-1]._replace(content=box.content)
+            frame = box
     return [box for box in outermost if box.content]
+
+
+def _is_frame(text: str, outer: Box, inner: Box) -> bool:
+    """Whether a box holds nothing but another, and spaces."""
+    if max(inner.start - outer.start, outer.end - inner.end) > _WIDEST_FRAME:
+        return False
+    opening, closing = text[outer.start : inner.start], text[inner.end : outer.end]
+    return opening.rstrip().endswith("{") and closing.strip() == "}"
 
 
 def last_boxed(text: str) -> str | None:

@@ -177,7 +177,13 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
     if MATH_TASKS & tasks:
         from score_cli.verification.math.grader import MathGrader
 
-        graders |= dict.fromkeys(MATH_TASKS & tasks, MathGrader())
+        math = MathGrader(
+            workers=_workers(config),
+            timeout_seconds=config.math_timeout_seconds,
+            refuse_restatements=config.refuse_restatements,
+            require_finished=config.require_finished,
+        )
+        graders |= dict.fromkeys(MATH_TASKS & tasks, math)
     if PROGRAM_TASKS & tasks:
         from score_cli.verification.programs.grader import ProgramGrader
 

@@ -82,7 +82,7 @@ def _same_text(answer: str, gold: str) -> bool:
     answer, gold = strip_wrapping(answer), strip_wrapping(gold)
     if _SPACES.sub("", answer) == _SPACES.sub("", gold) != "":
         return True
-    if letter := _gold_choice(answer, gold):
+    if letter := gold_choice(answer, gold):
         return _chosen(answer) == letter
     left, right = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(gold)
     if left is None or right is None or len(right[1]) < 2:
@@ -102,7 +102,7 @@ def holds_binder(part: object) -> bool:
     return isinstance(part, tuple) and any(holds_binder(inner) for inner in part)
 
 
-def _gold_choice(answer: str, gold: str) -> str | None:
+def gold_choice(answer: str, gold: str) -> str | None:
     """The letter that a gold answer chooses; a bare letter is a choice only where the answer is none otherwise."""
     if choice := _CHOICE.fullmatch(gold):
         return str(choice[1] or choice[2])

@@ -20,13 +20,17 @@ from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 MAX_RESPONSE_CHARS = 65_536
 _PHRASE = re.compile(r"final\s+answer\s+(?:is|would be|becomes|must be|equals)\s*:?\s*", re.IGNORECASE)
 _HEADED = re.compile(
-    r"final\s+answer\W{0,8}?(?::|=|[-–—](?=\s))\s*|^\W{0,8}(?:final[ \t]+)?answer\W{0,4}\n\s*",
+    r"final\s+answer\W{0,8}?(?::|=|→|⇒|[-–—](?=\s))\s*|^\W{0,8}(?:final[ \t]+)?answer\W{0,4}\n\s*",
     re.IGNORECASE | re.MULTILINE,
 )
 _WEAK = re.compile(
     r"(?:^####(?!#)|\b(?:the|my|our)\s+(?:correct\s+|right\s+|best\s+|corrected\s+)?(?:answer|option|choice)\s+"
-    r"(?:is|are|would be|must be)\b|\b(?:correct\s+|corrected\s+)?answer\s*:)[\s:]*",
+    r"(?:is|are|would be|must be)\b|\bans(?:wer)?\.?\s*[:=])[\s:]*",
     re.IGNORECASE | re.MULTILINE,
+)
+_CHOSEN = re.compile(
+    r"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)|"
+    r"(?<![\w$\\])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|choice|option)\b"
 )
 _END_OF_TURN = re.compile(r"<\|[a-z_]{1,24}\|>|</s>|<eos>|<end_of_turn>|<pad>")
 _NEXT_PROBLEM = re.compile(
@@ -98,13 +102,15 @@ def _places(text: str) -> Iterator[_Place]:
         for start, end in spans:
             if not inside(framed, start) and not _DENIED.search(text, max(0, start - 60), start):
                 yield _Place(start, end, kind)
+    for found in _CHOSEN.finditer(text):
+        yield _Place(found.start(), found.end(), "chosen", found[1] or found[2])
     for start, end, content in boxes:
         if not _NOT_BOXED.search(text, max(0, start - 40), start) and not is_taken_back(text, end):
             yield _Place(start, end, "box", content)
 
 
 def _answer_at(text: str, place: _Place, end: int) -> str:
-    if place.kind == "box":
+    if place.kind in ("box", "chosen"):
         return place.box
     said = statement(text[place.end : min(end, place.end + REACH)])
     if place.kind == "headed":

@@ -1,55 +1,75 @@
 """Grade answers to mathematics problems: extract, recall, compare; what takes algebra goes to the last judge.
 
-Verdicts: `correct` and `incorrect` are the comparison's; `no_answer` is a response in which no answer was found.
+Verdicts: `correct` and `incorrect` are the comparison's; `unfinished` is an equal answer that only restates the
+question or leaves something to be computed; `no_answer` is a response in which no answer was found.
 `timeout`, `out_of_memory` and `crashed` are a response whose answer alone brings the last judge's worker down.
 `unscored` is our fault or the problem's: no gold answer or a broken one (empty, unbalanced, too long, or itself too
 hard for a worker), or a worker that was killed twice from outside.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, NO_ANSWER, OUT_OF_MEMORY, TIMEOUT, UNSCORED
+from score_cli.errors import JobError
+from score_cli.tables.schemas import (
+    CORRECT,
+    CRASHED,
+    INCORRECT,
+    NO_ANSWER,
+    OUT_OF_MEMORY,
+    TIMEOUT,
+    UNFINISHED,
+    UNSCORED,
+)
+from score_cli.verification import call_pool
+from score_cli.verification.call_pool import Call, CallPool, Outcome
+from score_cli.verification.forkserver import ForkServerError
 from score_cli.verification.math.answers import is_broken_gold, needs_algebra, same_answer
 from score_cli.verification.math.extract import extract_answer, last_boxes
+from score_cli.verification.math.restatement import keeps_rules
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS, strip_wrapping
 from score_cli.verification.task_grader import Graded, Item
 
-SAME, DIFFERENT, TIMED_OUT, NO_MEMORY, DIED, LOST = "same", "different", "timed out", "no memory", "died", "lost"
 _MEMO_ENTRIES = 200_000
-_VERDICTS = {SAME: CORRECT, DIFFERENT: INCORRECT, LOST: UNSCORED}
-_BLAMED = {TIMED_OUT: TIMEOUT, NO_MEMORY: OUT_OF_MEMORY, DIED: CRASHED}
+_JUDGE = "score_cli.verification.math.algebra:same_by_algebra"
+_TRY_GOLD = "score_cli.verification.math.algebra:try_gold"
+_WARM_UP = "score_cli.verification.math.algebra:warm_up"
+_JUDGE_MEMORY_MB = 1024
+_BLAMED = {call_pool.TIMED_OUT: TIMEOUT, call_pool.NO_MEMORY: OUT_OF_MEMORY, call_pool.CRASHED: CRASHED}
 
 
 class Pair(NamedTuple):
-    """Two answers to compare; `answer` is None to try what the gold answer alone costs."""
+    """Two answers to compare."""
 
-    answer: str | None
+    answer: str
     gold: str
-
-
-class LastJudge(Protocol):
-    """Compares what takes algebra, in processes that it may kill."""
-
-    def decide(self, pairs: Sequence[Pair]) -> list[str]:
-        """One of `SAME`, `DIFFERENT`, `TIMED_OUT`, `NO_MEMORY`, `DIED` and `LOST` for each pair, in order."""
-
-    def close(self) -> None:
-        """End its processes."""
 
 
 class MathGrader:
     """Grades responses against gold answers in LaTeX or plain text.
 
     Args:
-        last_judge: starts the judge of what takes algebra when the first such pair comes; None believes no such pair.
+        workers: processes for what takes algebra, started when the first such pair comes; results do not depend on it.
+        timeout_seconds: how long one comparison there may take before its process is killed.
+        refuse_restatements: an answer that stands in the question is `unfinished`, unless it is the gold answer's own.
+        require_finished: an answer that leaves more to compute than the gold answer does is `unfinished`.
     """
 
-    def __init__(self, *, last_judge: Callable[[], LastJudge] | None = None) -> None:
-        self._start_judge = last_judge
-        self._judge: LastJudge | None = None
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        timeout_seconds: float = 2.0,
+        refuse_restatements: bool = True,
+        require_finished: bool = True,
+    ) -> None:
+        self._pool = CallPool(
+            workers=workers, timeout_seconds=timeout_seconds, memory_mb=_JUDGE_MEMORY_MB, preload=[_WARM_UP]
+        )
+        self._refuse_restatements = refuse_restatements
+        self._require_finished = require_finished
         self._memo: OrderedDict[Pair, str] = OrderedDict()
         self._golds: dict[str, str | None] = {}
         self._gold_is_hard: dict[str, bool] = {}
@@ -70,22 +90,27 @@ class MathGrader:
             pairs.append(pair)
         decided = self._decide(list(pending)) if pending else {}
         results = []
-        for answer, verdict, pair in zip(answers, verdicts, pairs, strict=True):
-            if verdict is None:
-                assert pair is not None
-                verdict = decided[pair]
+        for item, answer, verdict, pair in zip(items, answers, verdicts, pairs, strict=True):
+            if pair is not None:
+                verdict = decided[pair] if verdict is None else verdict
+                verdict = self._by_rules(pair, item.problem.question) if verdict == CORRECT else verdict
+            assert verdict is not None
             results.append(Graded(_shown(answer), verdict))
         return results
 
     def describe(self) -> dict[str, str]:
-        """The libraries that decided."""
-        return {"python_flint": version("python-flint")}
+        """The libraries that decided, the deadline they had, and the rules an equal answer must keep."""
+        return {
+            "python_flint": version("python-flint"),
+            "sympy": version("sympy"),
+            "math_timeout_seconds": str(self._pool.timeout_seconds),
+            "refuse_restatements": str(self._refuse_restatements).lower(),
+            "require_finished": str(self._require_finished).lower(),
+        }
 
     def close(self) -> None:
-        """End the last judge, if it was started."""
-        if self._judge is not None:
-            self._judge.close()
-            self._judge = None
+        """End the processes, if any were started."""
+        self._pool.close()
 
     def __enter__(self) -> "MathGrader":
         return self
@@ -108,9 +133,8 @@ class MathGrader:
         if known is not None:
             self._memo.move_to_end(pair)
             return known
-        assert pair.answer is not None
         same = same_answer(pair.answer, pair.gold)
-        if same is None and self._start_judge is not None and needs_algebra(pair.answer, pair.gold):
+        if same is None and needs_algebra(pair.answer, pair.gold):
             return None
         return self._remember(pair, CORRECT if same else INCORRECT)
 
@@ -120,24 +144,42 @@ class MathGrader:
             self._memo.popitem(last=False)
         return verdict
 
+    def _by_rules(self, pair: Pair, question: str) -> str:
+        """`correct`, or `unfinished` where a rule is broken."""
+        if pair.answer == pair.gold:
+            return CORRECT
+        kept = keeps_rules(
+            *pair,
+            question if self._refuse_restatements or self._require_finished else "",
+            restatements=not self._refuse_restatements,
+            unfinished=not self._require_finished,
+        )
+        return CORRECT if kept else UNFINISHED
+
     def _decide(self, pairs: list[Pair]) -> dict[Pair, str]:
         """The last judge's verdicts; what brings it down is blamed on the answer unless the gold alone does it too."""
-        if self._judge is None:
-            assert self._start_judge is not None
-            self._judge = self._start_judge()
-        outcomes = self._judge.decide(pairs)
-        suspects = [pair.gold for pair, outcome in zip(pairs, outcomes, strict=True) if outcome in _BLAMED]
+        outcomes = self._map([Call(_JUDGE, pair) for pair in pairs])
+        suspects = [pair.gold for pair, outcome in zip(pairs, outcomes, strict=True) if outcome.ending in _BLAMED]
         untried = [gold for gold in dict.fromkeys(suspects) if gold not in self._gold_is_hard]
-        trials = self._judge.decide([Pair(None, gold) for gold in untried]) if untried else []
-        self._gold_is_hard.update((gold, trial != SAME) for gold, trial in zip(untried, trials, strict=True))
+        trials = self._map([Call(_TRY_GOLD, (gold,)) for gold in untried])
+        self._gold_is_hard.update((gold, trial.ending in _BLAMED) for gold, trial in zip(untried, trials, strict=True))
         decided = {}
         for pair, outcome in zip(pairs, outcomes, strict=True):
-            if outcome in _BLAMED:
-                verdict = UNSCORED if self._gold_is_hard[pair.gold] else _BLAMED[outcome]
-            else:
-                verdict = _VERDICTS[outcome]
-            decided[pair] = verdict if outcome == LOST else self._remember(pair, verdict)
+            if outcome.ending == call_pool.LOST:
+                decided[pair] = UNSCORED  # and not remembered: it was killed from outside
+            elif outcome.ending in _BLAMED:
+                hard = self._gold_is_hard[pair.gold]
+                decided[pair] = self._remember(pair, UNSCORED if hard else _BLAMED[outcome.ending])
+            else:  # whatever a library raises on this text, it has not shown the answers to be equal
+                same = outcome.ending == call_pool.VALUE and outcome.value is True
+                decided[pair] = self._remember(pair, CORRECT if same else INCORRECT)
         return decided
+
+    def _map(self, calls: list[Call]) -> list[Outcome]:
+        try:
+            return self._pool.map(calls)
+        except ForkServerError as error:
+            raise JobError(f"the workers for algebra do not start ({error}): check that sympy imports") from error
 
 
 def _shown(answer: str | None) -> str | None:

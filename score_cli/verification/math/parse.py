@@ -72,6 +72,7 @@ def _is_deep(node: Node) -> bool:
 
 
 _END = Token("end", "")
+_DEGREE = Node("div", (Node("const", name="pi"), number(180)))
 
 
 class _Parser:
@@ -166,6 +167,9 @@ class _Parser:
                 if self.at("!"):
                     raise NotUnderstoodError("a double factorial")
                 node = Node("fact", (node,))
+            elif self.at("deg"):
+                self.take()
+                node = Node("mul", (node, _DEGREE))
             else:
                 return node
 

@@ -5,6 +5,7 @@ and the comparison reads it in the light of the other answer.
 """
 
 import re
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ MAX_PIECES = 64
 MAX_SHAPE_DEPTH = 8
 MAX_DETERMINANT = 4
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array", "vmatrix"))
+_OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 _ORDINAL = re.compile(r"st|nd|rd|th")
 
 
@@ -316,8 +318,11 @@ def _value(tokens: list[Token]) -> Shape:
     if any(token.kind == "word" for token in tokens[:1]):
         return words_of(tokens)
     mark, measure = "", Measure()
+    of_angle = any(token.kind == "fn" and token.value in _OF_ANGLES for token in tokens)
     while len(tokens) > 1:
         last = tokens[-1]
+        if of_angle and last.value == "deg":
+            break
         if last.value == "%" or (last.kind == "word" and last.value in ("percent", "percentage", "pct")):
             mark, tokens = "%", tokens[:-1]
         elif last.value == "deg" or (last.kind == "word" and last.value in ("degree", "degrees")):
@@ -329,14 +334,15 @@ def _value(tokens: list[Token]) -> Shape:
             tokens, measure = found
     if any(token.kind == "word" for token in tokens):
         return words_of(tokens)
-    if any(token.value == "deg" for token in tokens):
+    if any(token.value == "deg" for token in tokens) and not of_angle:
         tokens = [token for token in tokens if token.value != "deg"]
         mark = "deg"
     node = parse_expression(tokens)
     if measure.factorial:
         node = Node("fact", (node,))
     if measure.factor != 1:
-        node = Node("mul", (node, number(measure.factor)))
+        is_number = node.op == "num"
+        node = number(node.value * measure.factor) if is_number else Node("mul", (node, number(measure.factor)))
     if measure.unit in ("am", "pm") and node.op == "div" and all(part.op == "num" for part in node.args):
         # A time of day is minutes, not a ratio: 3:45 is not 1:15.
         node = Node("add", (Node("mul", (number(60), node.args[0])), node.args[1]))
@@ -366,13 +372,30 @@ def _matrix(tokens: list[Token]) -> Matrix | Value:
     for line in _split(content, "op\\\\"):
         if line:
             entries = [parse_expression(entry) for entry in _split(line, "op&")]
-            scaled = entries if scale is None or is_determinant else [Node("mul", (scale, entry)) for entry in entries]
+            scaled = entries if scale is None or is_determinant else [_times(scale, entry) for entry in entries]
             rows.append(tuple(Value(entry) for entry in scaled))
     if not rows or any(len(above) != len(below) for above, below in pairwise(rows)):
         raise NotUnderstoodError("rows of unequal length")
     if is_determinant:
         return _determinant(rows, scale)
     return Matrix(tuple(rows))
+
+
+def _times(scale: Node, entry: Node) -> Node:
+    """An entry of a scaled matrix; numbers are multiplied, so that a scale leaves nothing to compute."""
+    factors = [_fraction(node) for node in (scale, entry)]
+    if factors[0] is None or factors[1] is None:
+        return Node("mul", (scale, entry))
+    return number(factors[0] * factors[1])
+
+
+def _fraction(node: Node) -> Fraction | None:
+    if node.op == "neg":
+        value = _fraction(node.args[0])
+        return None if value is None else -value
+    if node.op == "div" and node.args[0].op == node.args[1].op == "num" and node.args[1].value != 0:
+        return node.args[0].value / node.args[1].value
+    return node.value if node.op == "num" else None
 
 
 def _determinant(rows: list[tuple[Value, ...]], scale: Node | None) -> Value:

@@ -15,7 +15,7 @@ from score_cli.verification.math.units import number_of_words, says_more
 REACH = 2 * MAX_ANSWER_CHARS
 _HOPE = re.compile(r"\bI hope (?:it|this|that) is (?:correct|right)", re.IGNORECASE)
 _CLOSERS = "[)\\]\"'”’*_]*"
-_SENTENCE_END = re.compile(rf"[.;!]{_CLOSERS}(?:\s|$)|\n|(?<!\s)\s+[—–]\s+(?=[A-Za-z])")
+_SENTENCE_END = re.compile(rf"[.;!]{_CLOSERS}(?:\s|$)|\n")
 _MATH_SPAN = re.compile(r"(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$[^$\n]*(?<!\\)\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 _PROSE_IN_SPAN = re.compile(r"\$\s*\d[^\\]*[a-z]{2,}\s+[a-z]{2,}")
 _TAG = re.compile(
@@ -30,6 +30,7 @@ _STARS = re.compile(r"(?<![\w)\]}*])\*{2,3}(?=\S)|(?<=[^\s*])\*{2,3}(?![\w(\[{\\
 _UNDERLINES = re.compile(r"(?<!\w)__(?=[A-Za-z])|(?<=[A-Za-z])__(?!\w)")
 _STAR = re.compile(r"(?:(?<=\n)|^)[ \t]*\*(?=[A-Za-z])|(?<=[\w.!$)\]])\*(?=[.,;:!]?\s*$)", re.MULTILINE)
 _DOUBLED_DELIMITER = re.compile(r"\\\\([\[(])((?:(?!\\begin)[^\n]|\n){0,200}?)\\\\([\])])")
+_STYLED_PHRASE = re.compile(r"\\text(?:bf|it|rm|sf)?\s*\{\s*((?:The )?(?:final )?answer[^{}$]{0,40})\}", re.IGNORECASE)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf\u2b50\ufe0f\u200d]+")
 _QUOTES = "\"'`“”‘’« »"
 _FILLER = (
@@ -37,16 +38,16 @@ _FILLER = (
     "still|also|namely|finally|of course|in fact|in total|always|surely|certainly|definitely|"
     "equal to|equals|given by|found to be|determined to be|to be|going to be|"
     "(?:that )?(?:there|it|he|she|they|we|you|this|that) (?:is|are|was|were|will be|has|have|had|can be|would be)|"
-    "that(?= [\\d$\\\\-])|"
+    "that(?= [\\d$\\\\-])|an?(?= \\$?\\d)|none other than|as follows|"
     "(?:that )?(?:a|the) (?:total|sum|value|number|result|quantity|amount|integer|fraction|decimal|expression|"
     "ordered pair|point|set|interval|polynomial|letter)(?: (?:of|is|equals))?"
 )
 _LEAD = re.compile(rf"(?:(?:{_FILLER})(?![\w-])[ \t,:]*)+", re.IGNORECASE)
 # A subject without mathematics, and what it is: `the number of apples is `.
 _SUBJECT = re.compile(
-    r"(?:that\s+)?(?:the|a|an|his|her|its|their|our|each|all|in|[A-Z][a-z]+(?:'s)?)\s[A-Za-z ,'-]{0,100}?"
-    r"\b(?:is|are|was|were|equals|be|has|have|had|gets?|needs?|costs?|makes?|made|earns?|earned|spends?|spent|"
-    r"pays?|paid|takes?|took|sold|sells?|bought|buys?|ate|eats?|left)\s+(?=[\d$\\(-])"
+    r"(?:that\s+)?(?:the|a|an|his|her|its|their|our|each|all|in|it|he|she|they|we|you|I|there|[A-Z][a-z]+(?:'s)?)\s"
+    r"[A-Za-z ,'-]{0,100}?\b(?:is|are|was|were|equals|be|has|have|had|gets?|needs?|costs?|makes?|made|earns?|"
+    r"earned|spends?|spent|pays?|paid|takes?|took|sold|sells?|bought|buys?|ate|eats?|left)\s+(?=[\d$\\(-])"
 )
 _HEDGE = re.compile(
     r"\b(?:not|never|neither|either|maybe|perhaps|than|least|most|about|approximately|roughly|around|nearly|almost|"
@@ -55,20 +56,25 @@ _HEDGE = re.compile(
 )
 # Words after which no more of the answer comes. `if`, `when` and `for` would make it another answer.
 _REASON = re.compile(
-    r"(?:,?\s+|,)(?:because|since|thus|hence|therefore|so(?=\s+\w)|which|found by|from which|"
+    r"(?:,?\s+|,)(?:because|since|thus|hence|therefore|so(?=\s+\w)|which|found by|from which|as(?=\s+[\d$\\])|"
+    r"(?<=,\s)as|when (?:simplified|rounded|reduced|expressed|written|evaluated|computed)|"
+    r"after (?:rounding|simplif\w+|all)|"
     r"as (?:shown|required|desired|expected|needed|claimed|computed|calculated|found|stated|given|above|before|we|you|"
     r"it|this|that|can be|is|was|there)|"
-    r"and (?:no|nothing) (?:more|less|else|other)|and (?:that|this) (?:is|was)|and (?:we are|I am) done)\b",
+    r"and (?:no|nothing) (?:more|less|else|other)|and (?:that|this)(?:'s| is| was)|and (?:we are|I am|I'm))\b|"
+    r":\s+(?:the|which|because|since|as|this|that|it)\b|"
+    r"\s+[—–]\s+(?=[A-Za-z])|\s+-\s+(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?=[A-Za-z]{2})",
     re.IGNORECASE,
 )
 _SPAN_REASON = re.compile(r",?\s+(?:because|since|as|so|which|therefore|where|when|hence|thus)\b")
 _REMARK = re.compile(
     r",?\s+(?:altogether|in total|in all|overall|all together|all in all|total|respectively|exactly|only|precisely|"
+    r"left over|remaining|"
     r"as (?:required|desired|expected|claimed|needed|a result)|and nothing else|at the end|for sure)\s*$",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"[\s$),;:*–—-]{0,6}\b(?:which|but\s+(?:that|this|it)|and\s+(?:that|this))"
+    r"[\s$),;:*–—-]{0,6}(?:\b(?:which|but\s+(?:that|this|it)|and\s+(?:that|this)))?"
     r"(?:'s|\s+(?:is|was|turns? out to be|seems|isn't|wasn't))(?:\s+(?:clearly|obviously|definitely|of course|also))?"
     r"\s+(?:wrong|incorrect|not (?:correct|right|true)|right|correct|a (?:mistake|slip)|mistaken|false)(?<!s right)"
     r"(?<!s correct)\b",
@@ -79,6 +85,10 @@ _ABOUT_AN_ANSWER = re.compile(
     r"(?:not\s+)?(?:correct|incorrect|wrong|right|mistaken|invalid|off|inconsistent|consistent|erroneous|flawed|"
     r"the same|as follows|as above|above|below)\b\W*(?:$|[a-z])",
     re.IGNORECASE,
+)
+# A unit of one or two letters, which would be variables inside of a formula.
+_LONE_UNIT = re.compile(
+    r"(-?[\d.,/]+|\$[^$]+\$|\\\([^()]+\\\))\s*((?:[cmk]?m|[mk]?g|m?l|s|h|ft|in|yd|km|mi|min|hr?)(?:/(?:s|h|hr|min))?(?:\^?[23])?)"
 )
 _NOTE = re.compile(r"([^()]*[^\s()])\s*\(([A-Za-z][A-Za-z ,-]{0,80})\)([^()]*)")
 
@@ -95,6 +105,8 @@ def without_markup(text: str) -> str:
         text = _STAR.sub("", _STARS.sub("", text))
     if "__" in text:
         text = _UNDERLINES.sub("", text)
+    if "\\text" in text:
+        text = _STYLED_PHRASE.sub(r"\1", text)
     if "\\\\" in text:
         text = _DOUBLED_DELIMITER.sub(r"\\\1\2\\\3", text)
     return text if text.isascii() else _EMOJI.sub(" ", text)
@@ -150,14 +162,15 @@ def _bare(said: str) -> str:
     for _ in range(4):
         before = said
         said = said.strip(" \t\n").strip(_QUOTES) if said[:1] in _QUOTES or said[-1:] in _QUOTES else said.strip()
-        said = _REMARK.sub("", said).rstrip("!").strip("* \t")
+        said = _REMARK.sub("", said).rstrip("!").strip("* \t").removesuffix(" -")
         if said.endswith(")") and said.count(")") > said.count("("):
             said = said[:-1]
         if (note := _NOTE.fullmatch(said)) and _is_idle(note[1], note[2]):
             said = note[1] + note[3]
         if said == before:
             break
-    return said
+    unit = _LONE_UNIT.fullmatch(said)
+    return f"{unit[1]}\\text{{ {unit[2]}}}" if unit else said
 
 
 def _is_idle(head: str, note: str) -> bool:

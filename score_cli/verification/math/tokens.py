@@ -114,7 +114,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_WORDS_FOLLOW = re.compile(r"(?: [a-z]{1,3})* (?!sin|cos|tan|log|sqrt|and|or\b)[a-z]{4,}")
+_WORDS_FOLLOW = re.compile(r"(?: [a-z]{1,3})* (?:(?!sin|cos|tan|log|sqrt)[a-z]{4,}|day|hr|men|min)")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _TAGGED_DEGREES = re.compile(r"\^\s*(?:\{\s*(?:\\circ|\\degree|o)\s*\}|\\circ|\\degree)")
 

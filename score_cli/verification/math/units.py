@@ -19,7 +19,7 @@ PROSE_BEFORE = word_set(
 _STATEMENTS = word_set(
     "not no nor neither never none maybe perhaps possibly probably either else if then unless but except than "
     "least most greater smaller over under between mod modulo about approximately roughly around almost "
-    "nearly any all every other another where when true false or and plus minus times divided by squared cubed "
+    "nearly any all every other another where when true false or and plus minus divided by squared cubed "
     "undefined infinite infinity base lambda import globals eval unknown wrong incorrect unsure guess question "
     "below negative reciprocal inverse twice double triple half"
 )
@@ -61,6 +61,8 @@ _PARTS |= {"millionth": Fraction(1, 10**6), "halve": Fraction(1, 2)}
 _FACTORS = {word: Fraction(scale) for word, scale in _SCALES.items()} | _PARTS
 _FACTORS |= {"dozen": Fraction(12), "gross": Fraction(144), "lakh": Fraction(10**5), "crore": Fraction(10**7)}
 
+_SHORT_SCALES = {"k": Fraction(1000), "K": Fraction(1000), "M": Fraction(10**6)}
+
 
 class Measure(NamedTuple):
     """What stands after a number: a known `unit` in one spelling or "", else the `label` of what is counted.
@@ -99,10 +101,14 @@ def measure_of(tokens: list[Token]) -> tuple[list[Token], Measure] | None:
             break
     words.reverse()
     factor, factorial = Fraction(1), False
+    if words and words[0] in _SHORT_SCALES and not tokens[start].spaced:
+        factor, words = _SHORT_SCALES[words[0]], words[1:]
     while words and (singular(words[0]) in _FACTORS or words == ["score"] or words[0] == "factorial"):
         factorial |= words[0] == "factorial"
         factor *= 20 if words[0] == "score" else _FACTORS.get(singular(words[0]), Fraction(1))
         words = words[1:]
+    if any(len(word) == 1 and word.isalpha() and word != "a" and word not in _UNITS for word in words):
+        return None  # a variable, or a letter that stands for something else
     if start == len(tokens) or len(words) > _MAX_UNIT_WORDS or says_more(words) or (words and words[0][0] in "^/*"):
         return None
     unit = canonical_unit(words)
