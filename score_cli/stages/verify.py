@@ -41,6 +41,7 @@ def verify(
     total = count_rows(traces, TRACES)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    hard_coded = programs = 0
     with grader_for(config, grader) as held:
         footer = _footer(traces, problems, held, {problem.task for problem in by_id.values()})
         with progress.phase("verifying", total) as task, writing_table(out, REWARDS, footer) as writer:
@@ -50,8 +51,9 @@ def verify(
                 writer.write_rows([verdict_row(verdict) for verdict in verdicts])
                 counts.update(name for verdict in verdicts for name in verdict.verdicts)
                 reasons.update(held.reasons)
+                hard_coded, programs = hard_coded + held.hard_coded, programs + held.programs
                 task.advance(len(verdicts), str(VerdictCounts(counts, reasons)))
-            result = VerdictCounts(dict(counts), dict(reasons))
+            result = VerdictCounts(dict(counts), dict(reasons), hard_coded, programs)
             check_unscored(result, config.unscored_limit)
     return result
 

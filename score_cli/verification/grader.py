@@ -24,10 +24,16 @@ _MOST_REASONS = 3
 
 @dataclass(frozen=True)
 class VerdictCounts:
-    """How many attempts of a file got each verdict, and why some got none, where the grader could tell."""
+    """How many attempts of a file got each verdict, and why some got none, where the grader could tell.
+
+    Attributes:
+        hard_coded: programs that pass and hold a test's answer, out of `programs` that pass.
+    """
 
     counts: dict[str, int]
     reasons: Mapping[str, int] = field(default_factory=dict)
+    hard_coded: int = 0
+    programs: int = 0
 
     @property
     def unscored_share(self) -> float:
@@ -40,7 +46,11 @@ class VerdictCounts:
         named = [f"{count} {reason}" for reason, count in ordered[:_MOST_REASONS]]
         rest = sum(count for _, count in ordered[_MOST_REASONS:])
         why = "; ".join([*named, *([f"{rest} for other reasons"] if rest else [])])
-        return f"{said} ({UNSCORED}: {why})" if why else said
+        said = f"{said} ({UNSCORED}: {why})" if why else said
+        if not self.hard_coded:
+            return said
+        share = self.hard_coded / self.programs
+        return f"{said}; {self.hard_coded} of {self.programs} passing programs ({share:.1%}) hold a test's answer"
 
 
 class Grader:
@@ -50,11 +60,14 @@ class Grader:
 
     Attributes:
         reasons: why attempts of the last call of `grade` are unscored, where it is known, and how many for each reason.
+        hard_coded: of the last call's programs that pass, how many hold the answer of a test.
+        programs: how many programs of the last call pass.
     """
 
     def __init__(self, config: VerifyConfig) -> None:
         self.config = config
         self.reasons: Counter[str] = Counter()
+        self.hard_coded = self.programs = 0
         self._graders: dict[str, TaskGrader] = {}
 
     def grade(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
@@ -81,13 +94,19 @@ class Grader:
                     pending.setdefault(problems[trace.problem_id].task, []).append((row, attempt))
         self.start(pending)
         self.reasons = Counter()
+        self.hard_coded = self.programs = 0
         for task, places in pending.items():
             items = [Item(problems[traces[row].problem_id], traces[row].attempts[attempt]) for row, attempt in places]
             for (row, attempt), result in zip(places, self._graders[task].grade(items), strict=True):
                 graded[row][attempt] = result
-                if result.reason is not None:
-                    self.reasons[result.reason] += 1
+                self._count(task, result)
         return [_verdict(trace, results) for trace, results in zip(traces, graded, strict=True)]
+
+    def _count(self, task: str, result: Graded) -> None:
+        if result.reason is not None:
+            self.reasons[result.reason] += 1
+        self.programs += task in PROGRAM_TASKS and result.verdict == CORRECT
+        self.hard_coded += result.hard_coded
 
     def start(self, tasks: Iterable[str]) -> None:
         """Make the graders of some tasks.

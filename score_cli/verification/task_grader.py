@@ -26,12 +26,14 @@ class Graded(NamedTuple):
         verdict: one of `tables.schemas.VERDICTS`.
         reward: from 0 to 1, where it is not simply 1 for a correct answer and 0 for any other.
         reason: why the item is unscored, where the grader can tell; equal reasons are counted together.
+        hard_coded: a right program holds the expected value of one of its tests in a branch on this test's input.
     """
 
     answer: str | None
     verdict: str
     reward: float | None = None
     reason: str | None = None
+    hard_coded: bool = False
 
 
 class TaskGrader(Protocol):

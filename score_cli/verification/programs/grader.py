@@ -190,7 +190,7 @@ class _Batch:
         if isinstance(ending.outcome, Fault) and attempt < _TRIES:
             self._waiting.appendleft((job, attempt + 1))
         else:
-            self._results[job] = Graded(ending.answer, _verdict(ending))
+            self._results[job] = Graded(ending.answer, _verdict(ending), hard_coded=ending.hard_coded)
 
 
 def _verdict(ending: Ending) -> str:

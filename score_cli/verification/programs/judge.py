@@ -11,17 +11,19 @@ import importlib
 import json
 import os
 import random
+import re
 import socket
 import struct
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from score_cli.tables.io_pairs import Pair, io_pairs
 from score_cli.verification.forkserver import CHANNEL
 from score_cli.verification.programs.extraction import extract_program, parse, prelude_of
 from score_cli.verification.programs.free_names import STANDARD_MODULES, names_of_tests
+from score_cli.verification.programs.hard_coded import Case, is_hard_coded, python_cases, script_cases
 from score_cli.verification.programs.problem_tests import python_tests, same_output
 from score_cli.verification.programs.program import LOADER, SCRIPT
 from score_cli.verification.programs.rpc import ClosedError, Peer, ProgramExit, WireError
@@ -42,6 +44,7 @@ SPOILING = frozenset((GONE, OUT_OF_MEMORY))
 
 _HEADER = struct.Struct("=I")
 _RECURSION_LIMIT = 1000
+_BRANCH = re.compile(r"\bif\b|\bmatch\b|\{")
 
 
 class Job(NamedTuple):
@@ -131,6 +134,10 @@ class TestRunner(Protocol):
     def prompt(self) -> str | None:
         """The function's head that a response may continue."""
 
+    @property
+    def cases(self) -> Sequence[Case]:
+        """The tests whose input and expected value are literals, found when they are asked for."""
+
     def run(self, answer: str, program: Program) -> bool:
         """Whether the program passes; it fails too where a test raises."""
 
@@ -158,6 +165,10 @@ class _ScriptRunner:
     def __init__(self, pairs: list[Pair]) -> None:
         self._pairs = pairs
 
+    @functools.cached_property
+    def cases(self) -> Sequence[Case]:
+        return script_cases(self._pairs)
+
     def run(self, answer: str, program: Program) -> bool:
         for pair in self._pairs:
             printed = program.run_script(answer, pair.given)
@@ -184,6 +195,11 @@ class _PythonRunner:
         self._modules = names.modules
         self._prelude = prelude_of(question, self._entry_point) if self._entry_point else ""
         self._code = [_compile(source) for source in (self._prelude, *sources)]
+        self._tests = whole
+
+    @functools.cached_property
+    def cases(self) -> Sequence[Case]:
+        return python_cases(self._tests, self.wanted | _first_parameters(self._tests))
 
     def run(self, answer: str, program: Program) -> bool:
         entry_point = self._entry_point
@@ -214,6 +230,12 @@ def _calls(tests: ast.Module, name: str) -> bool:
     return any(isinstance(call.func, ast.Name) and call.func.id == name for call in calls)
 
 
+def _first_parameters(tests: ast.Module) -> frozenset[str]:
+    """The names by which functions of the tests, such as `check`, call what they are given."""
+    functions = [node for node in tests.body if isinstance(node, ast.FunctionDef)]
+    return frozenset(function.args.args[0].arg for function in functions if function.args.args)
+
+
 def _asked_for(question: str) -> str | None:
     """The function whose head a question ends with, where the question is code."""
     tree = parse(question)
@@ -236,7 +258,8 @@ def _compile(source: str) -> types.CodeType:
 def serve() -> int:
     """A child's entry: judge jobs until the command closes its end.
 
-    Each job is answered by two lines: the program that was found, and how the judgement ended.
+    Each job is answered by two lines of JSON: the program that was found; and how the judgement ended, with whether a
+    program that passed holds its tests' answers.
     """
     channel = socket.socket(fileno=CHANNEL)
     while (received := Job.receive(channel)) is not None:
@@ -255,14 +278,20 @@ def _run(job: Job, channel: socket.socket, descriptor: int) -> None:
     runner = make_runner(job.tests, job.setup, job.question, job.entry_point)
     if runner is None:
         _tell(channel, None)
-        _tell(channel, BAD_TESTS)
+        _tell(channel, [BAD_TESTS, False])
         return
     answer = extract_program(job.response, wanted=runner.wanted, prompt=runner.prompt)
     _tell(channel, answer)
-    _tell(channel, NO_PROGRAM if answer is None else _judge(runner, answer, descriptor))
+    ending = NO_PROGRAM if answer is None else _judge(runner, answer, descriptor)
+    _tell(channel, [ending, ending == PASSED and answer is not None and _is_hard_coded(answer, runner)])
 
 
-def _tell(channel: socket.socket, value: str | None) -> None:
+def _is_hard_coded(answer: str, runner: TestRunner) -> bool:
+    tree = parse(answer) if _BRANCH.search(answer) else None
+    return tree is not None and is_hard_coded(tree, lambda: runner.cases)
+
+
+def _tell(channel: socket.socket, value: object) -> None:
     channel.sendall(json.dumps(value).encode() + b"\n")
 
 

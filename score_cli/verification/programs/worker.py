@@ -55,12 +55,14 @@ class Ending(NamedTuple):
     """How a job ended.
 
     `outcome` is one of the judge's endings, TIMED_OUT, or a Fault; `status` is the program's wait status where the
-    judge found it gone, KILLED where it was ended.
+    judge found it gone, KILLED where it was ended; `hard_coded` says that a program that passed holds its tests'
+    answers, as `hard_coded.py` sees them.
     """
 
     answer: str | None
     outcome: str | Fault
     status: int
+    hard_coded: bool = False
 
 
 class Worker:
@@ -91,6 +93,7 @@ class Worker:
         self._program: Child | None = None
         self._heard = bytearray()
         self._outcome: str | Fault | None = None
+        self._hard_coded = False
         # Children whose ends were asked for and not yet told.
         self._leaving: deque[Child] = deque()
         self._deadline = 0.0
@@ -116,6 +119,7 @@ class Worker:
         self._jobs_of_judge += 1
         self._heard.clear()
         self._outcome = None
+        self._hard_coded = False
         self._deadline = time.monotonic() + self._limits.timeout_seconds
         self._program = self._server.fork(_PROGRAM)
         message = job.to_message()
@@ -175,7 +179,7 @@ class Worker:
         assert self._outcome is not None
         answer = json.loads(self._heard.splitlines()[0]) if b"\n" in self._heard else None
         killed = self._outcome == judge.GONE and signal_of(status) == signal.SIGKILL
-        return Ending(answer, Fault.PROGRAM if killed else self._outcome, status)
+        return Ending(answer, Fault.PROGRAM if killed else self._outcome, status, self._hard_coded)
 
     def _hear(self) -> str | Fault | None:
         """Read what the judge says: the outcome once it is known, None before."""
@@ -189,7 +193,8 @@ class Worker:
                 return Fault.JUDGE
             self._heard += data
             if self._heard.count(b"\n") == 2:
-                return str(json.loads(self._heard.splitlines()[1]))
+                ending, self._hard_coded = json.loads(self._heard.splitlines()[1])
+                return str(ending)
         return TIMED_OUT if time.monotonic() >= self._deadline else None
 
     def _end_processes(self, outcome: str | Fault) -> None:
