@@ -34,6 +34,8 @@ SIZE = (3.7, 2.5)  # inches
 PNG_DPI = 200
 # A longer name of a policy is cut in its middle on an axis: names often differ at their ends.
 MOST_LETTERS = 16
+# Three names of together more letters stand in two rows of a legend.
+MOST_LETTERS_A_ROW = 28
 DASHES = (0, (4, 1.5))
 # Curves that move less than this share of their size are shown as the flat lines they are.
 LEAST_RANGE = 0.1
@@ -117,8 +119,9 @@ def lines_figure(
         marked: draw the points of a line of several too.
         steps: of the horizontal axis: whole numbers, powers of two at equal steps, or as they come.
     """
-    # Above the axes three names stand in a row; more rows take from the figure's height.
-    figure, axes = _new_axes(size[1] + 0.2 * ((len(lines) - 1) // 3), size[0])
+    # Above the axes two or three names stand in a row; more rows take from the figure's height.
+    columns = 3 if sum(len(line.label) for line in lines[:3]) <= MOST_LETTERS_A_ROW else 2
+    figure, axes = _new_axes(size[1] + 0.2 * ((len(lines) - 1) // columns), size[0])
     scale = 100 if percent else 1
     drawn: list[float] = []
     for index, line in enumerate(lines):
@@ -139,7 +142,8 @@ def lines_figure(
             label = None
     for rule in rules:
         axes.axvline(rule, color=COLOURS["muted"], linestyle=":", linewidth=1)
-    axes.set_ylim(*value_range(drawn))
+    low, high = value_range(drawn)
+    axes.set_ylim(0 if any(line.errors for line in lines) else low, high)
     if steps == "doubling":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(
@@ -153,7 +157,7 @@ def lines_figure(
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     if any(line.label for line in lines):
-        _legend_above(axes, len(lines))
+        _legend_above(axes, columns)
     return figure
 
 
@@ -287,7 +291,7 @@ def _fill(colour: str) -> dict[str, Any]:
 
 def _legend_above(axes: Axes, columns: int) -> None:
     """Name the lines over the axes, where they hide none of them."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, 3), borderaxespad=0.2, handlelength=2.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=2.2)
 
 
 def _dots(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
