@@ -59,6 +59,8 @@ def test_the_loop_shows_every_token_with_its_owner_and_what_is_learned_of_it(tmp
     assert tokens[1::2] == ["0", "0", "1", "1", "0", "2", "2"]
     for text in ("✗ incorrect", "✓ correct", "y2: 1 + 10·(1 − 0) = 11", "y1: 0 − 0.50 = −0.50", "2: +10.50 · ∇log π"):
         assert f">{text}<" in loop, text
+    curve = files["curve.svg"].decode()
+    assert " Stage II " in curve and " Stage I " not in curve
     for name in ("loop", "curve"):
         assert COLOURS["orange"] in files[f"{name}.svg"].decode()
         assert not any(colour in files[f"{name}-dark.svg"].decode() for colour in COLOURS.values())

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from score_cli.errors import UserError
-from score_cli.report.plots import COLOURS, Line, lines_figure, style, svg_file
-from score_cli.report.run import LONG_CURVE, read_config, read_curve, smoothed, stage_rules
+from score_cli.report.plots import COLOURS, lines_figure, style, svg_file
+from score_cli.report.run import curve_lines, read_config, read_curve, stage_line, stage_rules, stage_starts
 from score_cli.tables.atomic import check_output, replacing_file
 from score_cli.tables.checkpoints import load_tokenizer
 from score_cli.tables.records import Trace, Verdict
@@ -98,7 +98,10 @@ def find_example(run: Path) -> Example:
         if right:
             row = min(right)[-1]
             return Example(update, *rows[row], shaped[row], returns[row], advantages[row], config)
-    raise UserError(f"{run} has no update of Stage II in which a wrong first attempt was put right: run more updates")
+    raise UserError(
+        f"{run} has no update of Stage II, of two attempts, in which a wrong first attempt was put right: "
+        "run more updates"
+    )
 
 
 def _untold(returns: Sequence[float], advantages: Sequence[float]) -> int:
@@ -120,22 +123,16 @@ def _credit(rows: Sequence[tuple[Trace, Verdict]], config: Mapping[str, Any]) ->
 
 def curve_svg(curve: Sequence[dict[str, Any]]) -> str:
     """Accuracy of both attempts over the updates, the border between the stages marked."""
-    lines = []
-    for attempt in (1, 2):
-        points = [
-            (row["iteration"], row["value"]) for row in curve if (row["name"], row["attempt"]) == ("accuracy", attempt)
-        ]
-        smooth = list(zip([x for x, _ in points], smoothed([y for _, y in points]), strict=True))
-        lines.append(Line(f"acc@t{attempt}", [smooth], [points] if len(points) >= LONG_CURVE else []))
+    stages = curve_lines([row for row in curve if row["name"] == "accuracy" and row["attempt"] in (1, 2)])
+    lines = [stage_line(f"acc@t{label[-1]}", points) for panel in stages.values() for label, points in panel.items()]
     rules = stage_rules(curve)
     up = "correct (% of the batch)"
     with style():
         figure = lines_figure(lines, across="update", up=up, rules=rules, size=(7.6, 2.9))
         axes = figure.axes[0]
-        starts = [min(row["iteration"] for row in curve), *(rule + 0.5 for rule in rules)]
-        for start, title in zip(starts, ("Stage I", "Stage II"), strict=False):
-            place = (start, 0.03)
-            axes.text(*place, f" {title}", transform=axes.get_xaxis_transform(), color=COLOURS["muted"], va="bottom")
+        for stage, start in stage_starts(curve).items():
+            title = {"stage1": " Stage I", "stage2": " Stage II"}.get(stage, f" {stage}")
+            axes.text(start, 0.03, title, transform=axes.get_xaxis_transform(), color=COLOURS["muted"], va="bottom")
         return svg_file(figure, "curve")
 
 

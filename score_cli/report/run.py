@@ -18,7 +18,7 @@ from score_cli.evaluation.layout import TextTable, attempts_of, every_metric, he
 from score_cli.metrics import Estimate
 from score_cli.progress import Progress
 from score_cli.report.page import Block, Figures, Folded, Plots, Section, Words, render
-from score_cli.report.plots import Bar, Line, Points, bars_figure, edits_figure, flow_figure, lines_figure
+from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, flow_figure, lines_figure
 from score_cli.report.traces import (
     FLOWS,
     PairFacts,
@@ -194,12 +194,23 @@ def curve_lines(curve: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, bool
     return panels
 
 
-def stage_rules(curve: Iterable[Mapping[str, Any]]) -> list[float]:
-    """Where a figure rules off the stages: half an update before each but the first begins."""
+def stage_line(label: str, stages: Curve) -> Line:
+    """A line with a part for each stage, smoothed where that is long, its raw values faint behind."""
+    parts = [list(zip([x for x, _ in p], smoothed([y for _, y in p]), strict=True)) for p in stages.values()]
+    return Line(label, parts, [part for part in stages.values() if len(part) >= LONG_CURVE])
+
+
+def stage_starts(curve: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The first update of each stage, in order."""
     starts: dict[str, int] = {}
     for row in curve:
         starts[row["stage"]] = min(row["iteration"], starts.get(row["stage"], row["iteration"]))
-    return [start - 0.5 for start in sorted(starts.values())[1:]]
+    return dict(sorted(starts.items(), key=lambda item: item[1]))
+
+
+def stage_rules(curve: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Where a figure rules off the stages: half an update before each but the first begins."""
+    return [start - 0.5 for start in list(stage_starts(curve).values())[1:]]
 
 
 def edit_bins(ratios: Sequence[float], upper: float) -> dict[tuple[float, float], Bar]:
@@ -233,14 +244,8 @@ def _number(path: Path) -> int:
 def _training(curve: Sequence[Mapping[str, Any]], figures: Figures) -> Section:
     plots, long, rules = [], False, stage_rules(curve)
     for (title, unit, in_percent), lines in curve_lines(curve).items():
-        drawn = []
-        for label, stages in lines.items():
-            parts: list[Points] = [
-                list(zip([x for x, _ in part], smoothed([y for _, y in part]), strict=True)) for part in stages.values()
-            ]
-            faint = [part for part in stages.values() if len(part) >= LONG_CURVE]
-            long |= bool(faint)
-            drawn.append(Line(label if len(lines) > 1 else "", parts, faint))
+        drawn = [stage_line(label if len(lines) > 1 else "", stages) for label, stages in lines.items()]
+        long |= any(line.faint for line in drawn)
         figure = lines_figure(drawn, across="update", up=unit, percent=in_percent, rules=rules)
         plots.append(figures.add(f"curve-{title}", title, figure))
     return Section("training", "Over training", [Words(TRAINING + SMOOTHED * long), Plots(plots)], "Training")
