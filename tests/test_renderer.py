@@ -77,3 +77,19 @@ def test_a_space_before_the_end_of_turn_does_not_double_it() -> None:
 def test_a_broken_template_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be rendered"):
         conversation("{% for m in messages %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].content + 1 }}", "cannot be rendered .can only concatenate str"),
+        ("{{ 1 // 0 }}", "cannot be rendered .integer division"),
+        (
+            "{% if messages[0].role == 'system' %}{{ [].index(5) }}{% endif %}",
+            "takes no system prompt .5 is not in list",
+        ),
+    ],
+)
+def test_whatever_a_template_raises_is_one_line(template: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        conversation(template, Prompts(first="{question}", correction="<fix>", system="7"))

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from score_cli.config import SampleConfig
@@ -217,9 +216,9 @@ class TaskRenderer:
         """The template's text of some messages; with `ask`, up to where the model starts to write."""
         try:
             return self._apply_template(messages, ask)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a boundary: a template is a program of its own, and raises what it will
             raise UserError(
-                f"the chat template cannot be rendered ({error}): use a tokenizer whose template can"
+                f"the chat template cannot be rendered ({_reason(error)}): use a tokenizer whose template can"
             ) from None
 
     def _apply_template(self, messages: Sequence[Message], ask: bool) -> str:
@@ -266,8 +265,8 @@ class TaskRenderer:
         plain = self._render([_user("question")])
         try:
             rendered = self._apply_template([*self._opening(), _user("question")], True)
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template takes no system prompt ({error}): {advice}") from None
+        except Exception as error:  # as in `_render`
+            raise UserError(f"the chat template takes no system prompt ({_reason(error)}): {advice}") from None
         if system.strip() not in rendered or rendered == plain:
             raise UserError(f"the chat template leaves the system prompt out of the conversation: {advice}")
 
@@ -284,6 +283,11 @@ class TaskRenderer:
 
 def _user(content: str) -> Message:
     return Message(role="user", content=content)
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def _stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
