@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from score_cli.errors import UserError
-from score_cli.tables.checkpoints import fingerprint, load_policy
+from score_cli.tables.checkpoints import fingerprint, load_policy, save_policy
 from tests.conftest import small_model, small_policy, write_checkpoint
 
 
@@ -85,6 +85,25 @@ def test_missing_weights_are_not_drawn_at_random(checkpoint: Path) -> None:
     save_file({k: v for k, v in weights.items() if "ln_f" not in k}, checkpoint / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights that its config.json asks for \(transformer.ln_f"):
         load_policy(checkpoint)
+
+
+def test_a_generation_config_that_transformers_would_not_save_keeps_its_tokens_alone(checkpoint: Path) -> None:
+    """Llama 2 was published so: a temperature beside `do_sample: false`."""
+    file = checkpoint / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": [2, 5]}))
+    policy = load_policy(checkpoint)
+    again = checkpoint.parent / "again"
+    again.mkdir()
+    save_policy(again, policy.model, policy.tokenizer, policy.state)
+    saved = json.loads((again / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [2, 5] and not {"temperature", "top_p", "do_sample"} & set(saved)
+
+
+def test_a_generation_config_that_can_be_saved_stays_as_it_is(checkpoint: Path) -> None:
+    file = checkpoint / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, "temperature": 0.9, "eos_token_id": 2}))
+    policy = load_policy(checkpoint)
+    assert (policy.model.generation_config.temperature, policy.model.generation_config.do_sample) == (0.9, True)
 
 
 @pytest.mark.parametrize("change", [{"n_embd": 64}, {"n_head": 0}, {"n_layer": "two"}, {"model_type": "bert"}])

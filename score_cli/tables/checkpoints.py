@@ -20,7 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from score_cli.errors import UserError
@@ -172,6 +178,7 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
         raise UserError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary: use its own"
         )
+    _make_savable(model)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # the fused kernels leave the cap out
     # Loaded weights are views into a file mapping; fresh tensors are aligned alike in every process,
@@ -180,6 +187,22 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
         parameter.data = parameter.data.clone()
     model.to(device).eval()
     return Policy(model, tokenizer, read_state(Path(name), model), str(name))
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """Cut a generation_config.json that transformers loads and would not save down to its eos, pad and bos.
+
+    Such files are published (a temperature beside `do_sample: false`), and would lose an update at its end. Nothing
+    else in them is used here.
+    """
+    given = getattr(model, "generation_config", None)
+    if given is None:
+        return
+    try:
+        given.validate(strict=True)
+    except ValueError:
+        tokens = {name: getattr(given, name, None) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+        model.generation_config = GenerationConfig(**tokens)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
