@@ -274,6 +274,14 @@ def test_the_engines_own_check_passes_for_the_supported_families(policy: Policy)
     TransformersEngine(policy.model, batch_size=2).check()
 
 
+def test_weights_that_hold_nan_are_called_that(policy: Policy) -> None:
+    name, weight = list(policy.model.named_parameters())[3]
+    with torch.no_grad():
+        weight.view(-1)[1] = torch.nan
+    with pytest.raises(UserError, match=f"NaN or infinite: {name}, 1 tensors in all"):
+        TransformersEngine(policy.model, batch_size=3).check()
+
+
 def test_the_engines_own_check_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "score_cli.sampling.transformers_engine.attention_masks",

@@ -4,6 +4,7 @@ A row that ends makes room at once, and the bridge to the next attempt is fed to
 it while the others keep their places, so attempts of different length cost no padding.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ class TransformersEngine:
         """See that a batch of rows of different length is scored as each row is by itself.
 
         Raises:
-            UserError: this model keeps its past, or counts positions, in a way this engine does not know.
+            UserError: this model keeps its past, or counts positions, in a way this engine does not know; or its
+                weights are not numbers.
         """
         sequences = [[index % 7 + 1 for index in range(length)] for length in (3, 5, 9)]
         device = self.model.device
@@ -115,6 +117,8 @@ class TransformersEngine:
             expected = logits[:-1].float().log_softmax(-1).gather(-1, targets)[:, 0].tolist()
             # The mean: two bfloat16 passes may round one token's logit a whole step apart.
             gap = statistics.fmean(abs(a - b) for a, b in zip(expected, together[1:], strict=True))
+            if not math.isfinite(gap):
+                raise UserError(_not_finite(self.model))
             if not gap <= (0.2 if device.type == "cuda" else 1e-3):
                 raise UserError(
                     f"the transformers engine gives other logprobs than {type(self.model).__name__} itself ({gap:.2g} "
@@ -248,6 +252,13 @@ def attention_masks(model: PreTrainedModel, mask: Tensor, positions: Tensor) -> 
         # Mistral-like configurations slide in every layer without listing layer types.
         return mask if getattr(config, "layer_types", None) else sliding
     return {"full_attention": mask, "sliding_attention": sliding}
+
+
+def _not_finite(model: PreTrainedModel) -> str:
+    """What to say of a model whose logprobs are not finite."""
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    where = f"{broken[0]}, {len(broken)} tensors in all" if broken else "none in the weights, so they overflow"
+    return f"the policy's logprobs are not finite (NaN or infinite: {where}): use another checkpoint, or an earlier one"
 
 
 def _drop_finished(cache: RowCache, rows: list[_Row]) -> None:
