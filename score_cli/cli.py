@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 import errno
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -523,6 +524,10 @@ def run_command(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see `{command} --help`)", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return _interrupted()
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail(_out_of_memory(error), EXIT_JOB_FAILED)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _fail(f"no space to write {error.filename or 'the output'}: free some and run the command again", 1)
@@ -535,6 +540,18 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 def _interrupted() -> int:
     return _fail("interrupted: nothing half-written is left; run the command again to go on", EXIT_INTERRUPTED)
+
+
+def _out_of_memory(error: RuntimeError) -> str:
+    """What to lower, by where in the package torch found no more memory on the GPU."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(module.startswith("score_cli.sampling") for module in modules):
+        advice = "lower batch_size or max_tokens of sample and eval"
+    else:
+        advice = "lower micro_batch_tokens of the training stage, or gpu_memory_utilization if vLLM runs beside it"
+    # torch says more, line after line; its first sentences tell how much was asked for and how much was free.
+    reason = ". ".join(str(error).split(". ")[:2])
+    return f"the GPU has no memory left ({reason}): {advice}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from score_cli import config
 from score_cli.cli import run_command
@@ -48,6 +49,28 @@ def test_the_paper_defaults_stand() -> None:
     assert config.Stage1Config().beta1 == 0.01 and config.Stage1Config().beta2 == 0.1
     assert config.Stage2Config().alpha == 10.0 and config.Stage2Config().learning_rate == 5e-6
     assert config.Stage2Config().discount == 0.0 and config.SampleConfig().temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("score_cli.sampling.transformers_engine.TransformersEngine._forward", "lower batch_size or max_tokens"),
+        ("score_cli.training.logprobs.compute_precision", "lower micro_batch_tokens of the training stage"),
+    ],
+)
+def test_a_gpu_without_memory_is_one_line_that_names_what_to_lower(
+    place: str, advice: str, batch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\na total of 80.")
+
+    monkeypatch.setattr(place, full)
+    command = ["sample", "--max-tokens", 6] if "sampling" in place else ["train-stage1"]
+    monkeypatch.chdir(batch)
+    assert run(*command, "--model", "ckpt", "--out", "out") == 1
+    line = one_line(capsys)
+    assert line.startswith("score: the GPU has no memory left (CUDA out of memory. Tried to allocate 2.00 GiB)")
+    assert advice in line and not (batch / "out").exists()
 
 
 BAD_SETTINGS = [
