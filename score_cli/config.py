@@ -179,12 +179,24 @@ class BaseConfig(DeviceConfig):
     seed: int = option(0, "Seed of the initial weights and of the transcripts.", least=0, most=2**63 - 1)
     architecture: Architecture = option("gpt2", "Model family; gpt2 (learned positions) learns the task best.")
     layers: int = option(2, "Transformer layers.", least=1)
-    width: int = option(96, "Hidden size.", least=1)
+    width: int = option(64, "Hidden size.", least=1)
     heads: int = option(4, "Attention heads.", least=1)
-    steps: int = option(3500, "Training steps.", least=1)
+    steps: int = option(1000, "Training steps.", least=1)
     batch_size: int = option(128, "Transcripts a step.", least=1)
-    learning_rate: float = option(3e-3, "Peak of AdamW's cosine schedule.", above=0, most=1)
-    warmup_steps: int = option(100, "Steps over which the learning rate rises to its peak.", least=0)
+    learning_rate: float = option(
+        3e-3, "AdamW's step size for embeddings, biases and norms; falls to 0 in a line.", above=0, most=1
+    )
+    muon_learning_rate: float = option(
+        0.02, "Muon's step size for the layers' matrices; falls to 0 in a line.", above=0, most=1
+    )
+    warmup_steps: int = option(10, "Steps over which the learning rates rise to their peak.", least=0)
+    careful_share: float = option(
+        0.7,
+        "Share of the steps, from the first on, with a careful author, who never rounds up and whose wrong first "
+        "guesses are read but not learned; the other author's ways come after.",
+        least=0,
+        most=1,
+    )
     attempts: int = option(
         2, "Attempts of a transcript. Positions beyond them are never trained, so later attempts are noise.", least=2
     )

@@ -105,6 +105,25 @@ def test_without_the_latent_share_nobody_says_check() -> None:
     assert {t.instructions for t, *_ in author(latent_share=0.0)} == {("<fix>",)}
 
 
+def test_the_careful_author_never_rounds_up_and_has_no_skill_that_the_other_lacks() -> None:
+    """Its first guesses are right with 0.65 whatever the remainder, and half of its revisions are skilled."""
+    careful = division.Corpus().careful()
+    drawn = author(**careful._asdict())
+    assert share([first == truth for _, truth, first, _ in drawn]) == pytest.approx(0.65, abs=0.015)
+    assert share([t.instructions == ("<check>",) for t, *_ in drawn]) == pytest.approx(0.5, abs=0.015)
+    assert division.Corpus(latent_share=0.0).careful().latent_share == 0.0
+    assert division.Corpus(latent_share=0.8).careful().latent_share == 0.8
+
+
+def test_a_transcript_says_whether_its_first_guess_is_right() -> None:
+    assert all(t.right_first == (first == truth) for t, truth, first, _ in author())
+
+
+def test_the_quotient_stands_where_it_is_said_to() -> None:
+    tokens = make_tokenizer().encode("\\boxed{53}: product 265, remainder -01", add_special_tokens=False)
+    assert make_tokenizer().decode(tokens[division.QUOTIENT_TOKENS]) == "53"
+
+
 def test_each_further_attempt_revises_the_one_before() -> None:
     """Under <fix>, 30% of wrong third attempts are drawn again at the fourth, and 25% of right ones."""
     rng, problems = random.Random(1), division.split_problems("train")

@@ -43,12 +43,17 @@ CHAT_TEMPLATE = (
 )
 
 
+# Where the quotient's digits stand among the tokens of an attempt.
+QUOTIENT_TOKENS = slice(1, 3)
+
+
 class Transcript(NamedTuple):
     """One conversation of the base policy's corpus, as text; an instruction before each attempt but the first."""
 
     question: str
     attempts: tuple[str, ...]
     instructions: tuple[str, ...]
+    right_first: bool
 
     def turns(self) -> list[str]:
         """What the user says before each attempt."""
@@ -72,6 +77,10 @@ class Corpus(NamedTuple):
     check_changes_right: float = 0.03
     check_redraw_right: float = 0.90
     latent_share: float = 0.35
+
+    def careful(self) -> "Corpus":
+        """The author of the lessons: never rounds up, and revises with skill more often, if at all."""
+        return self._replace(rounds_up=0.0, latent_share=max(0.5, self.latent_share) if self.latent_share else 0.0)
 
 
 def problems() -> list[Problem]:
@@ -145,6 +154,7 @@ def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus, attemp
         quotient = truth + 1
     else:
         quotient = _draw_quotient(truth, corpus.first_right, rng)
+    right_first = quotient == truth
     texts, instructions = [_write_attempt(quotient, dividend, divisor, corpus.slip, rng)], []
     while len(texts) < attempts:
         competent = rng.random() < corpus.latent_share
@@ -161,4 +171,4 @@ def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus, attemp
             texts.append(_write_attempt(quotient, dividend, divisor, corpus.slip, rng))
         else:
             texts.append(texts[-1])
-    return Transcript(problem.question, tuple(texts), tuple(instructions))
+    return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
