@@ -158,9 +158,11 @@ class Run:
     def _base(self, train: Sequence[Problem], test: Sequence[Problem]) -> Policy:
         """The policy that the run starts from, given or built here, once problems and settings are seen to fit it."""
         if self._given is None and not self._base_path.exists():
+            # Checked as long as it is cheap: what is built has the same tokens and the same context.
             self._check_room(untrained_policy(self.configs.base), train, test)
             build_base(self.configs.base, out=self._base_path, progress=self.progress)
             setup_device(self.configs.sample)
+            return load_policy(self._base_path, device=self.device)
         base = self._given or load_policy(self._base_path, device=self.device)
         self._check_room(base, train, test)
         return base
