@@ -33,6 +33,12 @@ PURE = [
     "report/plots.py",
     "evaluation/votes.py",
     "verification/number.py",
+    "verification/math/answers.py",
+    "verification/math/compare.py",
+    "verification/math/extract.py",
+    "verification/math/finish.py",
+    "verification/math/restatement.py",
+    "verification/math/values.py",
     "tasks/prompts.py",
     "metrics.py",
 ]

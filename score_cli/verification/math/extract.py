@@ -18,20 +18,23 @@ from score_cli.verification.math.statement import REACH, inside, is_taken_back, 
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS
 
 MAX_RESPONSE_CHARS = 65_536
+# Each is tried where its word stands, which is found much faster than the patterns are.
 _PHRASE = re.compile(r"final\s+answer\s+(?:is|would be|becomes|must be|equals)\s*:?\s*", re.IGNORECASE)
-_HEADED = re.compile(
-    r"final\s+answer\W{0,8}?(?::|=|→|⇒|[-–—](?=\s))\s*|^\W{0,8}(?:final[ \t]+)?answer\W{0,4}\n\s*",
-    re.IGNORECASE | re.MULTILINE,
+_HEADED = re.compile(r"final\s+answer\W{0,8}?(?::|=|→|⇒|[-–—](?=\s))\s*", re.IGNORECASE)
+_HEADING = re.compile(r"\W{0,8}(?:final[ \t]+)?answer\W{0,4}\n\s*", re.IGNORECASE)
+_HASHES = re.compile(r"####(?!#)[\s:]*")
+_LABEL = re.compile(r"\bans(?:wer)?\.?\s*[:=][\s:]*", re.IGNORECASE)
+_IS = re.compile(r"(?:answer|option|choice)\s+(?:is|are|would be|must be)\b[\s:]*", re.IGNORECASE)
+_THE = re.compile(r"\b(?:the|my|our)\s+(?:(?:correct|right|best|corrected)\s+)?$", re.IGNORECASE)
+_LETTER_IS = re.compile(
+    r"(?:option|choice|answer)\s+\(?(?P<letter>(?-i:[A-J]))\)?\s+(?:is|must be)\s+(?:the\s+)?"
+    r"(?:correct|right|best|answer)",
+    re.IGNORECASE,
 )
-_WEAK = re.compile(
-    r"(?:^####(?!#)|\b(?:the|my|our)\s+(?:correct\s+|right\s+|best\s+|corrected\s+)?(?:answer|option|choice)\s+"
-    r"(?:is|are|would be|must be)\b|\bans(?:wer)?\.?\s*[:=])[\s:]*",
-    re.IGNORECASE | re.MULTILINE,
+_IS_THE = re.compile(
+    r"(?<![\w$\\])\(?(?P<letter>[A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|choice|option)\b"
 )
-_CHOSEN = re.compile(
-    r"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)|"
-    r"(?<![\w$\\])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|choice|option)\b"
-)
+_LONGEST_LEAD = 40
 _END_OF_TURN = re.compile(r"<\|[a-z_]{1,24}\|>|</s>|<eos>|<end_of_turn>|<pad>")
 _NEXT_PROBLEM = re.compile(
     r"I hope (?:it|this) is correct\.?[ \t*]{0,9}\n\s{0,9}(?:\#{1,6} )?(?:\*\*)?(?:Problem|Question)\s*\d{0,5}\s*[:.*]",
@@ -92,21 +95,60 @@ def extract_answer(response: str) -> str | None:
 
 def _places(text: str) -> Iterator[_Place]:
     boxes = joined_boxes(text)
-    headed = [found.span() for found in _HEADED.finditer(text)]
     framed = [(start, end) for start, end, _ in boxes]
-    for kind, spans in (
-        ("phrase", [found.span() for found in _PHRASE.finditer(text)]),
-        ("headed", headed),
-        ("weak", [found.span() for found in _WEAK.finditer(text) if not inside(headed, found.start())]),
-    ):
-        for start, end in spans:
-            if not inside(framed, start) and not _DENIED.search(text, max(0, start - 60), start):
-                yield _Place(start, end, kind)
-    for found in _CHOSEN.finditer(text):
-        yield _Place(found.start(), found.end(), "chosen", found[1] or found[2])
+    lower = text.lower()
+    # A few letters have another length in lower case, and would shift all that follows.
+    words = _worded(text, lower) if len(lower) == len(text) else _worded(text, text)
+    for place in words:
+        before = max(0, place.start - 60)
+        if not inside(framed, place.start) and not _DENIED.search(text, before, place.start):
+            yield place
     for start, end, content in boxes:
         if not _NOT_BOXED.search(text, max(0, start - 40), start) and not is_taken_back(text, end):
             yield _Place(start, end, "box", content)
+
+
+def _worded(text: str, lower: str) -> Iterator[_Place]:
+    """Where words announce an answer."""
+    headed: list[tuple[int, int]] = []
+    for at in _occurrences(lower, "final"):
+        if found := _PHRASE.match(text, at):
+            yield _Place(at, found.end(), "phrase")
+        elif found := _HEADED.match(text, at):
+            headed.append(found.span())
+            yield _Place(at, found.end(), "headed")
+    for at in _occurrences(lower, "answer"):
+        line = text.rfind("\n", 0, at) + 1
+        if at - line < _LONGEST_LEAD and (found := _HEADING.match(text, line)):
+            headed.append((line, found.end()))
+            yield _Place(line, found.end(), "headed")
+    headed.sort()
+    for at in _occurrences(lower, "####"):
+        if (at == 0 or text[at - 1] == "\n") and (found := _HASHES.match(text, at)):
+            yield _Place(at, found.end(), "weak")
+    for at in _occurrences(lower, "ans"):
+        if (found := _LABEL.match(text, at)) and not inside(headed, at):
+            yield _Place(at, found.end(), "weak")
+    for word in ("answer", "option", "choice"):
+        for at in _occurrences(lower, word):
+            yield from _about(text, at)
+
+
+def _about(text: str, at: int) -> Iterator[_Place]:
+    """What is said of the answer, option or choice that is named at a position."""
+    before = max(0, at - _LONGEST_LEAD)
+    if (found := _IS.match(text, at)) and (the := _THE.search(text, before, at)):
+        yield _Place(the.start(), found.end(), "weak")
+    for letter in (_LETTER_IS.match(text, at), _IS_THE.search(text, before, at + len("answer"))):
+        if letter:
+            yield _Place(letter.start(), letter.end(), "chosen", letter["letter"])
+
+
+def _occurrences(text: str, word: str) -> Iterator[int]:
+    at = text.find(word)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + len(word))
 
 
 def _answer_at(text: str, place: _Place, end: int) -> str:
@@ -123,18 +165,20 @@ def _answer_at(text: str, place: _Place, end: int) -> str:
 def _relevant(response: str) -> str:
     """The end of the response, without thoughts, end-of-turn marks and problems invented after the answer."""
     text = _without_thoughts(response[-MAX_RESPONSE_CHARS:])
-    if runaway := _NEXT_PROBLEM.search(text):
+    if "hope" in text and (runaway := _NEXT_PROBLEM.search(text)):
         text = text[: runaway.end()]
         text = text[: text.rindex("\n")]
     # A long filler after the answer must not push it out of view.
     if len(response) > MAX_RESPONSE_CHARS and not (_PHRASE.search(text) or "\\boxed" in text):
         start = max(response.rfind("\\boxed"), response.rfind("final answer is"))
         text = response[start : start + MAX_RESPONSE_CHARS] if start >= 0 else text
-    return without_markup(_END_OF_TURN.sub("\n", text))
+    return without_markup(_END_OF_TURN.sub("\n", text) if "<" in text else text)
 
 
 def _without_thoughts(text: str) -> str:
     """The text outside of thinking blocks; one that was opened by the prompt is only closed here."""
+    if "<" not in text:
+        return text
     kept: list[str] = []
     position, depth = 0, 0
     for mark in _THOUGHT.finditer(text):
