@@ -25,6 +25,10 @@ LAST_COUNTS = [
     (r"\boxed{8}. My first try, \boxed{6}, was wrong.", "8"),
     (r"\boxed{8} (not \boxed{6})", "8"),
     ("The previous answer is 6. The correct answer is 8.", "8"),
+    ("The final answer is a right triangle.", "a right triangle"),
+    ("The final answer is right isosceles.", r"\text{right isosceles}"),
+    ("The final answer is: the claim is false.", r"\text{the claim is false}"),
+    (r"The area is \boxed{7}. Here A is the option price.", "7"),
     ("The answer is 5. To see why, note that 2 + 3 = 5 and 5 + 0 = 5.", "5"),
 ]
 MARKUP = [
@@ -175,6 +179,14 @@ HEDGES = [
     "that the number is not 41",
     "the number of bottles is less than 41",
     "41 below zero",
+    "41 - maybe not at all",
+    "41 — or perhaps 42",
+    "41, which might be wrong",
+    "41 because I guess so",
+    "41 (I think)",
+    "41 - xy",
+    "41 is wrong",
+    "the sum of 41 and 1",
 ]
 CHANGED = [
     ("5 million", "5", False),
@@ -257,6 +269,10 @@ CHOICES = [
     ("option (B)", "B", True),
     ("choice B", "(B)", True),
     ("The correct option is B", "B", True),
+    ("B) 3 and 5", "B", True),
+    ("(B) maybe", "B", False),
+    ("(B)?", "B", False),
+    ("(B) is wrong", "B", False),
     ("C) 14", "B", False),
     ("Option C", "B", False),
     ("(B) or (C)", "B", False),

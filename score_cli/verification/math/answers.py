@@ -22,7 +22,10 @@ _CHOSEN = re.compile(
     r"(?:(?P<marked>\(\s*[A-Ja-j]\s*\)|[A-J](?=[).:]))[).:]?(?P<rest>.{0,200})|(?P<bare>[A-Ja-j]))\.?",
     re.IGNORECASE | re.DOTALL,
 )
-_OTHER_CHOICE = re.compile(r"\(\s*[A-J]\s*\)|\b(?:or|and|not)\b|[,/&]\s*\(?[A-J]\b", re.IGNORECASE)
+_OTHER_CHOICE = re.compile(
+    r"\([A-J]\)|\b(?:or|and|not|nor)\s+(?:option\s+)?\(?[A-J]\)?(?!\w)|[,/&]\s*\(?[A-J]\)?(?!\w)|"
+    r"\b(?:maybe|perhaps|probably|possibly|wrong|incorrect|not sure|unsure)\b|\?"
+)
 _STYLE = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|boxed|textit)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[ ,;:!]|\\q?quad\b|~|\$|\*\*")
 # Spaces between two letters or digits may matter.

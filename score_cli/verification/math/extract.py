@@ -33,6 +33,7 @@ _LETTER_IS = re.compile(
 )
 _IS_THE = re.compile(
     r"(?<![\w$\\])\(?(?P<letter>[A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|choice|option)\b"
+    r"(?!\s+(?!because|since|as|so|here)[a-z])"
 )
 _LONGEST_LEAD = 40
 _END_OF_TURN = re.compile(r"<\|[a-z_]{1,24}\|>|</s>|<eos>|<end_of_turn>|<pad>")
@@ -139,7 +140,7 @@ def _about(text: str, at: int) -> Iterator[_Place]:
     before = max(0, at - _LONGEST_LEAD)
     if (found := _IS.match(text, at)) and (the := _THE.search(text, before, at)):
         yield _Place(the.start(), found.end(), "weak")
-    for letter in (_LETTER_IS.match(text, at), _IS_THE.search(text, before, at + len("answer"))):
+    for letter in (_LETTER_IS.match(text, at), _IS_THE.search(text, before, at + _LONGEST_LEAD)):
         if letter:
             yield _Place(letter.start(), letter.end(), "chosen", letter["letter"])
 

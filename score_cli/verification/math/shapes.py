@@ -20,6 +20,7 @@ MAX_SHAPE_DEPTH = 8
 MAX_DETERMINANT = 4
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array", "vmatrix"))
 _OF_ANGLES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+_UNIT_LETTERS = frozenset("mgshl")
 _ORDINAL = re.compile(r"st|nd|rd|th")
 
 
@@ -79,7 +80,7 @@ Shape = Value | Sequence | Union | Difference | Relation | Matrix | Words
 
 
 def readings_of(tokens: list[Token]) -> list[Shape]:
-    """The shapes that a whole answer may have: of `1,234` one number and two, of all others one.
+    """The shapes that a whole answer may have: `1,234` is one number or two, `5 m` a product or a length.
 
     Raises:
         NotUnderstoodError: the tokens are none of the shapes.
@@ -88,7 +89,17 @@ def readings_of(tokens: list[Token]) -> list[Shape]:
     if not tokens or _is_deep(tokens):
         raise NotUnderstoodError("nothing, or nested too deep")
     joined = _thousands(tokens)
-    return [_shape(tokens)] if joined is None else [_shape(joined), _shape(tokens)]
+    shapes = [_shape(tokens)] if joined is None else [_shape(joined), _shape(tokens)]
+    last = tokens[-1]
+    if (
+        len(tokens) > 1
+        and tokens[-2].kind == "num"
+        and last.kind == "sym"
+        and last.spaced
+        and last.value in _UNIT_LETTERS
+    ):
+        shapes.append(_shape([*tokens[:-1], Token("letter", last.value)]))
+    return shapes
 
 
 def parse_shape(tokens: list[Token]) -> Shape:

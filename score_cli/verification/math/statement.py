@@ -39,7 +39,7 @@ _FILLER = (
     "equal to|equals|given by|found to be|determined to be|to be|going to be|"
     "(?:that )?(?:there|it|he|she|they|we|you|this|that) (?:is|are|was|were|will be|has|have|had|can be|would be)|"
     "that(?= [\\d$\\\\-])|an?(?= \\$?\\d)|none other than|as follows|"
-    "(?:that )?(?:a|the) (?:total|sum|value|number|result|quantity|amount|integer|fraction|decimal|expression|"
+    "(?:that )?(?:a|the) (?:total|value|number|result|quantity|amount|integer|fraction|decimal|expression|"
     "ordered pair|point|set|interval|polynomial|letter)(?: (?:of|is|equals))?"
 )
 _LEAD = re.compile(rf"(?:(?:{_FILLER})(?![\w-])[ \t,:]*)+", re.IGNORECASE)
@@ -63,7 +63,7 @@ _REASON = re.compile(
     r"it|this|that|can be|is|was|there)|"
     r"and (?:no|nothing) (?:more|less|else|other)|and (?:that|this)(?:'s| is| was)|and (?:we are|I am|I'm))\b|"
     r":\s+(?:the|which|because|since|as|this|that|it)\b|"
-    r"\s+[—–]\s+(?=[A-Za-z])|\s+-\s+(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?=[A-Za-z]{2})",
+    r"\s+[—–-]\s+(?=[A-Za-z]{2,}\s+[A-Za-z]{2})",
     re.IGNORECASE,
 )
 _SPAN_REASON = re.compile(r",?\s+(?:because|since|as|so|which|therefore|where|when|hence|thus)\b")
@@ -73,22 +73,31 @@ _REMARK = re.compile(
     r"as (?:required|desired|expected|claimed|needed|a result)|and nothing else|at the end|for sure)\s*$",
     re.IGNORECASE,
 )
+# Words after an answer that leave it in doubt.
+_DOUBT = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|might|may be|could|guess\w*|unsure|not sure|unclear|wrong|incorrect|"
+    r"mistake)\b|\?",
+    re.IGNORECASE,
+)
+_WRONG = r"(?:wrong|incorrect|a mistake|a slip|mistaken)"
 _TAKEN_BACK = re.compile(
-    r"[\s$),;:*–—-]{0,6}(?:\b(?:which|but\s+(?:that|this|it)|and\s+(?:that|this)))?"
-    r"(?:'s|\s+(?:is|was|turns? out to be|seems|isn't|wasn't))(?:\s+(?:clearly|obviously|definitely|of course|also))?"
-    r"\s+(?:wrong|incorrect|not (?:correct|right|true)|right|correct|a (?:mistake|slip)|mistaken|false)(?<!s right)"
-    r"(?<!s correct)\b",
+    r"[\s$),;:*–—-]{0,6}\b(?:which|but\s+(?:that|this|it)|and\s+(?:that|this))"
+    r"(?:'s|\s+(?:is|was|turns? out to be|seems))"
+    rf"\s+(?:(?:clearly|obviously|definitely|of course|also)\s+)?(?:{_WRONG}|not (?:correct|right|true)|false)\b|"
+    r"[\s$),;:*–—-]{0,6}\b(?:which|but\s+(?:that|this|it))\s+(?:isn't|wasn't)\s+(?:correct|right|true)\b|"
+    rf"(?<=[\d$)}}])[$)*]{{0,3}},?\s+(?:is|was)\s+{_WRONG}\b",
     re.IGNORECASE,
 )
 _ABOUT_AN_ANSWER = re.compile(
     r"(?:(?:also|still|indeed|therefore|thus|clearly|obviously|definitely|in fact|actually|probably|likely)\s+)*"
     r"(?:not\s+)?(?:correct|incorrect|wrong|right|mistaken|invalid|off|inconsistent|consistent|erroneous|flawed|"
-    r"the same|as follows|as above|above|below)\b\W*(?:$|[a-z])",
+    r"the same|as follows|as above|above|below)\b"
+    r"(?=\W*$|\W+(?:because|since|as|due|but|and|so|for|when|if|with|to|by|in|after|here|there|anyway)\b)",
     re.IGNORECASE,
 )
 # A unit of one or two letters, which would be variables inside of a formula.
 _LONE_UNIT = re.compile(
-    r"(-?[\d.,/]+|\$[^$]+\$|\\\([^()]+\\\))\s*((?:[cmk]?m|[mk]?g|m?l|s|h|ft|in|yd|km|mi|min|hr?)(?:/(?:s|h|hr|min))?(?:\^?[23])?)"
+    r"(-?[\d.,/]+|\$[^$]+\$|\\\([^()]+\\\))\s*((?:[cmk]?m|[mk]?g|m?l|s|h|ft|in|yd|mi|min|hr?)(?:/(?:s|h|hr|min))?(?:\^?[23])?)"
 )
 _NOTE = re.compile(r"([^()]*[^\s()])\s*\(([A-Za-z][A-Za-z ,-]{0,80})\)([^()]*)")
 
@@ -145,7 +154,8 @@ def _without_reason(said: str, spans: list[tuple[int, int]]) -> str:
             return said[:end]
     at = _after_lead(said)
     reasons = (match.start() for match in _REASON.finditer(said, at) if match.start() > at)
-    return said[at : next((start for start in reasons if not inside(spans, start)), len(said))]
+    end = next((start for start in reasons if not inside(spans, start)), len(said))
+    return said[at:] if _DOUBT.search(said, end) else said[at:end]
 
 
 def _after_lead(said: str) -> int:
@@ -170,7 +180,8 @@ def _bare(said: str) -> str:
         if said == before:
             break
     unit = _LONE_UNIT.fullmatch(said)
-    return f"{unit[1]}\\text{{ {unit[2]}}}" if unit else said
+    # `5 m` without dollars may be five times m.
+    return f"{unit[1]}\\text{{ {unit[2]}}}" if unit and (len(unit[2]) > 1 or not unit[1][-1].isdigit()) else said
 
 
 def _is_idle(head: str, note: str) -> bool:

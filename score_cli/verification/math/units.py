@@ -21,7 +21,7 @@ _STATEMENTS = word_set(
     "least most greater smaller over under between mod modulo about approximately roughly around almost "
     "nearly any all every other another where when true false or and plus minus divided by squared cubed "
     "undefined infinite infinity base lambda import globals eval unknown wrong incorrect unsure guess question "
-    "below negative reciprocal inverse twice double triple half"
+    "think believe sure hopefully below negative reciprocal inverse twice double triple half"
 )
 _SPELLINGS = {
     "m": "meter metre meters metres", "cm": "centimeter centimeters centimetre centimetres", "km": "kilometer "
