@@ -25,6 +25,7 @@ UNFINISHED_ANSWERS = [
     (r"Find the point \((2^3, \sqrt{16})\) on the grid.", "(8,4)", r"(2^3, \sqrt{16})"),
     (r"What is $\left(\frac12\right)^3$?", r"\frac18", r"(\frac{1}{2})^3"),
     (r"Evaluate $\sum_{k=1}^{5} k^2$.", "55", r"\sum_{k=1}^5 k^2"),
+    ("Of 150 bulbs 30% fail, and 15 more are lost. How many are left after 90 are sold?", "30", r"30\%"),
     # numbers: a sum, a product, a power, a quotient
     (ANY, "42", "40+2"),
     (ANY, "42", r"6\cdot 7"),
@@ -149,6 +150,7 @@ FINISHED_ANSWERS = [
     ("He ran 5.0 km. How far did he run?", "5", "5.0"),
     ("She paid 40% of it. What percentage did she pay?", "40", r"40\%"),
     (r"If $y = 12$, what is $y$?", "12", "y=12"),
+    ("She paid for 30 of 50 eggs at once. What share is that?", "60", r"60\%"),
     (r"Is $3^5$ or $5^3$ larger?", "3^5", "3^{5}"),
     (r"\textbf{(A)}\ 3 \qquad \textbf{(B)}\ 4. Which one?", "B", r"\textbf{(B)}\ 4"),
     # nothing is known of what was asked

@@ -11,6 +11,7 @@ from score_cli.verification.math.parse import Node
 from score_cli.verification.math.shapes import Relation, Shape, Value
 
 MAX_QUESTION_CHARS = 16_384
+_PERCENT = re.compile(r"\bpercent", re.IGNORECASE)
 _WORDS = re.compile(r"[^\W\d_]{2}")
 _SPAN = re.compile(r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # A calculation or a number in plain words: `9 + 7`, `3/20`, `15%`.
@@ -39,7 +40,15 @@ def keeps_rules(answer: str, gold: str, question: str, *, restatements: bool, un
 def restates(answer: Shape, gold: Shape, question: str) -> bool:
     """Whether an answer that is not written as the gold answer is stands in the question, whole or as a part."""
     said, meant = _core(answer), _core(gold)
-    return said != meant and said in expressions_of(question)
+    if said == meant:
+        # 20% of the question is no 20, unless percents are asked for.
+        bare = _is_percentage(answer) and not _is_percentage(gold) and not _PERCENT.search(question)
+        return bare and (said, "%") in expressions_of(question)
+    return said in expressions_of(question)
+
+
+def _is_percentage(shape: Shape) -> bool:
+    return isinstance(shape, Value) and shape.mark == "%"
 
 
 def _core(shape: Shape) -> Shape | Node:
@@ -49,13 +58,15 @@ def _core(shape: Shape) -> Shape | Node:
 
 
 @lru_cache(maxsize=2_000)
-def expressions_of(question: str) -> frozenset[Shape | Node]:
-    """All expressions of a question, and all parts of them."""
-    found: set[Shape | Node] = set()
+def expressions_of(question: str) -> frozenset[Shape | Node | tuple[Node, str]]:
+    """All expressions of a question and all parts of them; a percentage also with its sign."""
+    found: set[Shape | Node | tuple[Node, str]] = set()
     for text in texts_of(question):
         for shape in readings(text):
             found.add(_core(shape))
             found.update(_trees(shape))
+            if isinstance(shape, Value) and shape.mark == "%":
+                found.add((shape.node, "%"))
     return frozenset(found)
 
 
