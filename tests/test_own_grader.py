@@ -150,6 +150,16 @@ def test_a_grader_that_hangs_is_killed_and_the_others_are_graded(reward: Path) -
     assert time.monotonic() - begin < 20
 
 
+def test_a_grader_that_only_hangs_is_given_up(reward: Path) -> None:
+    hasty = make(reward, timeout_seconds=0.3, workers=4)
+    try:
+        assert [each.reason for each in hasty.grade([item("hang")] * 3)] == ["took more than 0.3 s"] * 3
+        with pytest.raises(JobError, match=r"reward.py:grade took more than 0.3 s for each of the first 16 responses"):
+            hasty.grade([item("hang")] * 1000)
+    finally:
+        hasty.close()
+
+
 @pytest.mark.parametrize("response", ["fork", "print", "thread"])
 def test_a_grader_that_does_more_than_grade_still_grades(own: OwnGrader, response: str) -> None:
     graded = own.grade([item(response), item("give 0.5"), item(response), item("give 1")])

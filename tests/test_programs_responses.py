@@ -96,6 +96,12 @@ def test_a_stop_token_in_a_string_of_the_program_stays(code: str) -> None:
         f"<pre>\n{GOOD}</pre>",
         f"<answer>\n{FENCED}\n</answer>",
         f"<answer>\n{GOOD}</answer>",
+        f"python\n{GOOD}```",
+        f"\nPython\n{GOOD}```\nThat is all.",
+        f"```Python\n{GOOD}```",
+        f"```python\n\n\n{GOOD}\n\n```",
+        f"Answer:\n{GOOD}",
+        f"### Solution\n{GOOD}\n### Explanation\nIt adds.",
     ],
 )
 def test_fences_of_every_kind(response: str) -> None:
@@ -208,6 +214,8 @@ def test_marks_of_the_few_shot_prompt_and_a_base_model_that_runs_on(response: st
         f"First I think.\n```python\n{WRONG}```\n</think>\n\n{FENCED}",
         f"{FENCED}\n<think>\n```python\n{WRONG}```",
         f"<thinking>\n{WRONG}</thinking>\n{FENCED}",
+        f"<|begin_of_thought|>\n{WRONG}<|end_of_thought|>\n<|begin_of_solution|>\n{FENCED}\n<|end_of_solution|>",
+        f"<|channel|>analysis<|message|>{WRONG}<|end|><|start|>assistant<|channel|>final<|message|>{FENCED}<|return|>",
     ],
 )
 def test_what_is_thought_is_not_answered(response: str) -> None:

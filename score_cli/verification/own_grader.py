@@ -26,6 +26,8 @@ DEFAULT_FUNCTION = "grade"
 _CHILD = "score_cli.verification.own_reward"
 # What may be read from the network or onto a GPU before the first grade.
 _LOADING_SECONDS = 300.0
+# A grader that has hung this often and never answered will not: hours would be waited for nothing.
+_TRIALS = 16
 
 
 class OwnSource(NamedTuple):

@@ -10,9 +10,13 @@ _THINKING = re.compile(
     rf"^[ \t]*(?:<{_THOUGHT}>.*?(?:</{_THOUGHT}>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z))", re.I | re.M | re.S
 )
 # The prompt may have opened it: then all that stands before its end was thought. Not where a string holds the tag.
-_THINKING_ENDS = re.compile(rf"(?:</{_THOUGHT}>|\[/THINK\])(?!['\"])", re.I)
+_THINKING_ENDS = re.compile(
+    rf"(?:</{_THOUGHT}>|\[/THINK\]|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>)(?!['\"])", re.I
+)
 
 _STOP_TOKEN = r"(?:<\|[\w ./-]{1,40}\|>|<｜[^｜\n]{1,40}｜>|</s>|<eos>|<EOT>|<(?:end|start)_of_turn>|\[/?INST\])"
+# A fence that the prompt opened leaves its language in front.
+_LEADING_LANGUAGE = re.compile(r"\s*(?:python3?|py)[ \t]*\n", re.I)
 _LEADING_TOKENS = re.compile(rf"\s*(?:(?:<s>|<bos>|{_STOP_TOKEN})(?:assistant|model)?\s*)+")
 _STOPS = re.compile(rf"{_STOP_TOKEN}+")
 
@@ -50,6 +54,8 @@ def answered_part(response: str) -> str:
     text = text[ends[-1] :] if ends else text
     leading = _LEADING_TOKENS.match(text)
     text = text[leading.end() :] if leading else text
+    language = _LEADING_LANGUAGE.match(text)
+    text = text[language.end() :] if language else text
     stop = next((match.start() for match in _STOPS.finditer(text) if _stops(text, match)), len(text))
     return text[:stop]
 
