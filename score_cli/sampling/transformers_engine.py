@@ -22,7 +22,7 @@ from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.row_cache import RowCache
 from score_cli.sampling.seeds import attempt_uniforms
 from score_cli.tables.checkpoints import Policy, context_length
-from score_cli.tables.device import compute_precision
+from score_cli.tables.device import compute_precision, computes_in_bfloat16
 
 
 @dataclass
@@ -119,7 +119,7 @@ class TransformersEngine:
             gap = statistics.fmean(abs(a - b) for a, b in zip(expected, together[1:], strict=True))
             if not math.isfinite(gap):
                 raise UserError(_not_finite(self.model))
-            if not gap <= (0.2 if device.type == "cuda" else 1e-3):
+            if not gap <= (0.2 if computes_in_bfloat16(self.model) else 1e-3):
                 raise UserError(
                     f"the transformers engine gives other logprobs than {type(self.model).__name__} itself ({gap:.2g} "
                     "nats): its kind of attention is not supported; use a model with full or sliding attention"

@@ -20,6 +20,10 @@ VECTOR_FUNCTIONS = (
 )
 
 
+# Devices on which models compute in bfloat16, over float32 weights; elsewhere they compute in float32.
+BFLOAT16_DEVICES = {"cuda"}
+
+
 def setup_device(config: DeviceConfig) -> str:
     """Set the number of CPU threads and return the device to run on.
 
@@ -68,8 +72,17 @@ def warm_up_mkl() -> None:
         square @ square
 
 
+def computes_in_bfloat16(model: PreTrainedModel) -> bool:
+    """Whether a model's passes are bfloat16 arithmetic, where it is now."""
+    return model.device.type in BFLOAT16_DEVICES
+
+
 @contextmanager
 def compute_precision(model: PreTrainedModel) -> Iterator[None]:
-    """bfloat16 arithmetic on a GPU, over float32 weights; float32 on CPU."""
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda"):
+    """bfloat16 arithmetic on a GPU, over float32 weights; float32 on CPU.
+
+    Each weight is cast once within the outermost block: hold one around all passes over weights that stay as they are.
+    Not around passes with gradient together with passes without, whose casts have no history to go back through.
+    """
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16(model)):
         yield

@@ -1,0 +1,70 @@
+"""The arithmetic of a GPU, on the CPU: autocast to bfloat16 through engine and trainer."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+
+from score_cli import Grader, Loop, SampleConfig, Sampler, Stage2Config, Trainer, VerifyConfig, run_updates
+from score_cli.sampling.engine import Decoding
+from score_cli.sampling.transformers_engine import TransformersEngine
+from score_cli.tables import device
+from score_cli.tables.checkpoints import Policy
+from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tasks import division
+from tests.conftest import small_policy
+from tests.test_run_phases import GRADE, invented
+from tests.test_sampling import rollouts
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "BFLOAT16_DEVICES", {"cpu"})
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_the_engines_own_check_passes_in_bfloat16(policy: Policy) -> None:
+    TransformersEngine(policy.model, batch_size=2).check()
+
+
+def test_sampled_logprobs_stay_near_those_of_float32(policy: Policy) -> None:
+    """They differ (so bfloat16 is at work), and by no more than its eight bits explain."""
+    grown = rollouts(policy)
+    TransformersEngine(policy.model, batch_size=7).generate(grown, Decoding())
+    gaps = []
+    for rollout in grown:
+        with torch.no_grad():
+            scores = policy.model(input_ids=torch.tensor([rollout.token_ids])).logits[0].log_softmax(-1)
+        gaps += [
+            abs(own - float(scores[place - 1, rollout.token_ids[place]]))
+            for place, own in enumerate(rollout.logprobs)
+            if rollout.attempt_ids[place]
+        ]
+    assert 1e-4 < mean(gaps) < 0.05
+
+
+def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's own checks compare sampler and trainer, before each update and after it."""
+
+    def grade(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
+        return [invented(verdict) for verdict in GRADE(grader, traces, problems)]
+
+    monkeypatch.setattr(Grader, "grade", grade)
+    policy = small_policy("qwen2")
+    config = Stage2Config(learning_rate=1e-3, logprob_tolerance=0.05, threads=1)
+    trainer = Trainer(config, policy, small_policy("qwen2"))
+    sampler = Sampler(SampleConfig(samples=4, problems_per_iteration=3, max_tokens=6, threads=1), policy)
+    made = Loop(
+        sampler=sampler,
+        grader=Grader(VerifyConfig()),
+        trainer=trainer,
+        problems=division.split_problems("train")[:12],
+    )
+    run_updates(made, 2)
+    assert trainer.policy.state.iteration == 2
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.policy.model.parameters())
+    differences = [row["value"] for row in trainer.metrics if row["name"] == "logprob_diff_abs"]
+    assert all(1e-6 < difference < 0.05 for difference in differences) and differences
