@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
+GPU_VENV ?= .venv-gpu
+GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: quickstart test test-vllm lint unit pipeline setup clean
+.PHONY: quickstart test test-vllm test-gpu lint unit pipeline setup clean
 
 quickstart: setup
 	$(BIN)/score run pipelines/quickstart.toml --out runs/quickstart
@@ -29,6 +31,10 @@ pipeline: setup
 test-vllm: $(VLLM_READY)
 	$(VLLM_VENV)/bin/python -m pytest -q -m vllm
 
+# A minute on a GPU: sample, update, refresh, check, with both engines. Every other test runs on the CPU.
+test-gpu: $(GPU_READY)
+	SCORE_TEST_GPU=1 $(GPU_VENV)/bin/python -m pytest -q -m gpu tests/gpu
+
 setup: $(READY)
 
 # torch first and by itself: asked for together with the rest, a resolver may choose another build of it.
@@ -48,5 +54,11 @@ $(VLLM_READY): pyproject.toml tests/vllm/requirements.py
 	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable '.[test]'
 	touch $(VLLM_READY)
 
+$(GPU_READY): pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(GPU_VENV)/bin/python -m pip install --quiet --editable '.[test,vllm]'
+	touch $(GPU_READY)
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) $(GPU_VENV) runs

@@ -1,9 +1,17 @@
-"""Small models and tables shared by the tests. Torch runs on one thread: the machine may be small."""
+"""Small models and tables shared by the tests. Torch runs on one thread: the machine may be small.
+
+Tests run on the CPU, wherever they run: a GPU is hidden from them and from the processes that they start, unless
+SCORE_TEST_GPU is set, as `make test-gpu` does for tests/gpu.
+"""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+# Before the first import that asks the driver, which reads it once.
+if not os.environ.get("SCORE_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
