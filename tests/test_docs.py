@@ -46,7 +46,7 @@ NOT_RUN = {
         "needs two GPUs; the shards themselves run in the block above it"
     ),
     "make setup": "installs from the network",
-    "make test-vllm": "needs vLLM, and the network",
+    "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }
 
 KINDS = {"sh", "python", "text", "json", "toml", "csv", "bibtex", ""}
