@@ -17,7 +17,7 @@ from score_cli.tasks.datasets_reasoning_gym import make, make_problems, package,
 from score_cli.verification import reasoning_gym
 from score_cli.verification.grader import make_graders
 from score_cli.verification.reasoning_gym import find_answer, grade, is_arithmetic
-from score_cli.verification.task_grader import Item
+from score_cli.verification.task_grader import Graded, Item
 
 # Of every kind the package has: what is compared as text, as numbers, by rules, by tuples, by SymPy, by eval.
 TRIED = (
@@ -167,7 +167,7 @@ def test_verify_grades_by_the_entry_in_processes_of_its_own() -> None:
     assert [each.verdict for each in graded[:4]] == ["correct", "incorrect", "incorrect", "no_answer"]
     assert [each.reward for each in graded[:4]] == [1.0, 0.1, 0.01, None]
     assert graded[4].verdict in ("timeout", "out_of_memory", "crashed") and graded[4].reason is None
-    assert graded[5] == (sum24.problem.answer, "correct", 1.0, None)
+    assert graded[5] == Graded(sum24.problem.answer, "correct", 1.0)
 
 
 HOSTILE = "__import__('pathlib').Path({path!r}).touch()"

@@ -122,19 +122,32 @@ class OwnGrader:
             self._pool.close()
             raise UserError(f"the grader {source.label} cannot be loaded: {_reason(str(error))}") from error
         self._sha256 = str(loaded.value)
+        self._has_answered = False
 
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """One result per item, in the order of the items.
 
         Raises:
-            JobError: no process can be started any more.
+            JobError: no process can be started any more, or the function hangs at whatever it is given.
         """
         calls = [
             Call(f"{_CHILD}:grade_one", (self._source.name, self._source.source, item.problem.row(), item.response))
             for item in items
         ]
+        trials = 0 if self._has_answered else _TRIALS
+        outcomes = self._outcomes(calls[:trials])
+        if len(outcomes) == _TRIALS and all(outcome.ending == TIMED_OUT for outcome in outcomes):
+            raise JobError(
+                f"the grader {self._source.label} took more than {self._timeout_seconds:g} s for each of the first "
+                f"{_TRIALS} responses: mend it, or raise --grader-timeout-seconds"
+            )
+        outcomes += self._outcomes(calls[trials:])
+        self._has_answered |= any(outcome.ending != TIMED_OUT for outcome in outcomes)
+        return [self.graded(outcome) for outcome in outcomes]
+
+    def _outcomes(self, calls: Sequence[Call]) -> list[Outcome]:
         try:
-            return [self.graded(outcome) for outcome in self._pool.map(calls)]
+            return self._pool.map(calls)
         except ForkServerError as error:
             raise JobError(f"the grader {self._source.label} cannot be started again ({error})") from error
 
