@@ -84,9 +84,8 @@ class Run:
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             check_eval_config(self.configs.eval, test)
             with Grader(self.configs.verify) as grader:
-                if self.configs.verify.grader is not None:
-                    # One that cannot be loaded is refused before anything is trained.
-                    grader.start({problem.task for problem in [*train, *test]})
+                # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
+                grader.start({problem.task for problem in [*train, *test]})
                 sampler = Sampler(self.configs.sample, self._base(train, test))
                 phases = RunPhases(
                     self.configs, self.folder, sampler, grader, train, base_path=self._base_path, progress=self.progress
