@@ -42,17 +42,15 @@ stage2_iterations = 3
 save_every = 2
 """
 
-# The quickstart, shortened: a base trained for fewer steps, and sixty iterations of Stage I alone.
+# The quickstart, shortened: thirty iterations of Stage I alone.
 SHORT = """
-[base]
-steps = 3000
 [sample]
 samples = 8
 problems_per_iteration = 32
 max_tokens = 14
 batch_size = 256
 [train-stage1]
-learning_rate = 2e-4
+learning_rate = 5e-4
 beta2 = 0.25
 kl = "full"
 micro_batch_tokens = 16384
@@ -61,7 +59,7 @@ samples = 8
 max_tokens = 14
 batch_size = 256
 [run]
-stage1_iterations = 60
+stage1_iterations = 30
 """
 
 
