@@ -297,7 +297,8 @@ class UpdateConfig(OptimizerConfig):
     )
     kl: KlForm = option(
         "sampled",
-        "sampled: log-ratio of the sampled tokens, in the reward (unbiased). full: exact divergence over the "
+        "sampled: log-ratio of the sampled tokens, in the reward (unbiased), each token charged with its own and those "
+        "of the attempt's later tokens. full: exact divergence over the "
         "vocabulary at every token, in the loss (less noise; ignores how a token changes later divergence).",
     )
     importance_sampling_cap: float = option(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from score_cli.training import losses
+from score_cli.training import credit, losses
 
 
 def test_loss_sums_tokens_and_weighs_each_attempt_with_its_advantage() -> None:
@@ -20,6 +20,40 @@ def test_a_longer_attempt_is_not_averaged_down() -> None:
     short = losses.sum_by_attempt(torch.ones(1, 2), losses.attempt_masks(torch.tensor([[1, 0]]), 1))
     long = losses.sum_by_attempt(torch.ones(1, 4), losses.attempt_masks(torch.tensor([[1, 1, 1, 0]]), 1))
     assert (short.item(), long.item()) == (1.0, 3.0)
+
+
+def test_a_token_is_charged_with_kl_from_itself_on() -> None:
+    """Two attempts of 3 and 1 tokens behind each other, context between and after: by hand."""
+    masks = losses.attempt_masks(torch.tensor([[1, 1, 1, 0, 2, 0]]), 2)
+    ratios = torch.tensor([[1.0, 2.0, 4.0, 99.0, 8.0, 99.0]])
+    by_token = losses.by_token_number(ratios, masks, 3)
+    assert by_token.tolist() == [[[1.0, 2.0, 4.0], [8.0, 0.0, 0.0]]]
+    # Attempt returns 5 - 0.5 x 7 and 3 - 0.25 x 8.
+    returns = credit.token_returns(torch.tensor([[1.5, 1.0]]), by_token, torch.tensor([0.5, 0.25]))
+    assert returns.tolist() == [[[5 - 0.5 * 7, 5 - 0.5 * 6, 5 - 0.5 * 4], [3 - 0.25 * 8, 3.0, 3.0]]]
+    assert losses.at_positions(returns, masks).tolist() == [[[1.5, 2.0, 3.0, 0, 0, 0], [0, 0, 0, 0, 1.0, 0]]]
+
+
+def test_kl_to_go_has_about_half_the_variance_of_whole_attempts_kl() -> None:
+    """400 batches of 4 samples of 40 independent tokens each, no reward: the squared spread of the gradient."""
+    torch.manual_seed(0)
+    own, other = torch.randn(8).double().log_softmax(-1), torch.randn(8).double().log_softmax(-1)
+    batches, samples, tokens = 400, 4, 40
+    drawn = torch.multinomial(own.exp(), batches * samples * tokens, replacement=True).view(-1, 1, tokens)
+    ratios, groups = (own - other)[drawn], torch.arange(batches).repeat_interleave(samples)
+    whole = -ratios.sum(-1)
+    rewards = torch.zeros_like(whole)
+    scores = torch.eye(8).double()[drawn[:, 0]] - own.exp()
+
+    def spread(advantages: torch.Tensor) -> torch.Tensor:
+        gradients = (advantages[..., None] * scores).sum(1).view(batches, samples, 8).mean(1)
+        return gradients.var(0).sum()
+
+    together = credit.advantages(whole, groups, rewards, "leave-one-out")
+    to_go = credit.token_returns(whole, ratios, torch.ones(1).double())
+    apart = credit.advantages(to_go, groups, rewards, "leave-one-out")[:, 0]
+    ratio = (spread(apart) / spread(together)).item()
+    assert 0.35 < ratio < 0.65, ratio
 
 
 def test_advantages_carry_no_gradient() -> None:

@@ -8,8 +8,9 @@
 | I, II  | 1        | both          | sampled | the gradient of Eq. 3 / Eq. 4 itself, nothing held constant |
 | I, II  | any      | both          | full    | the same reward part; KL at visited prefixes only (biased)  |
 
-One attempt gives Eq. 2 in either stage; three give the same table with the bonus against the attempt before. A penalty
-on staying wrong is exact in the same sense.
+Sampled KL is charged to go: a token's advantage is spared the log-ratios of the attempt's tokens before it, which adds
+nothing to the expected gradient. One attempt gives Eq. 2 in either stage; three give the same table with the bonus
+against the attempt before. A penalty on staying wrong is exact in the same sense.
 
 Run `python -m tests.test_objectives` for the table with the measured gaps.
 """

@@ -132,6 +132,21 @@ def test_equal_rewards_and_no_kl_leave_the_policy_as_it_is(batch: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kl", ["sampled", "full"])
+def test_equal_rewards_count_as_no_advantage_whatever_their_kl(batch: Path, kl: str) -> None:
+    """A reference of other weights gives every trace a KL of its own, which must not pass for a signal."""
+    rewrite(batch / "rewards.parquet", lambda row: row.update(rewards=[0.0, 0.0], verdicts=["incorrect"] * 2))
+    policy = load_policy(batch / "ckpt")
+    other = load_policy(write_checkpoint(batch / "other", seed=1))
+    config = Stage2Config(beta1=1.0, kl=kl, threads=1)  # type: ignore[arg-type]
+    rewards = torch.zeros(len(read_traces(batch / "traces.parquet")), 2)
+    taken, _ = take_gradient(policy.model, other.model, read_traces(batch / "traces.parquet"), rewards, config)
+    assert not taken.reward_advantages.any()
+    assert bool(taken.advantages.any()) == (kl == "sampled")
+    metrics = pl.read_parquet(step(batch, "next", config) / "trainer" / "metrics.parquet")
+    assert metrics.filter(pl.col("name") == "frac_zero_advantage")["value"].to_list() == [1.0, 1.0]
+
+
 def test_unscored_attempts_take_no_part(rewarded: Path) -> None:
     """A trace whose attempts are all unscored gives the gradient of the batch without it."""
     config = replace(STAGE2, baseline="leave-one-out")

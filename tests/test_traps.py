@@ -30,8 +30,10 @@ def caught(guard: Callable[[], object]) -> None:
 
 
 def test_no_logprob_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = losses.policy_gradient_loss
+
     def without(logprobs: Tensor, advantages: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
-        return -(advantages * losses.sum_by_attempt(logprobs.exp().detach() + 0 * logprobs, masks)).sum(0)
+        return real(logprobs.exp().detach() + 0 * logprobs, advantages, masks, weights)
 
     monkeypatch.setattr(losses, "policy_gradient_loss", without)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
@@ -53,6 +55,19 @@ def test_first_attempts_kl_as_a_constant_on_the_second_attempts_logprobs(monkeyp
             ("stage1", 0.0, "leave-one-out", "sampled")
         )
     )
+
+
+def test_tokens_charged_with_the_kl_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def backwards(returns: Tensor, log_ratios: Tensor, coefficients: Tensor) -> Tensor:
+        called.append(returns)
+        whole, before = log_ratios.sum(-1, keepdim=True), log_ratios.cumsum(-1)
+        return returns[..., None] + coefficients[:, None] * (whole - before)
+
+    monkeypatch.setattr(credit, "token_returns", backwards)
+    caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
+    assert called
 
 
 def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +145,9 @@ def test_uneven_prompts_score_as_they_do_alone() -> None:
 def test_baseline_that_includes_the_sample_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def inclusive(values: Tensor, groups: Tensor) -> Tensor:
         size = int(groups.max()) + 1
-        sums = values.new_zeros(size).index_add(0, groups, values)
-        return (sums / values.new_zeros(size).index_add(0, groups, torch.ones_like(values)))[groups]
+        zeros = values.new_zeros(size, *values.shape[1:])
+        sums = zeros.index_add(0, groups, values)
+        return (sums / zeros.index_add(0, groups, torch.ones_like(values)))[groups]
 
     monkeypatch.setattr(credit, "group_baseline", inclusive)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))

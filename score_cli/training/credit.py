@@ -1,8 +1,8 @@
 """Turn rewards into advantages: shaped rewards, returns, baselines. Nothing here reads files.
 
-Shapes: M traces, A attempts. Rewards are 0 or 1, NaN where unscored; `groups` [M] numbers the
-problem each trace belongs to. NaN travels: what depends on an unscored attempt is NaN until it
-becomes an advantage of 0.
+Shapes: M traces, A attempts, T tokens of the longest attempt. Rewards are 0 or 1, NaN where
+unscored; `groups` [M] numbers the problem each trace belongs to. NaN travels: what depends on an
+unscored attempt is NaN until it becomes an advantage of 0.
 """
 
 import torch
@@ -71,21 +71,39 @@ def returns(shaped: Tensor, discount: float) -> Tensor:
     return result
 
 
+def token_returns(returns: Tensor, log_ratios: Tensor, coefficients: Tensor) -> Tensor:
+    """Returns of an attempt's tokens, each charged with the KL of itself and what comes after it alone.
+
+    A token cannot change the log-ratios before it: given the tokens before, the expectation of its score times them is
+    0. They are noise in its return, and taking them out leaves the expected gradient as it is.
+
+    Args:
+        returns: [M, A], each charged with the log-ratios of all of its attempt.
+        log_ratios: [M, A, T] of the attempts' tokens from their first on, 0 after their last.
+        coefficients: [A] of KL.
+    Returns:
+        [M, A, T]. After an attempt's last token it has its return without its own KL.
+    """
+    before = log_ratios.cumsum(-1) - log_ratios
+    return returns[..., None] + coefficients[:, None] * before
+
+
 def group_baseline(values: Tensor, groups: Tensor) -> Tensor:
     """Mean over the other scored members of each trace's group.
 
     Args:
-        values: [M], NaN where unscored.
+        values: [M] or [M, T], NaN where unscored.
         groups: [M] group numbers.
     Returns:
-        [M]; NaN where no other member is scored.
+        As `values`; NaN where no other member is scored.
     Source: RLOO, Ahmadian et al. 2024.
     """
     scored = ~values.isnan()
     known = values.nan_to_num(0.0)
     size = int(groups.max()) + 1
-    sums = known.new_zeros(size).index_add(0, groups, known)[groups]
-    counts = known.new_zeros(size).index_add(0, groups, scored.to(known.dtype))[groups]
+    zeros = known.new_zeros(size, *known.shape[1:])
+    sums = zeros.index_add(0, groups, known)[groups]
+    counts = zeros.index_add(0, groups, scored.to(known.dtype))[groups]
     others = counts - scored.to(known.dtype)
     return torch.where(others > 0, (sums - known) / others, torch.nan)
 
@@ -100,9 +118,9 @@ def conditional_baseline(values: Tensor, groups: Tensor, previous: Tensor) -> Te
     `-alpha r1` away.
 
     Args:
-        values: [M], NaN where unscored; groups: [M]; previous: [M] reward of the attempt before.
+        values: [M] or [M, T], NaN where unscored; groups: [M]; previous: [M] reward of the attempt before.
     Returns:
-        [M]; NaN where no other member of the group, and nobody of the same kind, is scored.
+        As `values`; NaN where no other member of the group, and nobody of the same kind, is scored.
     """
     # 0, 1 and unscored are three kinds; equal kinds of one group share a number.
     kind = torch.where(previous.isnan(), 2, previous.nan_to_num(0.0).round().long())
@@ -116,13 +134,13 @@ def advantages(values: Tensor, groups: Tensor, rewards: Tensor, baseline: str) -
     """Returns minus their baseline, attempt by attempt.
 
     Args:
-        values: [M, A] returns, NaN where unscored.
+        values: [M, A] returns, or [M, A, T] one for each token; NaN where unscored.
         groups: [M] problem numbers.
         rewards: [M, A], which `conditional` looks at.
         baseline: `leave-one-out` or `conditional`; the first attempt has nothing to condition on
             and always takes the leave-one-out mean.
     Returns:
-        [M, A]; 0 where unscored or where nobody is left to compare with.
+        As `values`; 0 where unscored or where nobody is left to compare with.
     """
     columns = []
     for attempt in range(values.shape[1]):

@@ -19,12 +19,27 @@ def sum_by_attempt(values: Tensor, masks: Tensor) -> Tensor:
     return (values[:, None, :] * masks).sum(-1)
 
 
+def by_token_number(values: Tensor, masks: Tensor, tokens: int) -> Tensor:
+    """[B, T] values at positions to [B, A, tokens], by the place of a token within its attempt; 0 past its end."""
+    found = values.new_zeros(*masks.shape[:2], tokens)
+    return found.scatter_add(-1, _token_numbers(masks), values[:, None, :] * masks)
+
+
+def at_positions(values: Tensor, masks: Tensor) -> Tensor:
+    """[B, A, tokens] values by the place of a token within its attempt to [B, A, T] at positions; 0 elsewhere."""
+    return values.gather(-1, _token_numbers(masks)) * masks
+
+
+def _token_numbers(masks: Tensor) -> Tensor:
+    return (masks.cumsum(-1).long() - 1).clamp(min=0)
+
+
 def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
     """Minus the advantage-weighted logprob, summed over tokens and traces, attempt by attempt.
 
     Args:
         logprobs: [B, T] of the policy being trained, with gradient.
-        advantages: [B, A], constants.
+        advantages: [B, A] or, where an attempt's tokens differ in theirs, [B, A, T]; constants.
         masks: [B, A, T].
         weights: [B, T] importance weights, constants; 1 where left out.
     Returns:
@@ -32,6 +47,8 @@ def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, masks: Tensor, we
     """
     if weights is not None:
         logprobs = weights.detach() * logprobs
+    if advantages.dim() == masks.dim():
+        return -sum_by_attempt(logprobs, masks * advantages.detach()).sum(0)
     return -(advantages.detach() * sum_by_attempt(logprobs, masks)).sum(0)
 
 

@@ -30,9 +30,11 @@ class TrainBatch:
         trainable: [M, A] 1 where an attempt is scored and was sampled from this policy: what the loss is made of.
         shaped_rewards: [M, A] the stage's rewards, before KL.
         advantages: [M, A] returns minus baseline, 0 where not trainable.
+        reward_advantages: [M, A] the same of the shaped rewards alone, without KL.
         kl_coefficients: [A] of this stage.
         micro_batches: the traces as padded tensors; every trace is in one of them.
         reference_logprobs: [B, P] a micro-batch, where KL is sampled; none where it is taken over the vocabulary.
+        token_advantages: [B, A, P] a micro-batch, where KL is sampled: a token is not charged with KL before it.
         temperature: that the traces were sampled at.
         other_engine: the sampler computes a little otherwise than the trainer, which importance weights correct.
         verdicts: what the rewards come from, for logging.
@@ -44,9 +46,11 @@ class TrainBatch:
     trainable: Tensor
     shaped_rewards: Tensor
     advantages: Tensor
+    reward_advantages: Tensor
     kl_coefficients: Tensor
     micro_batches: list[MicroBatch]
     reference_logprobs: list[Tensor]
+    token_advantages: list[Tensor]
     temperature: float
     other_engine: bool
     verdicts: Sequence[Verdict] = ()
@@ -113,33 +117,41 @@ def prepare(
     batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
     coefficients = kl_coefficients(config, rewards.shape[1])
     shaped = shaped_rewards(config, rewards)
+    groups = group_numbers(traces)
+
+    def advantages_of(values: Tensor) -> Tensor:
+        return credit.advantages(values, groups, rewards, config.baseline)
+
+    def returns_of(values: Tensor) -> Tensor:
+        # What this policy did not sample, or nobody scored, is nobody's sibling either.
+        return credit.returns(values, config.discount).masked_fill(trainable == 0, torch.nan)
+
     reference_logprobs: list[Tensor] = []
-    rewards_minus_kl = shaped
+    token_advantages: list[Tensor] = []
+    returns = returns_of(shaped)
+    reward_advantages = advantages = advantages_of(returns)
     if config.kl == "sampled":
         # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
         reference_logprobs = [_token_logprobs(reference, batch, temperature) for batch in batches]
-        log_ratios = torch.zeros_like(shaped)
-        for batch, known in zip(batches, reference_logprobs, strict=True):
-            # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
-            own = batch.sampler_logprobs[:, batch.positions]
-            if other_engine:
-                own = _token_logprobs(model, batch, temperature)
+        log_ratios = _log_ratios(model, batches, reference_logprobs, shaped, temperature, other_engine=other_engine)
+        returns = returns_of(shaped - coefficients * log_ratios.sum(-1))
+        by_token = advantages_of(credit.token_returns(returns, log_ratios, coefficients))
+        for batch in batches:
             masks = losses.attempt_masks(batch.sampled_attempt_ids, shaped.shape[1])
-            log_ratios[batch.rows] = losses.sum_by_attempt(own - known, masks).to(log_ratios)
-        rewards_minus_kl = shaped - coefficients * log_ratios
-    # What this policy did not sample, or nobody scored, is nobody's sibling either.
-    returns = credit.returns(rewards_minus_kl, config.discount).masked_fill(trainable == 0, torch.nan)
-    groups = group_numbers(traces)
+            token_advantages.append(losses.at_positions(by_token[batch.rows].to(masks.device), masks))
+        advantages = by_token[..., 0]
     return TrainBatch(
         traces=traces,
         rewards=rewards,
         groups=groups,
         trainable=trainable,
         shaped_rewards=shaped,
-        advantages=credit.advantages(returns, groups, rewards, config.baseline),
+        advantages=advantages,
+        reward_advantages=reward_advantages,
         kl_coefficients=coefficients,
         micro_batches=batches,
         reference_logprobs=reference_logprobs,
+        token_advantages=token_advantages,
         temperature=temperature,
         other_engine=other_engine,
     )
@@ -202,6 +214,29 @@ def _trainable(traces: Sequence[Trace], rewards: Tensor) -> Tensor:
     return (sampled & ~rewards.isnan()).float()
 
 
+def _log_ratios(
+    model: PreTrainedModel,
+    batches: Sequence[MicroBatch],
+    reference_logprobs: Sequence[Tensor],
+    shaped: Tensor,
+    temperature: float,
+    *,
+    other_engine: bool,
+) -> Tensor:
+    """[M, A, T] policy minus reference logprob of each attempt's tokens, 0 after its last."""
+    attempts = shaped.shape[1]
+    masks = [losses.attempt_masks(batch.sampled_attempt_ids, attempts) for batch in batches]
+    longest = max(int(mask.sum(-1).max()) for mask in masks)
+    found = shaped.new_zeros(*shaped.shape, longest)
+    for batch, known, mask in zip(batches, reference_logprobs, masks, strict=True):
+        # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
+        own = batch.sampler_logprobs[:, batch.positions]
+        if other_engine:
+            own = _token_logprobs(model, batch, temperature)
+        found[batch.rows] = losses.by_token_number(own - known, mask, longest).to(found)
+    return found
+
+
 def _token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
     """[B, P] logprobs of the batch's tokens, without gradient."""
     with torch.no_grad():
@@ -225,7 +260,7 @@ def _micro_loss(
     weights = None
     if batch.other_engine:
         weights = losses.importance_weights(own.logprobs, sampler, config.importance_sampling_cap)
-    advantages = batch.advantages[micro.rows].to(device)
+    advantages = batch.token_advantages[number] if batch.token_advantages else batch.advantages[micro.rows].to(device)
     loss = losses.policy_gradient_loss(own.logprobs, advantages, masks, weights)
     if config.kl == "full":
         with torch.no_grad():

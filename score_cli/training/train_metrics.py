@@ -2,7 +2,7 @@
 
 Per attempt (`attempt` 1..A): `reward` (shaped, before KL), `accuracy`, `kl` (sampled log-ratio, nats an
 attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated`,
-`advantage_sd`, `frac_zero_advantage` (share of problems whose advantages are all 0), `logprob_diff` and
+`advantage_sd`, `frac_zero_advantage` (share of problems whose rewards, shaped, give no advantage), `logprob_diff` and
 `logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
 attempts (`attempt` null): `grad_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`,
 `edit_ratio@t2`, `changed@t2` and so on as in the metrics table.
@@ -57,7 +57,9 @@ def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
         advantage = batch.advantages[:, column]
         if taking_part.any():  # torch warns of the spread of nothing
             yield "advantage_sd", attempt, advantage[taking_part].std(correction=0).item()
-        silent = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, advantage.abs()) == 0
+        # Of the rewards alone: sampled KL differs from trace to trace and would hide that they are all equal.
+        signal = batch.reward_advantages[:, column].abs()
+        silent = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, signal) == 0
         yield "frac_zero_advantage", attempt, silent.float().mean().item()
         truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in batch.traces]
         yield "truncated", attempt, sum(truncated) / len(truncated)
