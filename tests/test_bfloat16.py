@@ -46,6 +46,36 @@ def test_sampled_logprobs_stay_near_those_of_float32(policy: Policy) -> None:
     assert 1e-4 < mean(gaps) < 0.05
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+def test_logits_are_the_float32_product_of_bfloat16_operands(architecture: str) -> None:
+    """Values against float64, gradients of head and embeddings against float32 within bfloat16's eight bits."""
+    model = small_policy(architecture).model  # type: ignore[arg-type]
+    head, tokens, seen = model.get_output_embeddings(), torch.tensor([[1, 5, 9, 7]]), []
+    with torch.no_grad():
+        head.weight.mul_(20)
+    pulls = torch.randn(1, 4, head.out_features, generator=torch.Generator().manual_seed(0))
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        (logits.log_softmax(-1) * pulls).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    exact = gradients(model(input_ids=tokens).logits)
+    hook = head.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    with device.compute_precision(model):
+        logits = model(input_ids=tokens).logits
+        with device.compute_precision(model), torch.no_grad():
+            again = model(input_ids=tokens).logits
+    hook.remove()
+    expected = seen[0].bfloat16().double() @ head.weight.detach().bfloat16().double().t()
+    assert logits.dtype == torch.float32
+    assert (logits - expected).abs().max() < 1e-5 < (logits - logits.bfloat16()).abs().max()
+    assert torch.equal(logits, again)
+    assert "forward" not in vars(head)
+    for own, other in zip(gradients(logits), exact, strict=True):
+        assert (own - other).norm() <= 0.05 * other.norm() + 1e-6
+
+
 def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's own checks compare sampler and trainer, before each update and after it."""
 

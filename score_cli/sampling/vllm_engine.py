@@ -207,6 +207,8 @@ class VllmEngine:
             # Stop tokens come with each request; vLLM would add those of the model's folder.
             "generation_config": "vllm",
             "dtype": str(self._dtype).removeprefix("torch."),
+            # As the trainer: bfloat16 logits round logprobs by more than an update changes them.
+            "hf_overrides": {"head_dtype": "float32"},
             "max_model_len": self._context,
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,

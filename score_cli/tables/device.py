@@ -3,10 +3,12 @@
 import functools
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from score_cli.config import DeviceConfig
@@ -79,10 +81,60 @@ def computes_in_bfloat16(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def compute_precision(model: PreTrainedModel) -> Iterator[None]:
-    """bfloat16 arithmetic on a GPU, over float32 weights; float32 on CPU.
+    """bfloat16 arithmetic on a GPU, over float32 weights, with logits in float32; float32 on CPU.
 
     Each weight is cast once within the outermost block: hold one around all passes over weights that stay as they are.
     Not around passes with gradient together with passes without, whose casts have no history to go back through.
     """
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16(model)):
+    enabled = computes_in_bfloat16(model)
+    head = _float32_logits(model) if enabled else nullcontext()
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled), head:
         yield
+
+
+@contextmanager
+def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Let the head add up its products in float32 and leave them there; it multiplies bfloat16 as other layers do.
+
+    A logit of 20 is rounded to 1/16 in bfloat16, which is more than an update changes a logprob. A head that is no
+    plain linear layer computes as it did.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # the latter within an outer block
+        yield
+        return
+    casts: list[Tensor] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            weight = head.weight.bfloat16()
+        else:
+            casts[:] = casts or [head.weight.bfloat16()]
+            weight = casts[0]
+        logits: Tensor = _Float32Product.apply(hidden.bfloat16(), weight)  # type: ignore[no-untyped-call]
+        return logits if head.bias is None else logits + head.bias.float()
+
+    head.forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+class _Float32Product(torch.autograd.Function):
+    """bfloat16 [..., d] times bfloat16 [V, d] transposed, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.device.type == "cuda":
+            found = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+            return found.view(*hidden.shape[:-1], len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.nn.functional.linear(hidden.float(), weight.float())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        gradient = gradient.to(hidden.dtype)
+        return gradient @ weight, gradient.flatten(0, -2).t() @ hidden.flatten(0, -2)
