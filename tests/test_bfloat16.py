@@ -12,6 +12,8 @@ from score_cli.tables import device
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
+from score_cli.training import step
+from score_cli.training.step import TrainBatch
 from tests.conftest import small_policy
 from tests.test_run_phases import GRADE, invented
 from tests.test_sampling import rollouts
@@ -87,6 +89,9 @@ def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPa
     config = Stage2Config(learning_rate=1e-3, logprob_tolerance=0.05, threads=1)
     trainer = Trainer(config, policy, small_policy("qwen2"))
     sampler = Sampler(SampleConfig(samples=4, problems_per_iteration=3, max_tokens=6, threads=1), policy)
+    batches: list[TrainBatch] = []
+    real = step.forward_backward
+    monkeypatch.setattr(step, "forward_backward", lambda *given: (batches.append(given[2]), real(*given))[1])
     made = Loop(
         sampler=sampler,
         grader=Grader(VerifyConfig()),
@@ -94,6 +99,7 @@ def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPa
         problems=division.split_problems("train")[:12],
     )
     run_updates(made, 2)
+    assert len(batches) == 2 and all(batch.other_engine for batch in batches)
     assert trainer.policy.state.iteration == 2
     assert all(parameter.dtype == torch.float32 for parameter in trainer.policy.model.parameters())
     differences = [row["value"] for row in trainer.metrics if row["name"] == "logprob_diff_abs"]

@@ -215,11 +215,20 @@ def test_every_metric_of_the_design_is_logged(rewarded: Path) -> None:
     metrics = pl.read_parquet(step(rewarded, "next", config) / "trainer" / "metrics.parquet")
     per_attempt = "reward accuracy kl k3 full_kl entropy length truncated advantage_sd frac_zero_advantage grad_norm"
     per_attempt += " logprob_diff logprob_diff_abs"
-    overall = "grad_norm delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
+    overall = "grad_norm grad_clipped delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
     found = set(metrics.select("name", "attempt").rows())
     for name in per_attempt.split():
         assert {(name, 1), (name, 2)} <= found, name
     assert {(name, None) for name in overall.split()} <= found
+
+
+def test_an_update_says_whether_its_gradient_was_scaled_down(rewarded: Path) -> None:
+    found = {}
+    for limit in (1e-6, 1e6):
+        out = step(rewarded, f"next{limit}", replace(STAGE2, max_grad_norm=limit))
+        metrics = pl.read_parquet(out / "trainer" / "metrics.parquet")
+        found[limit] = metrics.filter(pl.col("name") == "grad_clipped")["value"].to_list()
+    assert found == {1e-6: [1.0], 1e6: [0.0]}
 
 
 def test_sampler_and_trainer_agree_on_their_own_traces(rewarded: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, Stage2Config
+from score_cli.tables.device import computes_in_bfloat16
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch, micro_batches
@@ -36,7 +37,8 @@ class TrainBatch:
         reference_logprobs: [B, P] a micro-batch, where KL is sampled; none where it is taken over the vocabulary.
         token_advantages: [B, A, P] a micro-batch, where KL is sampled: a token is not charged with KL before it.
         temperature: that the traces were sampled at.
-        other_engine: the sampler computes a little otherwise than the trainer, which importance weights correct.
+        other_engine: the sampler computes a little otherwise than the trainer, as another engine does and our own does
+            in bfloat16; importance weights correct it.
         verdicts: what the rewards come from, for logging.
     """
 
@@ -113,6 +115,8 @@ def prepare(
     Args:
         rewards: [M, A], NaN where unscored.
     """
+    # In bfloat16 a token decoded by itself and one of a whole conversation are rounded otherwise.
+    other_engine = other_engine or computes_in_bfloat16(model)
     trainable = _trainable(traces, rewards)
     batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
     coefficients = kl_coefficients(config, rewards.shape[1])

@@ -4,8 +4,9 @@ Per attempt (`attempt` 1..A): `reward` (shaped, before KL), `accuracy`, `kl` (sa
 attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated`,
 `advantage_sd`, `frac_zero_advantage` (share of problems whose rewards, shaped, give no advantage), `logprob_diff` and
 `logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
-attempts (`attempt` null): `grad_norm`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`,
-`edit_ratio@t2`, `changed@t2` and so on as in the metrics table.
+attempts (`attempt` null): `grad_norm`, `grad_clipped` (1 where the gradient was scaled down, so that its mean
+is a share of updates), `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
+`changed@t2` and so on as in the metrics table.
 
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
 `examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
@@ -27,13 +28,14 @@ Row = tuple[str, int | None, float]
 
 
 def train_metric_rows(
-    stage: str, iteration: int, *, batch: TrainBatch, stats: StepStats, grad_norm: float
+    stage: str, iteration: int, *, batch: TrainBatch, stats: StepStats, grad_norm: float, grad_clipped: bool
 ) -> list[dict[str, Any]]:
     """Rows of the train metrics for one update; what could not be measured has no row."""
     found = [
         *_per_attempt(batch, stats),
         *answer_rows(batch.traces, batch.verdicts),
         ("grad_norm", None, grad_norm),
+        ("grad_clipped", None, float(grad_clipped)),
     ]
     return [
         {"stage": stage, "iteration": iteration, "name": name, "attempt": attempt, "value": value}

@@ -149,7 +149,14 @@ class Trainer:
             raise JobError("the gradient is not finite: lower --learning-rate and go back a checkpoint")
         self._optimizer.step()
         model.zero_grad()
-        self.metrics = train_metric_rows(self.stage, state.iteration, batch=batch, stats=stats, grad_norm=norm)
+        self.metrics = train_metric_rows(
+            self.stage,
+            state.iteration,
+            batch=batch,
+            stats=stats,
+            grad_norm=norm,
+            grad_clipped=norm > self.config.max_grad_norm,
+        )
         self.policy = replace(
             self.policy,
             state=TrainerState(
