@@ -167,7 +167,7 @@ def test_an_ablation_differs_from_the_quickstart_by_the_lines_that_name_it(path:
         if kind is not None:
             assert getattr(recipe.settings(table, kind), key) == value
     settings = recipe.settings("run", RunConfig)
-    assert settings.stage1_iterations == differences.get("run.stage1_iterations", 100)
+    assert settings.stage1_iterations == differences.get("run.stage1_iterations", 40)
     assert settings.sft_rounds == differences.get("run.sft_rounds", 0)
 
 
