@@ -35,6 +35,7 @@ def setup_device(config: DeviceConfig) -> str:
     if config.threads < 1:
         raise UserError(f"threads is {config.threads}, expected at least 1")
     warm_up_mkl()
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but torch finds no GPU here: use --device cpu, or install torch with CUDA")
@@ -72,6 +73,17 @@ def warm_up_mkl() -> None:
             function(values)
         square = values.reshape(64, 64)
         square @ square
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let tensors of up to 31 MiB be made of memory that this process has had before, on the CPU.
+
+    The C library asks the kernel for each block above a limit, which then clears every page, and raises the limit to
+    the largest block it has seen freed. Decoding's tensors grow with the traces, so each was a little above it: a
+    quarter of the time went into clearing pages.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def computes_in_bfloat16(model: PreTrainedModel) -> bool:
