@@ -1,9 +1,11 @@
 """The arithmetic of a GPU, on the CPU: autocast to bfloat16 through engine and trainer."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_cli import Grader, Loop, SampleConfig, Sampler, Stage2Config, Trainer, VerifyConfig, run_updates
 from score_cli.sampling.engine import Decoding
@@ -76,6 +78,34 @@ def test_logits_are_the_float32_product_of_bfloat16_operands(architecture: str) 
     assert "forward" not in vars(head)
     for own, other in zip(gradients(logits), exact, strict=True):
         assert (own - other).norm() <= 0.05 * other.norm() + 1e-6
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of each shape is cast to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16:
+            self.shapes[tuple(args[0].shape)] += 1
+        return function(*args, **kwargs)
+
+
+def test_a_weight_is_cast_once_for_all_passes_of_a_batch_and_anew_for_the_next() -> None:
+    policy = small_policy("qwen2")
+    engine = TransformersEngine(policy.model, batch_size=7)
+    up, head = (2, (96, 32)), (1, (23, 32))  # two layers have a gate and an up projection each; one embedding
+    for passes in (1, 2):
+        with Casts() as casts:
+            for _ in range(passes):
+                engine.generate(rollouts(policy), Decoding())
+        assert casts.shapes[up[1]] == 2 * up[0] * passes and casts.shapes[head[1]] == head[0] * passes
+    with Casts() as casts:
+        engine.token_logprobs([[1, 2, 3]] * 20, 1.0)
+    assert casts.shapes[head[1]] == 1
 
 
 def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,36 @@ def test_another_batch_size_gives_the_same_tokens(policy: Policy, batch_size: in
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 64])
+def test_a_prompt_is_fed_once_for_all_its_samples(
+    policy: Policy, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each distinct prompt but for its last token, which every sample feeds itself; then nothing but what follows."""
+    fed: list[tuple[int, ...]] = []
+    forward = TransformersEngine._forward
+
+    def watched(engine: TransformersEngine, cache: object, slots: object, feeds: list[list[int]], starts: list[int]):  # type: ignore[no-untyped-def]
+        fed.extend(tuple(feed) for feed, start in zip(feeds, starts, strict=True) if start == 0)
+        return forward(engine, cache, slots, feeds, starts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TransformersEngine, "_forward", watched)
+    grown = rollouts(policy)
+    # In an order in which the samples of a prompt do not follow each other.
+    mixed = [rollout for sample in range(4) for rollout in grown[sample::4]]
+    TransformersEngine(policy.model, batch_size=batch_size).generate(mixed, Decoding())
+    assert sorted(fed) == sorted({tuple(rollout.prompt[:-1]) for rollout in grown})
+    assert len(fed) == 5
+
+
+def test_the_order_of_rollouts_changes_no_token(policy: Policy) -> None:
+    forwards, backwards = rollouts(policy), rollouts(policy)
+    TransformersEngine(policy.model, batch_size=7).generate(forwards, Decoding())
+    TransformersEngine(policy.model, batch_size=7).generate(backwards[::-1], Decoding())
+    for ours, theirs in zip(forwards, backwards, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
 def test_cached_sampling_agrees_with_a_plain_forward_pass(policy: Policy) -> None:
     """Brute force: each sampled token's logprob from a fresh, uncached, unpadded pass over its prefix."""
     for rollout in sampled(policy, 7)[:6]:

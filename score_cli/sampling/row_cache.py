@@ -27,19 +27,26 @@ class RowCache(Cache):  # type: ignore[misc]
         self.leading = False
         super().__init__(layer_class_to_replicate=_layer_factory(self))
 
-    def select(self, rows: Tensor, positions: Tensor, length: int) -> None:
-        """Say where the next forward pass writes: token s of row i at `positions[i, s]` of slot `rows[i]`.
+    def select(self, slots: list[int], positions: Tensor, length: int) -> None:
+        """Say where the next forward pass writes: token s of row i at `positions[i, s]` of `slots[i]`.
 
         A padding token is given position `length`: a scratch column that no query ever sees.
         """
-        self.rows, self.positions, self.length = rows, positions, length
-        self.leading = bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        self.rows = torch.tensor(slots, device=positions.device)
+        self.positions, self.length = positions, length
+        self.leading = slots == list(range(len(slots)))
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows, so that the rows still in use stay the leading ones."""
         for layer in self.layers:
             layer.keys[targets] = layer.keys[sources]
             layer.values[targets] = layer.values[sources]
+
+    def copy_start(self, source: int, targets: list[int], length: int) -> None:
+        """Copy the first `length` tokens of one row into others."""
+        for layer in self.layers:
+            layer.keys[targets, :, :length] = layer.keys[source, :, :length]
+            layer.values[targets, :, :length] = layer.values[source, :, :length]
 
 
 def _layer_factory(cache: RowCache) -> Callable[[], CacheLayerMixin]:

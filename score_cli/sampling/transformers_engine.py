@@ -1,7 +1,8 @@
 """Sampling with transformers: rows join and leave the batch, each with its own seed and its own length.
 
 A row that ends makes room at once, and the bridge to the next attempt is fed to the rows that need
-it while the others keep their places, so attempts of different length cost no padding.
+it while the others keep their places, so attempts of different length cost no padding. A prompt is
+fed once for all its samples: what the cache holds of it is copied to the rows that share it.
 """
 
 import math
@@ -48,6 +49,46 @@ class _Row:
         return float(self.uniforms[rollout.sampled])
 
 
+class _Batch:
+    """The rows under way and those still to come, ordered so that the samples of a prompt follow each other.
+
+    One slot of the cache, `spare`, is no row's: it keeps the newest prompt for its samples that are still to come.
+    """
+
+    def __init__(self, rollouts: Sequence[Rollout], batch_size: int) -> None:
+        order: dict[tuple[int, ...], int] = {}
+        for rollout in rollouts:
+            order.setdefault(tuple(rollout.prompt), len(order))
+        self.queue = deque(sorted(rollouts, key=lambda rollout: order[tuple(rollout.prompt)]))
+        self.rows: list[_Row] = []
+        self.spare = min(batch_size, len(rollouts))
+        self.cache = RowCache(self.spare + 1)
+        self.kept: tuple[int, ...] = ()
+
+    def admit(self) -> dict[tuple[int, ...], list[int]]:
+        """Give the free slots to rollouts that wait; returns the new rows by their prompts."""
+        joined: dict[tuple[int, ...], list[int]] = {}
+        while self.queue and len(self.rows) < self.spare:
+            rollout = self.queue.popleft()
+            joined.setdefault(tuple(rollout.prompt), []).append(len(self.rows))
+            self.rows.append(_Row(rollout))
+        return joined
+
+    def drop_finished(self) -> None:
+        """Remove finished rows and close the gaps with the last rows, so that the rest stay leading."""
+        rows = self.rows
+        remaining = sum(not row.rollout.done for row in rows)
+        if remaining == len(rows):
+            return
+        gaps = [index for index in range(remaining) if rows[index].rollout.done]
+        movers = [index for index in range(remaining, len(rows)) if not rows[index].rollout.done]
+        if gaps:
+            self.cache.move(movers, gaps)
+        for gap, mover in zip(gaps, movers, strict=True):
+            rows[gap] = rows[mover]
+        del rows[remaining:]
+
+
 class TransformersEngine:
     """Samples from a transformers model in this process, on the device the model is on."""
 
@@ -70,35 +111,29 @@ class TransformersEngine:
             UserError: a trace could outgrow the model's context.
         """
         check_lengths(rollouts, context_length(self.model))
-        queue = deque(rollouts)
-        rows: list[_Row] = []
-        cache = RowCache(min(self.batch_size, len(rollouts)))
-        while queue or rows:
-            while queue and len(rows) < cache.slots:
-                rows.append(_Row(queue.popleft()))
-            # Prompts and bridges go first, by themselves; then every row is one token from its next.
-            feeding = [index for index, row in enumerate(rows) if row.waiting > 1]
-            if feeding:
-                self._advance(cache, rows, feeding, decoding)
-            decoding_rows = [index for index, row in enumerate(rows) if row.waiting == 1 and not row.rollout.done]
-            if decoding_rows:
-                self._advance(cache, rows, decoding_rows, decoding)
-            _drop_finished(cache, rows)
+        batch = _Batch(rollouts, self.batch_size)
+        # Held around all passes, so that a GPU casts the weights once and not at each token.
+        with compute_precision(self.model):
+            while batch.queue or batch.rows:
+                self._prefill(batch, batch.admit())
+                # Bridges go first, by themselves; then every row is one token from its next.
+                feeding = [index for index, row in enumerate(batch.rows) if row.waiting > 1]
+                if feeding:
+                    self._advance(batch, feeding, decoding)
+                ready = [index for index, row in enumerate(batch.rows) if row.waiting == 1 and not row.rollout.done]
+                if ready:
+                    self._advance(batch, ready, decoding)
+                batch.drop_finished()
 
     @torch.no_grad()
     def token_logprobs(self, sequences: Sequence[Sequence[int]], temperature: float) -> list[list[float]]:
         """See `Engine.token_logprobs`; goes through the same cache and masks that sampling uses."""
-        results: list[list[float]] = []
-        for start in range(0, len(sequences), self.batch_size):
-            part = [list(sequence) for sequence in sequences[start : start + self.batch_size]]
-            # The last token is fed too: its own prediction is not used, but every row keeps its length.
-            logits = self._forward(RowCache(len(part)), list(range(len(part))), part, [0] * len(part), keep_all=True)
-            for row, tokens in enumerate(part):
-                scores = logits[row, -len(tokens) :].float() / temperature
-                targets = torch.tensor(tokens[1:], device=scores.device)
-                logprobs = scores[:-1].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-                results.append([0.0, *logprobs.tolist()])
-        return results
+        parts = [
+            [list(sequence) for sequence in sequences[start : start + self.batch_size]]
+            for start in range(0, len(sequences), self.batch_size)
+        ]
+        with compute_precision(self.model):
+            return [scores for part in parts for scores in self._score(part, temperature)]
 
     @torch.no_grad()
     def check(self) -> None:
@@ -132,10 +167,54 @@ class TransformersEngine:
     def close(self) -> None:
         """See `Engine.close`; the model belongs to the caller."""
 
-    def _advance(self, cache: RowCache, rows: list[_Row], chosen: list[int], decoding: Decoding) -> None:
+    def _score(self, sequences: list[list[int]], temperature: float) -> list[list[float]]:
+        """`token_logprobs` of one batch."""
+        results: list[list[float]] = []
+        count = len(sequences)
+        # The last token is fed too: its own prediction is not used, but every row keeps its length.
+        logits = self._forward(RowCache(count), list(range(count)), sequences, [0] * count, keep_all=True)
+        for row, tokens in enumerate(sequences):
+            scores = logits[row, -len(tokens) :].float() / temperature
+            targets = torch.tensor(tokens[1:], device=scores.device)
+            logprobs = scores[:-1].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            results.append([0.0, *logprobs.tolist()])
+        return results
+
+    def _prefill(self, batch: _Batch, joined: dict[tuple[int, ...], list[int]]) -> None:
+        """Feed each prompt that no row holds yet once, but for its last token, and copy it to all rows that share it.
+
+        The last token is each row's own to feed, so that every sample of a prompt takes its first token from the same
+        kind of pass, whichever of them came first.
+        """
+        # One token by itself would be rounded otherwise (see `_advance`), and is not worth sharing.
+        joined = {prompt: indices for prompt, indices in joined.items() if len(prompt) > 2}
+        sources = {prompt: batch.spare if prompt == batch.kept else indices[0] for prompt, indices in joined.items()}
+        fresh = [prompt for prompt, source in sources.items() if source != batch.spare]
+        if fresh:
+            self._forward(
+                batch.cache,
+                [sources[prompt] for prompt in fresh],
+                [list(prompt[:-1]) for prompt in fresh],
+                [0] * len(fresh),
+            )
+        for prompt, indices in joined.items():
+            others = [index for index in indices if index != sources[prompt]]
+            if batch.queue and prompt == tuple(batch.queue[0].prompt) and prompt != batch.kept:
+                others.append(batch.spare)
+                batch.kept = prompt
+            if others:
+                batch.cache.copy_start(sources[prompt], others, len(prompt) - 1)
+            for index in indices:
+                batch.rows[index].cached = len(prompt) - 1
+
+    def _advance(self, batch: _Batch, chosen: list[int], decoding: Decoding) -> None:
         """Feed what the chosen rows have waiting, and sample one token for each."""
+        rows = batch.rows
         feeds = [rows[index].rollout.token_ids[rows[index].cached :] for index in chosen]
-        logits = self._forward(cache, chosen, feeds, [rows[index].cached for index in chosen])[:, -1].float()
+        starts = [rows[index].cached for index in chosen]
+        # A row by itself would go through kernels for vectors, which round otherwise by up to 2e-5 in a logprob.
+        copies = 2 if len(chosen) == 1 else 1
+        logits = self._forward(batch.cache, chosen * copies, feeds * copies, starts * copies)[: len(chosen), -1].float()
         for index, feed in zip(chosen, feeds, strict=True):
             rows[index].cached += len(feed)
         if decoding.greedy:
@@ -163,9 +242,6 @@ class TransformersEngine:
         keep_all: bool = False,
     ) -> Tensor:
         """Logits [n, 1, V] after each feed, or [n, S, V] at every fed token; feeds stand to the right."""
-        if len(feeds) == 1 and not keep_all:
-            # A row by itself would go through kernels for vectors, which round otherwise by up to 2e-5 in a logprob.
-            return self._forward(cache, slots * 2, feeds * 2, starts * 2)[:1]
         device = self.model.device
         width = max(map(len, feeds))
         length = max(start + len(feed) for start, feed in zip(starts, feeds, strict=True))
@@ -173,7 +249,7 @@ class TransformersEngine:
         offsets = torch.arange(width, device=device)[None] - padding
         positions = torch.tensor(starts, device=device)[:, None] + offsets  # [n, S]
         padded = offsets < 0
-        cache.select(torch.tensor(slots, device=device), positions.masked_fill(padded, length), length)
+        cache.select(slots, positions.masked_fill(padded, length), length)
         positions = positions.masked_fill(padded, 0)
         mask = torch.arange(length, device=device) <= positions[:, None, :, None]  # [n, 1, S, L]
         tokens = torch.tensor([[0] * (width - len(feed)) + feed for feed in feeds], device=device)
@@ -259,17 +335,3 @@ def _not_finite(model: PreTrainedModel) -> str:
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     where = f"{broken[0]}, {len(broken)} tensors in all" if broken else "none in the weights, so they overflow"
     return f"the policy's logprobs are not finite (NaN or infinite: {where}): use another checkpoint, or an earlier one"
-
-
-def _drop_finished(cache: RowCache, rows: list[_Row]) -> None:
-    """Remove finished rows and close the gaps with the last rows, so that the rest stay leading."""
-    remaining = sum(not row.rollout.done for row in rows)
-    if remaining == len(rows):
-        return
-    gaps = [index for index in range(remaining) if rows[index].rollout.done]
-    movers = [index for index in range(remaining, len(rows)) if not rows[index].rollout.done]
-    if gaps:
-        cache.move(movers, gaps)
-    for gap, mover in zip(gaps, movers, strict=True):
-        rows[gap] = rows[mover]
-    del rows[remaining:]
