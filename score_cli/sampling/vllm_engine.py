@@ -7,8 +7,6 @@ vLLM runs in processes of its own and starts at the first batch.
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +18,15 @@ from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding, context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
-from score_cli.sampling.vllm_worker import tensor_digest
-from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, save_policy, stored_state
+from score_cli.sampling.vllm_weights import (
+    Held,
+    WeightsFolder,
+    difference,
+    held_difference,
+    sampler_weights,
+    tensor_digest,
+)
+from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, stored_state
 from score_cli.tables.device import release_memory
 
 # What vLLM clamps or refuses beyond, silently below and by an error above.
@@ -29,6 +34,8 @@ LEAST_TEMPERATURE = 0.01
 MOST_TEMPERATURE = 2.0
 # GiB of keys and values on CPU, unless the variable is set.
 CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+# Traces that vLLM works on at a time, at most: it sets memory apart for the logits of so many.
+MOST_SEQUENCES = {"cuda": 512, "cpu": 256}
 
 
 class VllmEngine:
@@ -48,8 +55,11 @@ class VllmEngine:
         self._dtype = torch.bfloat16 if self._cuda else torch.float32
         self._context = context_limit(policy, config.max_model_len)
         self._engine: Any = None
-        self._written: Path | None = None
+        self._folder = WeightsFolder()
         self._requests = 0
+        # The longest trace asked for so far, and the longest that vLLM was started for.
+        self._reach = 0
+        self._length = 0
         with _environment():
             _check_build(policy, cuda=self._cuda)
 
@@ -66,6 +76,7 @@ class VllmEngine:
                 f"temperature is {decoding.temperature:g}, expected 0 or {LEAST_TEMPERATURE} to {MOST_TEMPERATURE:g} "
                 "with vLLM: use --engine transformers"
             )
+        self._start(max((rollout.longest for rollout in rollouts), default=0))
         waiting = {self._queue_attempt(rollout, decoding): rollout for rollout in rollouts}
         while waiting:
             for output in self._step(waiting):
@@ -81,6 +92,7 @@ class VllmEngine:
         through the sampler, with the tokens before it as the prompt.
         """
         scores = [[0.0] * len(sequence) for sequence in sequences]
+        self._start(max(map(len, sequences), default=0))
         starts = [len(sequence) - 1 if temperature == 1.0 else 1 for sequence in sequences]
         waiting = {
             self._queue_score(sequence[:end], sequence[end], temperature): (row, end)
@@ -105,40 +117,47 @@ class VllmEngine:
         self._policy = policy
         if self._engine is None:
             return
-        # A new folder each time: a path that vLLM has read before could be answered from a cache.
-        folder = self._write_policy(policy)
+        weights = sampler_weights(policy.model, self._dtype)
+        expected = {name: tensor_digest(weight) for name, weight in weights.items()}
+        folder = self._folder.write(policy, weights)
+        del weights
+        release_memory()
         with _failures("take the new policy's weights"):
-            self._engine.collective_rpc("load_policy_weights", kwargs={"path": str(folder)})
+            given = self._engine.collective_rpc("load_policy_weights", kwargs={"path": str(folder)})
             # Cached keys and values belong to the old policy.
             fresh = self._engine.reset_prefix_cache()
         if not fresh:
             raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
-        self._check_embedding(policy)
+        self._check_weights([difference(expected, digests or {}) for digests in given])
+        self._check_held(policy)
 
-    def _check_embedding(self, policy: Policy) -> None:
-        """See that the workers' embedding is the policy's, to the bit.
+    def _check_held(self, policy: Policy) -> None:
+        """See that what the workers' memory shows of their weights is the policy's, to the bit.
 
         In bfloat16 one small step moves logprobs less than rounding does, so that the probe of logprobs would pass
         an engine that had kept the old policy.
 
         Raises:
-            JobError: it is another.
+            JobError: a weight is another's, or a worker shows none.
         """
-        weight = policy.model.get_input_embeddings().weight
-        rows, width = weight.shape
-        expected = tensor_digest(weight.to(self._dtype))
         with _failures("show its weights"):
-            found = self._engine.collective_rpc("embedding_digest", kwargs={"rows": rows, "width": width})
-        if any(digest not in (None, expected) for digest in found):
-            raise JobError("vLLM did not take the new policy's weights: run the command again")
+            held = self._engine.collective_rpc("held_weights")
+        shown = [{name: Held(*weight) for name, weight in (worker or {}).items()} for worker in held]
+        self._check_weights([held_difference(policy.model, worker) for worker in shown])
+
+    def _check_weights(self, differences: Sequence[str | None]) -> None:
+        """Args: differences: what each worker has otherwise than the policy."""
+        wrong = [each for each in differences if each is not None]
+        if wrong or not differences:
+            found = wrong[0] if wrong else "no worker answered"
+            raise JobError(f"vLLM did not take the policy's weights ({found}): run the command again")
 
     def close(self) -> None:
         """Stop vLLM's processes and remove what was written for them."""
         if self._engine is not None:
             self._engine.engine_core.shutdown()
             self._engine = None
-        _remove(self._written)
-        self._written = None
+        self._folder.remove()
 
     def _queue_attempt(self, rollout: Rollout, decoding: Decoding) -> str:
         """Queue what a rollout writes next; its prompt is all that stands there so far."""
@@ -168,12 +187,11 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._started()
         self._requests += 1
         request = str(self._requests)
         params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
         with _failures("queue a request"):
-            engine.add_request(request, TokensPrompt(prompt_token_ids=list(prompt)), params)
+            self._engine.add_request(request, TokensPrompt(prompt_token_ids=list(prompt)), params)
         return request
 
     def _step(self, waiting: dict[str, Any]) -> list[Any]:
@@ -185,8 +203,13 @@ class VllmEngine:
             self._engine.abort_request(list(waiting))
             raise
 
-    def _started(self) -> Any:
+    def _start(self, length: int) -> None:
+        """Start vLLM for traces of so many tokens, if it does not run; anew where it was started for shorter ones."""
+        self._reach = max(self._reach, length)
+        if self._engine is not None and self._reach > self._length:
+            self.close()
         if self._engine is None:
+            self._length = self._longest_served()
             release_memory()
             with _environment(), _failures("start"):
                 from vllm import EngineArgs
@@ -198,22 +221,37 @@ class VllmEngine:
                     EngineArgs(**self._arguments()), usage_context=UsageContext.LLM_CLASS
                 )
                 self._engine.collective_rpc("end_with_process", kwargs={"process": os.getpid()})
-        return self._engine
+            self._check_held(self._policy)
+
+    def _longest_served(self) -> int:
+        """The longest trace to start vLLM for: it sets memory apart for one such, and a model's context may be long.
+
+        A quarter more than asked for yet, since later prompts may be longer.
+        """
+        if self._config.max_model_len is not None:
+            assert self._context is not None
+            return self._context
+        ample = max(self._reach * 5 // 4, 64)
+        return ample if self._context is None else min(ample, self._context)
 
     def _arguments(self) -> dict[str, Any]:
+        config = self._config
+        problems = min(config.chunk_problems, config.problems_per_iteration or config.chunk_problems)
+        most = MOST_SEQUENCES["cuda" if self._cuda else "cpu"]
         return {
             "model": str(_own_folder(self._policy) or self._write_policy(self._policy)),
+            "max_num_seqs": min(problems * config.samples, most),
             "skip_tokenizer_init": True,
             # Stop tokens come with each request; vLLM would add those of the model's folder.
             "generation_config": "vllm",
             "dtype": str(self._dtype).removeprefix("torch."),
             # As the trainer: bfloat16 logits round logprobs by more than an update changes them.
             "hf_overrides": {"head_dtype": "float32"},
-            "max_model_len": self._context,
+            "max_model_len": self._length,
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
-            "gpu_memory_utilization": self._config.gpu_memory_utilization,
-            "tensor_parallel_size": self._config.tensor_parallel_size,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel_size,
             "enforce_eager": not self._cuda,
             # A prompt that is only begun when a step has no room for more takes its draw back afterwards, which random
             # generators on CPU cannot: vLLM dies. Whole prompts draw once.
@@ -225,11 +263,8 @@ class VllmEngine:
         }
 
     def _write_policy(self, policy: Policy) -> Path:
-        """Write a policy into a new folder, and remove the folder written before."""
-        _remove(self._written)
-        self._written = Path(tempfile.mkdtemp(prefix="score-vllm-"))
-        save_policy(self._written, policy.model, policy.tokenizer, policy.state)
-        return self._written
+        """Write a policy into a new folder for vLLM to start from."""
+        return self._folder.write(policy, sampler_weights(policy.model, self._dtype))
 
 
 def attempt_seed(digest: bytes) -> int:
@@ -318,8 +353,3 @@ def _failures(doing: str) -> Iterator[None]:
             f"vLLM could not {doing} ({type(error).__name__}: {reason}): see its messages above, or set "
             "VLLM_LOGGING_LEVEL=INFO for more"
         ) from None
-
-
-def _remove(folder: Path | None) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)

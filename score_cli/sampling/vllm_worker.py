@@ -3,20 +3,16 @@
 vLLM finds this class by its name (`worker_extension_cls`) and adds its methods to each worker.
 """
 
-import hashlib
 import os
 import select
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from score_cli.tables.checkpoints import weight_bytes
-
-
-def tensor_digest(values: Tensor) -> str:
-    """sha256 of a tensor's bytes."""
-    return hashlib.sha256(weight_bytes(values)).hexdigest()
+from score_cli.sampling.vllm_weights import Held, read_weights, tensor_digest
 
 
 class PolicyRefresh:
@@ -38,7 +34,7 @@ class PolicyRefresh:
 
         threading.Thread(target=watch, daemon=True).start()
 
-    def load_policy_weights(self, path: str) -> list[str]:
+    def load_policy_weights(self, path: str) -> dict[str, str]:
         """Load the weights of a checkpoint of the same architecture in place.
 
         vLLM's `reload_weights` alone is not enough. Each layer is packed anew when its own weights
@@ -47,26 +43,48 @@ class PolicyRefresh:
         policy: a new body under an old head, which is neither policy, with no error.
 
         Returns:
-            Names of the modules whose packed copies were made anew.
+            The digest of each weight that vLLM's loader was given.
+        Raises:
+            RuntimeError: a parameter of the model took none of them, which vLLM itself only warns of.
         """
         worker: Any = self
-        worker.reload_weights(weights_path=path)
-        repacked = []
-        for name, module in worker.model_runner.get_model().named_modules():
+        model = worker.model_runner.get_model()
+        digests: dict[str, str] = {}
+        missing = {name for name, _ in model.named_parameters()}
+
+        def load_weights(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            loaded: set[str] = type(model).load_weights(model, weights)
+            missing.difference_update(loaded)
+            return loaded
+
+        model.load_weights = load_weights
+        try:
+            worker.reload_weights(weights_iterator=read_weights(Path(path), digests))
+        finally:
+            del model.load_weights
+        if missing:
+            raise RuntimeError(f"no weight for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+        for module in model.modules():
             # Layers that were repacked on arrival have given their plain weights up; embeddings and heads keep them.
             if hasattr(module, "cpu_linear") and module.weight.numel() > 0:
                 module.quant_method.process_weights_after_loading(module)
-                repacked.append(name)
-        return repacked
+        return digests
 
-    def embedding_digest(self, rows: int, width: int) -> str | None:
-        """Digest of the input embedding without vLLM's padding; None where this worker holds a part of one."""
+    def held_weights(self) -> dict[str, Held]:
+        """The embeddings, without vLLM's padding, and all vectors (norms, biases) in this worker's memory.
+
+        Matrices are left out: a device may hold them transposed, merged or packed.
+        """
         worker: Any = self
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-        for module in worker.model_runner.get_model().modules():
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
-                weight = module.weight
-                if module.tp_size == 1 and weight.shape[0] >= rows and weight.shape[1] == width:
-                    return tensor_digest(weight[:rows])
-        return None
+        held = {}
+        for name, module in worker.model_runner.get_model().named_modules():
+            for own, weight in module.named_parameters(recurse=False):
+                if isinstance(module, VocabParallelEmbedding) and module.tp_size == 1:
+                    weight = weight[: module.org_vocab_size]
+                elif weight.dim() != 1:
+                    continue
+                dtype = str(weight.dtype).removeprefix("torch.")
+                held[f"{name}.{own}"] = Held(dtype, list(weight.shape), tensor_digest(weight))
+        return held

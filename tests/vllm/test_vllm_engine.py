@@ -2,8 +2,10 @@
 
 import copy
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
+from score_cli.sampling.vllm_weights import WeightsFolder, sampler_weights
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Trace
 from score_cli.tables.schemas import LENGTH, STOP
@@ -225,7 +228,7 @@ def test_a_bare_reload_leaves_a_policy_that_is_neither_and_the_proof_stops_it(
 
 
 def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
-    engine: VllmEngine, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine,
 ) -> None:
     """A change of one weight in its last bit, which no probe of logprobs could tell from rounding."""
     held = engine._policy
@@ -233,13 +236,99 @@ def test_a_refresh_that_vllm_passed_over_is_seen_by_the_weights_themselves(
     weight = moved.model.get_input_embeddings().weight
     with torch.no_grad():
         weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
-    engine._check_embedding(held)
-    with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
-        engine._check_embedding(moved)
+    engine._check_held(held)
+    with pytest.raises(JobError, match=r"vLLM did not take the policy's weights \(transformer.wte.weight and 0 more"):
+        engine._check_held(moved)
     engine.refresh(moved)
-    monkeypatch.setattr(VllmEngine, "_write_policy", lambda self, policy: self._written)
-    with pytest.raises(JobError, match="vLLM did not take the new policy's weights"):
+    engine._check_held(moved)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformer.h.1.mlp.c_proj.weight", "transformer.h.0.attn.c_attn.bias", "transformer.wpe.weight"],
+)
+def test_any_weight_that_vllm_was_given_otherwise_is_seen(
+    engine: VllmEngine, after_an_update: Policy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last bit, in a matrix that no worker shows, in a bias and in an embedding."""
+    write = WeightsFolder.write
+
+    def wrong(folder: WeightsFolder, policy: Policy, weights: dict[str, Tensor]) -> Path:
+        changed = weights[name].clone()
+        changed.view(-1)[7] = torch.nextafter(changed.view(-1)[7], torch.tensor(9.0))
+        return write(folder, policy, {**weights, name: changed})
+
+    monkeypatch.setattr(WeightsFolder, "write", wrong)
+    with pytest.raises(JobError, match=rf"vLLM did not take the policy's weights \({name} and 0 more of 28\)"):
         engine.refresh(after_an_update)
+
+
+def test_the_weights_of_another_policy_are_seen(
+    engine: VllmEngine, policy: Policy, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = WeightsFolder.write
+    old = sampler_weights(policy.model, torch.float32)
+    monkeypatch.setattr(WeightsFolder, "write", lambda folder, new, weights: write(folder, policy, old))
+    with pytest.raises(JobError, match="vLLM did not take the policy's weights .* and 27 more of 28"):
+        engine.refresh(after_an_update)
+
+
+@pytest.mark.parametrize("answer", [[], [None], [{}]])
+@pytest.mark.parametrize("method", ["load_policy_weights", "held_weights"])
+def test_a_worker_that_shows_nothing_is_no_proof(
+    engine: VllmEngine, after_an_update: Policy, method: str, answer: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = engine._engine.collective_rpc
+
+    def silent(asked: str, **kwargs: object) -> object:
+        given = call(asked, **kwargs)
+        return answer if asked == method else given
+
+    monkeypatch.setattr(engine._engine, "collective_rpc", silent)
+    with pytest.raises(JobError, match="vLLM did not take the policy's weights"):
+        engine.refresh(after_an_update)
+
+
+def test_a_weight_that_is_not_sent_is_missed(
+    engine: VllmEngine, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM itself only warns."""
+    write = WeightsFolder.write
+
+    def without(folder: WeightsFolder, policy: Policy, weights: dict[str, Tensor]) -> Path:
+        return write(folder, policy, {n: w for n, w in weights.items() if n != "transformer.h.1.ln_2.weight"})
+
+    monkeypatch.setattr(WeightsFolder, "write", without)
+    with pytest.raises(JobError, match="no weight for transformer.h.1.ln_2.weight"):
+        engine.refresh(after_an_update)
+
+
+@pytest.mark.parametrize(
+    ("context", "reach", "served"),
+    [(64, 40, 64), (1024, 40, 64), (1024, 400, 500), (1024, 1000, 1024), (None, 80, 100)],
+)
+def test_vllm_is_started_for_a_quarter_more_than_the_traces_reach(
+    policy: Policy, context: int | None, reach: int, served: int
+) -> None:
+    cold = VllmEngine(policy, CONFIG)
+    cold._context, cold._reach = context, reach
+    assert cold._longest_served() == served
+
+
+def test_a_limit_that_was_set_is_what_vllm_serves_and_a_batch_what_it_works_on(policy: Policy) -> None:
+    config = replace(CONFIG, max_model_len=48, samples=3, problems_per_iteration=5)
+    with closing(VllmEngine(policy, config)) as cold:
+        cold._reach = 20
+        cold._length = cold._longest_served()
+        made = cold._arguments()
+    assert (made["max_model_len"], made["max_num_seqs"]) == (48, 15)
+
+
+def test_traces_longer_than_vllm_was_started_for_start_it_anew(engine: VllmEngine, policy: Policy) -> None:
+    before, tokens = engine._engine, [index % 11 + 1 for index in range(60)]
+    engine._length = 48
+    assert engine.token_logprobs([tokens], 1.0)[0] == pytest.approx(plain_logprobs(policy.model, tokens), abs=1e-4)
+    assert engine._engine is not before and engine._engine.vllm_config.model_config.max_model_len == 64
 
 
 def test_the_refresh_chosen_leaves_the_new_policy_and_the_proof_passes(
