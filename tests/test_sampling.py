@@ -1,5 +1,6 @@
 """Sampling: the same tokens whatever the batch, the right distribution, one clean sequence a trace."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from score_cli.config import SampleConfig
-from score_cli.errors import UserError
+from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout
@@ -77,6 +78,38 @@ def test_the_order_of_rollouts_changes_no_token(policy: Policy) -> None:
     for ours, theirs in zip(forwards, backwards, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_keys_shared_between_heads_give_the_same_bits(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = small_policy(architecture)
+    assert policy.model.config.num_key_value_heads < policy.model.config.num_attention_heads
+    calls: list[bool] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*tensors: torch.Tensor, enable_gqa: bool = False, **settings: object) -> torch.Tensor:
+        calls.append(enable_gqa)
+        return attention(*tensors, enable_gqa=enable_gqa, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    shared = sampled(policy, 7)
+    assert all(calls) and calls
+    monkeypatch.setattr("score_cli.sampling.transformers_engine.grouped_attention", lambda model: nullcontext())
+    calls.clear()
+    repeated = sampled(policy, 7)
+    assert not any(calls) and calls
+    assert [(r.token_ids, r.logprobs) for r in shared] == [(r.token_ids, r.logprobs) for r in repeated]
+
+
+def test_a_model_attends_as_before_when_sampling_has_ended_or_failed() -> None:
+    policy = small_policy("qwen2")
+    sampled(policy, 7)
+    assert policy.model.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(JobError, match="not finite"):
+        sampled(policy, 7)
+    assert policy.model.config._attn_implementation == "sdpa"
 
 
 def test_cached_sampling_agrees_with_a_plain_forward_pass(policy: Policy) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding
+from score_cli.sampling.grouped_attention import grouped_attention
 from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.row_cache import RowCache
 from score_cli.sampling.seeds import attempt_uniforms
@@ -113,7 +114,7 @@ class TransformersEngine:
         check_lengths(rollouts, context_length(self.model))
         batch = _Batch(rollouts, self.batch_size)
         # Held around all passes, so that a GPU casts the weights once and not at each token.
-        with compute_precision(self.model):
+        with compute_precision(self.model), grouped_attention(self.model):
             while batch.queue or batch.rows:
                 self._prefill(batch, batch.admit())
                 # Bridges go first, by themselves; then every row is one token from its next.
@@ -132,7 +133,7 @@ class TransformersEngine:
             [list(sequence) for sequence in sequences[start : start + self.batch_size]]
             for start in range(0, len(sequences), self.batch_size)
         ]
-        with compute_precision(self.model):
+        with compute_precision(self.model), grouped_attention(self.model):
             return [scores for part in parts for scores in self._score(part, temperature)]
 
     @torch.no_grad()
