@@ -18,7 +18,7 @@ from score_cli.verification.programs.worker import Limits, Worker
 from tests.processes import runs
 from tests.programs_support import ADDITION, item, verdict
 
-TIMEOUT_SECONDS = 1.5
+TIMEOUT_SECONDS = 2.5
 SLEEPER = """
 import threading, time
 threading.Thread(target=time.sleep, args=(10**6,)).start()
