@@ -44,17 +44,22 @@ save_every = 2
 
 # The quickstart, shortened: thirty iterations of Stage I alone.
 SHORT = """
+[base]
+threads = 1
 [sample]
+threads = 1
 samples = 8
 problems_per_iteration = 32
 max_tokens = 14
 batch_size = 256
 [train-stage1]
+threads = 1
 learning_rate = 5e-4
 beta2 = 0.25
 kl = "full"
 micro_batch_tokens = 16384
 [eval]
+threads = 1
 samples = 8
 max_tokens = 14
 batch_size = 256
@@ -153,16 +158,20 @@ def test_stage_one_raises_delta_and_leaves_the_first_attempt_alone(tmp_path: Pat
 # Pair-SFT from a base trained just long enough to be right now and then.
 SUPERVISED = """
 [base]
+threads = 1
 steps = 500
 [sample]
+threads = 1
 samples = 8
 max_tokens = 14
 batch_size = 256
 [train-sft]
+threads = 1
 method = "pair-sft"
 learning_rate = 3e-4
 micro_batch_tokens = 16384
 [eval]
+threads = 1
 samples = 4
 max_tokens = 14
 batch_size = 256
