@@ -389,6 +389,7 @@ def run(
     if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
+    from score_cli.evaluation.evaluate import MINUS
     from score_cli.evaluation.layout import paper_table
     from score_cli.run import Run, RunInputs
     from score_cli.run_folder import RunFolder
@@ -401,7 +402,8 @@ def run(
     inputs = RunInputs(model=model, problems=problems, eval_problems=eval_problems, limit=limit)
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
-    print_table(paper_table(rows, plan.settings("eval", EvalConfig).attempts))
+    policies = [row for row in rows if MINUS not in row["policy"]]
+    print_table(paper_table(policies, plan.settings("eval", EvalConfig).attempts))
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:
