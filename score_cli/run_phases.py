@@ -123,8 +123,8 @@ class RunPhases:
         held.model.to(device)
         return held
 
-    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> dict[str, str]:
-        """Write the traces and rewards of an update as the commands do; returns the sha256 of each table.
+    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> str:
+        """Write the traces and rewards of an update as the commands do; returns the sha256 of the traces.
 
         Files left by a killed run are replaced: they would be the same, but nothing proves it.
         """
@@ -137,7 +137,7 @@ class RunPhases:
         tasks = {problem.task for problem in self.problems}
         footer = rewards_footer(self.grader, tasks, inputs=inputs, policy=footer.policy)
         write_verdicts(folder / "rewards.parquet", verdicts, footer)
-        return {"traces": digest, "rewards": file_sha256(folder / "rewards.parquet")}
+        return digest
 
     def _begin(self, kept: Path | None, reference: Policy) -> Policy:
         """The policy to train: the checkpoint kept, or the newest end of a phase.
@@ -206,12 +206,13 @@ class RunPhases:
             job = self.sampler.plan(drawn, replace(sampling, iteration=iteration))
             traces = self.sampler.run(job)
             verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
-            digests = self.write_update(job, traces, verdicts)
+            traces_sha256 = self.write_update(job, traces, verdicts)
             check_unscored(verdicts, configs.verify.unscored_limit, self.grader.reasons)
             setup_device(config)
             examples = make_examples(config, policy, traces, verdicts)
             table = self.folder.iteration(iteration) / "sft.parquet"
-            write_examples(table, examples, config, policy, traces=digests["traces"], rewards=digests["rewards"])
+            rewards_sha256 = file_sha256(table.with_name("rewards.parquet"))
+            write_examples(table, examples, config, policy, traces=traces_sha256, rewards=rewards_sha256)
             done = sft_round(config, policy, traces, verdicts, examples, progress=self.progress)
             self.progress.line(f"{phase.name}: {done.summary}")
             policy = self._newest = done.policy

@@ -1,5 +1,6 @@
 """Where a table came from: what its Parquet footer says, and the digests that tie files together."""
 
+import functools
 import hashlib
 import json
 from contextlib import suppress
@@ -58,6 +59,7 @@ def library_versions(*more: str) -> dict[str, str]:
     return {"score": _version("score-cli")} | {name: _version(name) for name in ("torch", "transformers", *more)}
 
 
+@functools.cache
 def _version(name: str) -> str:
     # The CPU build of vLLM is published under a name of its own.
     for published in (name, f"{name}-cpu"):
