@@ -420,6 +420,17 @@ def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> N
     typer.echo(f"\n{folder / 'study.md'} holds these tables, {folder / 'study.parquet'} the figures seed by seed")
 
 
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="Run folder, finished or under way.")],
+) -> None:
+    """Say where a run stands: update, seconds by part, overhead, verdicts, and when it will end."""
+    from score_cli.status import status_lines
+
+    for line in status_lines(run):
+        typer.echo(line)
+
+
 @app.command(short_help="Write one self-contained page of a run or a study.")
 @with_settings(ReportConfig, table="report")
 def report(

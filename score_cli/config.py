@@ -411,3 +411,8 @@ class RunConfig:
         "or keep them.",
     )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)
+    log_to: str = option(
+        "",
+        "Who draws the figures of each update, besides RUN/log.jsonl: tensorboard, wandb (offline, unless WANDB_MODE "
+        "says otherwise) and trackio, with commas between.",
+    )

@@ -6,12 +6,13 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from score_cli.errors import JobError
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import SampleJob, Sampler
+from score_cli.stopwatch import Stopwatch
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader, check_unscored
@@ -27,6 +28,7 @@ class Loop:
         problems: to train on; every update draws `sampler.config.problems_per_iteration` of them.
         attempts: of a trace; the sampler's own setting if left out.
         offline: first attempts that `offline_share` of each problem's samples go on from.
+        watch: tells sampling, grading, learning, handing the policy over and the journal's writing apart.
     """
 
     sampler: Sampler
@@ -36,6 +38,7 @@ class Loop:
     attempts: int | None = None
     offline: OfflineAttempts | None = None
     offline_share: float | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Journal(Protocol):
@@ -66,16 +69,20 @@ def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
         UserError: a problem cannot be asked of this policy.
         JobError: too much could not be graded, or a policy is not the one it should be; the weights stay as they were.
     """
-    sampler, grader, trainer = loop.sampler, loop.grader, loop.trainer
+    sampler, grader, trainer, watch = loop.sampler, loop.grader, loop.trainer, loop.watch
     by_id = {problem.problem_id: problem for problem in loop.problems}
     probe: list[Trace] = []
+    watch.take()
     for iteration in range(trainer.policy.state.iteration, last):
         # x1 -> y1 -> x2 -> y2, sampled from the policy as it is now; x2 asks to correct any y1, right or wrong.
         job = sampler.plan_iteration(loop.problems, iteration, loop.attempts, loop.offline, loop.offline_share)
         traces = sampler.run(job)
+        watch.lap("sample")
         # r(y, y*) of every attempt. The policy never sees a verdict.
         verdicts = grader.grade(traces, by_id)
+        watch.lap("verify")
         journal.sampled(job, traces, verdicts)
+        watch.lap("write")
         check_unscored(verdicts, grader.config.unscored_limit, grader.reasons)
         # Rewards -> shaped rewards (Eq. 3 or 4) -> minus KL to the reference -> minus a baseline: advantages.
         batch = trainer.prepare(
@@ -87,9 +94,11 @@ def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
         trainer.check_batch_is_on_policy(stats)
         # One step a batch: a second would already be off policy.
         trainer.optim_step()
+        watch.lap("train")
         sampler.load(trainer.policy)
         probe = probe or choose_probe(traces)
         check_logprobs_match(trainer, sampler, probe, job.config.temperature)
+        watch.lap("refresh")
         journal.updated(trainer)
 
 

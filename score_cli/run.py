@@ -11,6 +11,7 @@ from score_cli.phases import BASE, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_folder import RunFolder
+from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
 from score_cli.sampling.engine import engine_name, policy_device
 from score_cli.sampling.sampler import Sampler
@@ -63,6 +64,7 @@ class Run:
         )
         for sampling in (self.configs.sample, self.configs.eval):
             engine_name(sampling)  # an engine that is not there is refused before anything is trained
+        check_sinks(self._sinks)
         self.inputs = inputs
         self.folder = RunFolder(folder)
         self.progress = progress
@@ -87,16 +89,30 @@ class Run:
                 # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
                 grader.start({problem.task for problem in [*train, *test]})
                 sampler = Sampler(self.configs.sample, self._base(train, test))
+                updates = self.phases[-1].last if self.phases else 0
+                log = RunLog(self.folder.root, updates, self._sinks)
                 phases = RunPhases(
-                    self.configs, self.folder, sampler, grader, train, base_path=self._base_path, progress=self.progress
+                    self.configs,
+                    self.folder,
+                    sampler,
+                    grader,
+                    train,
+                    base_path=self._base_path,
+                    log=log,
+                    progress=self.progress,
                 )
                 try:
                     for phase in self.phases:
                         phases.do(phase)
                 finally:
+                    log.close()
                     sampler.close()
-                self.folder.join_train_metrics(self.phases[-1].last if self.phases else 0)
+                self.folder.join_train_metrics(updates)
                 return self._evaluate(phases, grader)
+
+    @property
+    def _sinks(self) -> list[str]:
+        return [name.strip() for name in self.configs.run.log_to.split(",") if name.strip()]
 
     def _pin(self) -> None:
         given = {

@@ -8,6 +8,7 @@ RUN/iterations/0007/            traces, rewards and metrics of the update from p
 RUN/latest/0010/                the newest checkpoint between those, to go on from
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
 RUN/train_metrics.parquet       every logged metric of every update
+RUN/log.jsonl                   a line an update as it ends: seconds by part, verdicts, metrics
 """
 
 import json
@@ -28,6 +29,7 @@ from score_cli.tables.provenance import Footer
 Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
 
 CONFIG_FILE = "config.json"
+LOG_FILE = "log.jsonl"
 # What a run that goes on may be told otherwise: none of it changes what is computed beyond the last bits.
 FREE = {
     *(("sample", key) for key in ("batch_size", "gpu_memory_utilization", "tensor_parallel_size")),
@@ -37,6 +39,7 @@ FREE = {
     *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),
     ("verify", "workers"),
     ("run", "save_every"),
+    ("run", "log_to"),
 }
 # What a fork takes besides the policies: problems, updates, the newest checkpoint.
 FORKED = ("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet", "iterations", "latest")
@@ -102,6 +105,8 @@ class RunFolder:
                 elif source.exists():
                     os.link(source, folder / name)
             shutil.copyfile(self.root / CONFIG_FILE, folder / "forked_from.json")
+            if (self.root / LOG_FILE).exists():  # the one file that grows
+                shutil.copyfile(self.root / LOG_FILE, folder / LOG_FILE)
             for path in self.root.iterdir():
                 if (path / TRAINER).is_dir():
                     shutil.copytree(path, folder / path.name, copy_function=os.link)

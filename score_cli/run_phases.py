@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from score_cli.config import (
     BaseConfig,
@@ -22,16 +21,19 @@ from score_cli.phases import BASE, Phase
 from score_cli.progress import Progress, Task
 from score_cli.recipe import Recipe
 from score_cli.run_folder import RunFolder
+from score_cli.run_log import Entry, RunLog, overhead
 from score_cli.sampling.offline import OfflineAttempts, read_offline
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.train import save_sft_round, write_examples
 from score_cli.stages.verify import rewards_footer, write_verdicts
+from score_cli.stopwatch import Stopwatch
 from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.schemas import CORRECT
 from score_cli.training.sft import make_examples, sft_round
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader, check_unscored
@@ -77,6 +79,7 @@ class RunPhases:
         problems: Sequence[Problem],
         *,
         base_path: Path,
+        log: RunLog,
         progress: Progress,
     ) -> None:
         """Args:
@@ -88,6 +91,7 @@ class RunPhases:
         self.sampler = sampler
         self.grader = grader
         self.problems = problems
+        self.log = log
         self.progress = progress
         self.base = sampler.policy
         self.ends: dict[str, Path] = {BASE: base_path}
@@ -162,6 +166,7 @@ class RunPhases:
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
             self.sampler.load(policy)
+            self.log.go_on_from(policy.state.iteration)
             loop = Loop(
                 sampler=self.sampler,
                 grader=self.grader,
@@ -172,7 +177,7 @@ class RunPhases:
                 offline_share=share,
             )
             with stopping_between_updates(self.progress) as asked:
-                run_updates(loop, phase.last, _Journal(self, phase, task, asked))
+                run_updates(loop, phase.last, _Journal(self, phase, loop.watch, task, asked))
         self._newest = trainer.policy
 
     def _offline_first_attempts(self) -> OfflineAttempts:
@@ -199,13 +204,18 @@ class RunPhases:
         most = configs.run.sft_problems
         count = None if most is None else min(most, len(self.problems))
         sampling = replace(configs.sample, problems_per_iteration=count, attempts=phase.attempts)
+        self.log.go_on_from(policy.state.iteration)
+        watch = Stopwatch()
         while policy.state.iteration < phase.last:
             iteration = policy.state.iteration
             self.sampler.load(policy)
+            watch.lap("refresh")
             drawn = problems_of_iteration(self.problems, sampling, iteration)
             job = self.sampler.plan(drawn, replace(sampling, iteration=iteration))
             traces = self.sampler.run(job)
+            watch.lap("sample")
             verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
+            watch.lap("verify")
             traces_sha256 = self.write_update(job, traces, verdicts)
             check_unscored(verdicts, configs.verify.unscored_limit, self.grader.reasons)
             setup_device(config)
@@ -213,7 +223,9 @@ class RunPhases:
             table = self.folder.iteration(iteration) / "sft.parquet"
             rewards_sha256 = file_sha256(table.with_name("rewards.parquet"))
             write_examples(table, examples, config, policy, traces=traces_sha256, rewards=rewards_sha256)
+            watch.lap("write")
             done = sft_round(config, policy, traces, verdicts, examples, progress=self.progress)
+            watch.lap("train")
             self.progress.line(f"{phase.name}: {done.summary}")
             policy = self._newest = done.policy
             finished = policy.state.iteration
@@ -222,20 +234,29 @@ class RunPhases:
             save_sft_round(out, done, examples=file_sha256(table))
             self.folder.copy_metrics(out)
             self.folder.drop_kept(finished)
+            watch.lap("write")
+            self.log.write(
+                phase, iteration, seconds=watch.take(), traces=traces, verdicts=verdicts, metrics=done.metrics
+            )
 
 
 class _Journal:
     """Keeps what each update of a phase makes in the run's folder."""
 
-    def __init__(self, phases: RunPhases, phase: Phase, task: Task, asked_to_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, phases: RunPhases, phase: Phase, watch: Stopwatch, task: Task, asked_to_stop: Callable[[], bool]
+    ) -> None:
         self._phases = phases
         self._phase = phase
+        self._watch = watch
         self._task = task
         self._asked_to_stop = asked_to_stop
+        self._graded: tuple[Sequence[Trace], Sequence[Verdict]] = (), ()
 
     def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
         """See `loop.Journal`."""
         self._phases.write_update(job, traces, verdicts)
+        self._graded = traces, verdicts
 
     def updated(self, trainer: Trainer) -> None:
         """See `loop.Journal`."""
@@ -247,12 +268,23 @@ class _Journal:
         elif finished % self._phases.configs.run.save_every == 0 or self._asked_to_stop():
             trainer.save(folder.next_kept(finished))
             folder.drop_kept(finished)
-        self._task.advance(1, _headline(trainer.metrics))
+        self._watch.lap("write")
+        traces, verdicts = self._graded
+        entry = self._phases.log.write(
+            self._phase,
+            finished - 1,
+            seconds=self._watch.take(),
+            traces=traces,
+            verdicts=verdicts,
+            metrics=trainer.metrics,
+        )
+        self._task.advance(1, _headline(entry))
         if self._asked_to_stop():
             raise KeyboardInterrupt
 
 
-def _headline(metrics: list[dict[str, Any]]) -> str:
-    found = {(row["name"], row["attempt"]): row["value"] for row in metrics}
-    accuracies = [f"t{a} {100 * v:.0f}%" for (name, a), v in found.items() if name == "accuracy"]
-    return " ".join(accuracies)
+def _headline(entry: Entry) -> str:
+    """What the line of a phase says of its latest update."""
+    correct = [f"{attempt} {shares.get(CORRECT, 0.0):.0%}" for attempt, shares in entry["verdicts"].items()]
+    seconds = entry["seconds"]
+    return f"{' '.join(correct)} right; {sum(seconds.values()):.3g} s, overhead {overhead(seconds):.0%}"

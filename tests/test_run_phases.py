@@ -23,11 +23,13 @@ from score_cli.errors import UserError
 from score_cli.recipe import Recipe
 from score_cli.run import Run, RunInputs
 from score_cli.run_folder import RunFolder
+from score_cli.run_log import read_log
 from score_cli.sampling import sampler
 from score_cli.sampling.engine import Engine, make_engine
 from score_cli.stages.sample import sample
 from score_cli.stages.train import train_sft
 from score_cli.stages.verify import verify
+from score_cli.status import status_lines
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.problems import read_problems, write_problems_table
@@ -108,6 +110,27 @@ def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_th
     assert curve.filter(pl.col("name") == "loss_after")["iteration"].to_list() == [2, 3, 4]
     moments = load_optimizer(folder / "stage2")
     assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
+
+
+def test_a_run_says_of_each_update_as_it_ends_what_the_tables_hold(start: RunInputs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Run(recipe(stage1_iterations=2, stage2_iterations=1, offline_first_attempts=0.5), folder, start).execute()
+    entries = read_log(folder / "log.jsonl")
+    assert [(entry["update"], entry["phase"], entry["run_last"]) for entry in entries] == [
+        (0, "stage1", 3),
+        (1, "stage1", 3),
+        (2, "stage2", 3),
+    ]
+    for entry in entries:
+        assert set(entry["seconds"]) == {"sample", "verify", "write", "train", "refresh"}
+        update = folder / "iterations" / f"{entry['update']:04d}"
+        rows = pl.read_parquet(update / "traces.parquet").iter_rows(named=True)
+        assert entry["sampled_tokens"] == sum(a > row["offline_attempts"] for row in rows for a in row["attempt_ids"])
+        second = pl.read_parquet(update / "rewards.parquet")["verdicts"].list.get(1)
+        assert entry["verdicts"]["t2"]["correct"] == (second == "correct").mean()
+        metrics = pl.read_parquet(update / "metrics.parquet").filter(pl.col("name") == "kl", pl.col("attempt") == 2)
+        assert [entry["metrics"]["kl@t2"]] == metrics["value"].to_list()
+    assert status_lines(folder)[:2] == [f"{folder}: finished", "stage2: update 1 of 1; 3 of the run's 3"]
 
 
 def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: RunInputs, tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def locked_folder(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether some process holds a folder. A process that takes hold of it in this very instant is refused."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def resumable_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` for finished parts of it.
