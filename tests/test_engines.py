@@ -11,7 +11,8 @@ from score_cli.cli import run_command
 from score_cli.config import EvalConfig, SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling import engine as engines
-from score_cli.sampling.engine import context_limit, engine_name, make_engine, policy_device
+from score_cli.sampling.engine import context_limit, engine_name, policy_device
+from score_cli.sampling.sampler import make_engine
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.stages.sample import sample
 from score_cli.tables.checkpoints import load_policy

@@ -79,6 +79,21 @@ def test_vllm_is_imported_in_its_engine_and_its_workers_alone() -> None:
     assert users == {"sampling/vllm_engine.py", "sampling/vllm_worker.py"}
 
 
+def test_no_module_is_imported_by_one_that_it_imports() -> None:
+    """Imports inside functions count too: a pair that needs one to hide is one module in two files."""
+    names = {str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): p for p in ROOT.rglob("*.py")}
+    graph = {
+        name: {short for module in imports(path) if (short := module.removeprefix("score_cli.")) in names}
+        for name, path in names.items()
+    }
+    reached = {name: set(others) for name, others in graph.items()}
+    for middle in names:
+        for others in reached.values():
+            if middle in others:
+                others |= reached[middle]
+    assert [name for name in names if name in reached[name]] == []
+
+
 def test_help_needs_neither_torch_nor_transformers_nor_tables() -> None:
     code = (
         "import sys; from score_cli.cli import run_command; run_command(['sample', '--help']); "

@@ -25,7 +25,8 @@ from score_cli.run import Run, RunInputs
 from score_cli.run_folder import RunFolder
 from score_cli.run_log import read_log
 from score_cli.sampling import sampler
-from score_cli.sampling.engine import Engine, make_engine
+from score_cli.sampling.engine import Engine
+from score_cli.sampling.sampler import make_engine
 from score_cli.stages.sample import sample
 from score_cli.stages.train import train_sft
 from score_cli.stages.verify import verify

@@ -1,4 +1,4 @@
-"""What a sampling engine does, whichever library runs the model, and the choice of one behind `--engine`."""
+"""What a sampling engine does, whichever library runs the model, and what `--engine` asks for."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -87,20 +87,3 @@ def context_limit(policy: Policy, max_model_len: int | None) -> int | None:
     if max_model_len > own:
         raise UserError(f"max_model_len is {max_model_len}, expected at most {own}, the context of {policy.name}")
     return max_model_len
-
-
-def make_engine(config: SampleConfig, policy: Policy) -> Engine:
-    """The engine that `config.engine` asks for, holding this policy.
-
-    Raises:
-        UserError: the engine is not installed, or cannot sample from this kind of model.
-    """
-    if engine_name(config) == VLLM:
-        from score_cli.sampling.vllm_engine import VllmEngine
-
-        return VllmEngine(policy, config)
-    from score_cli.sampling.transformers_engine import TransformersEngine
-
-    engine = TransformersEngine(policy.model, batch_size=config.batch_size)
-    engine.check()
-    return engine

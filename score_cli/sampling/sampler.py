@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 from score_cli.config import SampleConfig, check_config
 from score_cli.errors import UserError
-from score_cli.sampling.engine import Decoding, Engine, engine_name, make_engine
+from score_cli.sampling.engine import VLLM, Decoding, Engine, engine_name
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import check_lengths
 from score_cli.sampling.seeds import draw_problems, offline_samples
+from score_cli.sampling.transformers_engine import TransformersEngine
+from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import Problem, Trace
@@ -212,6 +214,19 @@ class Sampler:
                 f"{offline.name} was sampled with another tokenizer, chat template or stop token than this policy has: "
                 "give first attempts of the same family of policies"
             )
+
+
+def make_engine(config: SampleConfig, policy: Policy) -> Engine:
+    """The engine that `config.engine` asks for, holding this policy.
+
+    Raises:
+        UserError: the engine is not installed, or cannot sample from this kind of model.
+    """
+    if engine_name(config) == VLLM:
+        return VllmEngine(policy, config)
+    engine = TransformersEngine(policy.model, batch_size=config.batch_size)
+    engine.check()
+    return engine
 
 
 @contextmanager
