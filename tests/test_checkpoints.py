@@ -1,6 +1,8 @@
 """A checkpoint is a Hugging Face folder with the trainer's state beside it."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from score_cli.errors import UserError
+from score_cli.tables import checkpoints
 from score_cli.tables.checkpoints import fingerprint, load_policy, save_policy
 from tests.conftest import small_model, small_policy, write_checkpoint
 
@@ -113,3 +116,22 @@ def test_a_configuration_of_another_model_is_refused(checkpoint: Path, change: d
     with pytest.raises(UserError) as caught:
         load_policy(checkpoint)
     assert "\n" not in str(caught.value)
+
+
+def test_the_renderer_is_hashed_once_for_a_policy_and_all_that_updates_make_of_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(checkpoint)
+    asked: list[str] = []
+    own = type(policy.tokenizer.backend_tokenizer).to_str
+    parts = [own(policy.tokenizer.backend_tokenizer), str(policy.tokenizer.chat_template), "1", "1", "1"]
+    assert policy.tokenizer.eos_token_id == 1
+    expected = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    digest = checkpoints._digest_renderer
+    monkeypatch.setattr(checkpoints, "_digest_renderer", lambda policy: (asked.append(policy.name), digest(policy))[1])
+    updated = replace(policy, state=replace(policy.state, iteration=1))
+    assert [checkpoints.renderer_digest(each) for each in (policy, updated, policy)] == [expected] * 3
+    assert len(asked) == 1
+    policy.tokenizer.chat_template = "{{ messages[0].content }}"
+    other = replace(policy, digests={})
+    assert checkpoints.renderer_digest(other) != expected

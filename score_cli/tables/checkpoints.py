@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ METRICS_FILE = "metrics.parquet"
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
+# Key of `Policy.digests`.
+_RENDERER = "renderer"
 # Keys of a model's configuration that say how it was saved, not what it computes.
 _UNSPECIFIC_KEYS = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
 
@@ -75,12 +77,17 @@ def stored_state(path: Path) -> TrainerState:
 
 @dataclass(frozen=True)
 class Policy:
-    """A loaded checkpoint: the model in float32 evaluation mode, its tokenizer, and where it stands."""
+    """A loaded checkpoint: the model in float32 evaluation mode, its tokenizer, and where it stands.
+
+    Attributes:
+        digests: what was hashed once for this policy and all that are made from it by updates (`renderer_digest`).
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     state: TrainerState
     name: str
+    digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -124,7 +131,16 @@ def check_checkpoint(name: str | Path) -> None:
 
 
 def renderer_digest(policy: Policy) -> str:
-    """sha256 of what turns problems into tokens and ends attempts: tokenizer, chat template, stop tokens."""
+    """sha256 of what turns problems into tokens and ends attempts: tokenizer, chat template, stop tokens.
+
+    It is kept with the policy: a large tokenizer takes a second to write out, and no update changes it.
+    """
+    if _RENDERER not in policy.digests:
+        policy.digests[_RENDERER] = _digest_renderer(policy)
+    return policy.digests[_RENDERER]
+
+
+def _digest_renderer(policy: Policy) -> str:
     generation = getattr(policy.model, "generation_config", None)
     parts = [
         policy.tokenizer.backend_tokenizer.to_str() if policy.tokenizer.is_fast else str(policy.tokenizer.get_vocab()),
