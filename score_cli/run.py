@@ -17,13 +17,7 @@ from score_cli.sampling.engine import engine_name, policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.data import SPLITS, write_problems
-from score_cli.stages.evaluate import (
-    check_eval_config,
-    compare_policies,
-    eval_samplings,
-    evaluate_policy,
-    write_metrics,
-)
+from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
 from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
@@ -192,27 +186,20 @@ class Run:
 
     def _evaluate(self, phases: RunPhases, grader: Grader) -> list[dict[str, Any]]:
         """Measure the base and the policy at each phase's end on the held-out problems."""
-        config, problems, folder = self.configs.eval, self.folder.problems("test"), self.folder.evaluation
+        config = self.configs.eval
         device = policy_device(config, setup_device(config))
-        rows: list[dict[str, Any]] = []
         with Sampler(next(iter(eval_samplings(config).values())), phases.base) as sampler:
-            for name in phases.ends:
-                policy = phases.load(name, device)
-                sampler.load(policy)
-                rows += evaluate_policy(
-                    config,
-                    policy=policy,
-                    name=name,
-                    problems=problems,
-                    folder=folder,
-                    progress=self.progress,
-                    grading=self.configs.verify,
-                    sampler=sampler,
-                    grader=grader,
-                )
-        rows += compare_policies(config, names=list(phases.ends), folder=folder)
-        write_metrics(rows, config, problems=problems, folder=folder, names=list(phases.ends), out=self.folder.metrics)
-        return rows
+            return evaluate_policies(
+                config,
+                policies=((name, phases.load(name, device)) for name in phases.ends),
+                problems=self.folder.problems("test"),
+                folder=self.folder.evaluation,
+                out=self.folder.metrics,
+                progress=self.progress,
+                grading=self.configs.verify,
+                sampler=sampler,
+                grader=grader,
+            )
 
 
 def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:

@@ -1,6 +1,6 @@
 """`score eval`: sample, verify and measure policies side by side; or measure tables that exist."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -143,9 +143,46 @@ def evaluate_policy(
     return rows
 
 
-def compare_policies(config: EvalConfig, *, names: Sequence[str], folder: Path) -> list[Row]:
-    """Paired differences between the policies evaluated in `folder`."""
-    return _comparisons(_eval_tables(config, names, folder))
+def evaluate_policies(
+    config: EvalConfig,
+    *,
+    policies: Iterable[tuple[str, Policy]],
+    problems: Path,
+    folder: Path,
+    out: Path,
+    first_attempts: Path | None = None,
+    progress: Progress = SILENT,
+    grading: VerifyConfig | None = None,
+    sampler: Sampler | None = None,
+    grader: Grader | None = None,
+) -> list[Row]:
+    """Metrics of policies side by side, with their paired differences, written to `out`.
+
+    Args:
+        policies: each with its name; one is asked for when the one before has been measured.
+        sampler: a warm one for all of them; left out, each policy has its own.
+    """
+    rows: list[Row] = []
+    names = []
+    for name, policy in policies:
+        if sampler is not None:
+            sampler.load(policy)
+        rows += evaluate_policy(
+            config,
+            policy=policy,
+            name=name,
+            problems=problems,
+            folder=folder,
+            first_attempts=first_attempts,
+            progress=progress,
+            grading=grading,
+            sampler=sampler,
+            grader=grader,
+        )
+        names.append(name)
+    rows += _comparisons(_eval_tables(config, names, folder))
+    _write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
+    return rows
 
 
 def evaluate_checkpoints(
@@ -183,28 +220,23 @@ def evaluate_checkpoints(
         for decoding in eval_samplings(config):
             for file in eval_files(folder, name, decoding):
                 check_output(file, overwrite=overwrite)
-    device = setup_device(config)
-    rows = []
-    for path, name in zip(checkpoints, names, strict=True):
-        policy = load_policy(path, device=policy_device(config, device))
-        rows += evaluate_policy(
-            config,
-            policy=policy,
-            name=name,
-            problems=problems,
-            folder=folder,
-            first_attempts=first_attempts,
-            progress=progress,
-            grading=grading,
-        )
-    rows += compare_policies(config, names=names, folder=folder)
+    device = policy_device(config, setup_device(config))
+    rows = evaluate_policies(
+        config,
+        policies=((name, load_policy(path, device=device)) for path, name in zip(checkpoints, names, strict=True)),
+        problems=problems,
+        folder=folder,
+        out=out,
+        first_attempts=first_attempts,
+        progress=progress,
+        grading=grading,
+    )
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(_eval_tables(config, names, folder), known))
-    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
 
-def write_metrics(
+def _write_metrics(
     rows: list[Row],
     config: EvalConfig,
     *,
