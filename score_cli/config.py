@@ -21,6 +21,7 @@ LossOn = Literal["second", "both"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
 Overlap = Literal["refuse", "drop", "keep"]
+OnAlarm = Literal["off", "warn", "stop"]
 
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
@@ -415,4 +416,27 @@ class RunConfig:
         "",
         "Who draws the figures of each update, besides RUN/log.jsonl: tensorboard, wandb (offline, unless WANDB_MODE "
         "says otherwise) and trackio, with commas between.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmsConfig:
+    """`[run.alarms]`: what a run that goes wrong is known by, and what happens then.
+
+    A run that is stopped keeps its policy; the same command goes on, where its limits allow it.
+    """
+
+    kl: OnAlarm = option("warn", "Where the sampled KL of some attempt exceeds kl_limit.")
+    kl_limit: float = option(50.0, "Nats an attempt, from the reference.", above=0)
+    unscored: OnAlarm = option("warn", "Where more attempts than unscored_limit could not be graded.")
+    unscored_limit: float = option(0.01, "Share of an update's attempts.", least=0, most=1)
+    no_reward: OnAlarm = option("warn", "Where no attempt was right for no_reward_updates.")
+    no_reward_updates: int = option(10, "Updates without a right attempt.", least=1)
+    collapse: OnAlarm = option(
+        "warn",
+        "Where fewer answers than collapse_limit change from attempt to attempt while first attempts get better.",
+    )
+    collapse_limit: float = option(0.01, "Share of answers that differ from the attempt before.", least=0, most=1)
+    collapse_updates: int = option(
+        20, "Updates that both are measured over; first attempts half against half.", least=2
     )

@@ -28,6 +28,7 @@ TABLES: dict[str, type] = {
     "eval": config.EvalConfig,
     "report": config.ReportConfig,
     "run": config.RunConfig,
+    "run.alarms": config.AlarmsConfig,
 }
 SEED = "seed"
 PROMPTS = "prompts"
@@ -148,6 +149,8 @@ def _read_chain(path: Path, children: list[Path], beneath: Recipe) -> Recipe:
     study = content.pop(STUDY, None)
     if study is not None:
         _check_value(path, STUDY, study, dict)
+    if isinstance(content.get("run"), dict) and "alarms" in content["run"]:
+        content["run.alarms"] = content["run"].pop("alarms")
     tables = {table: check_table(path, table, values) for table, values in content.items()}
     return base.extended(beneath).extended(Recipe(tables, seed, prompts, study))
 

@@ -16,9 +16,11 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
 from score_cli.phases import Phase
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
@@ -40,6 +42,7 @@ FREE = {
     ("verify", "workers"),
     ("run", "save_every"),
     ("run", "log_to"),
+    *(("alarms", field.name) for field in fields(AlarmsConfig)),
 }
 # What a fork takes besides the policies: problems, updates, the newest checkpoint.
 FORKED = ("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet", "iterations", "latest")

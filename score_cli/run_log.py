@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from score_cli.alarms import Alarm, alarms_of
+from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
 from score_cli.phases import Phase
 from score_cli.run_folder import LOG_FILE
@@ -51,45 +53,57 @@ class RunLog:
         self._last = last
         self._names = sinks
         self._sinks: list[Sink] | None = None
+        self._entries: list[Entry] = []
 
     def go_on_from(self, update: int) -> None:
         """Forget what was said of this update and later ones: they are done again."""
-        kept = [entry for entry in read_log(self._path) if entry["update"] < update]
+        self._entries = [entry for entry in read_log(self._path) if entry["update"] < update]
         if self._path.exists():
             with replacing_file(self._path) as temporary:
-                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self._entries))
         if self._sinks is None:
             self._sinks = [open_sink(name, self._path.parent, update) for name in self._names]
 
-    def write(
+    def entry(
         self,
         phase: Phase,
         update: int,
         *,
-        seconds: Mapping[str, float],
         traces: Sequence[Trace],
         verdicts: Sequence[Verdict],
         metrics: Sequence[Mapping[str, Any]],
     ) -> Entry:
-        """Say what an update took and what it measured."""
+        """What an update measured; `write` adds what it took."""
         tokens = sum(int((trace.attempt_ids > trace.offline_attempts).sum()) for trace in traces)
-        entry: Entry = {
+        return {
             "update": update,
             "phase": phase.name,
             "phase_first": phase.first,
             "phase_last": phase.last,
             "run_last": self._last,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": {part: round(value, 4) for part, value in seconds.items()},
             "sampled_tokens": tokens,
             "verdicts": verdict_shares(verdicts),
             "metrics": {metric_name(row): row["value"] for row in metrics},
         }
+
+    def alarms(self, entry: Entry, config: AlarmsConfig) -> tuple[list[Alarm], list[Alarm]]:
+        """What is wrong after an update, and which of it was not wrong after the update before."""
+        found = alarms_of([*self._entries, entry], config)
+        known = self._entries[-1].get("alarms", {}) if self._entries else {}
+        return found, [alarm for alarm in found if alarm.name not in known]
+
+    def write(self, entry: Entry, seconds: Mapping[str, float], alarms: Sequence[Alarm] = ()) -> None:
+        """Say what an update took and measured, and what is wrong after it."""
+        entry |= {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": {part: round(value, 4) for part, value in seconds.items()},
+            "alarms": {alarm.name: alarm.words for alarm in alarms},
+        }
+        self._entries.append(entry)
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         for sink in self._sinks or ():
-            sink.log(update, flat(entry))
-        return entry
+            sink.log(entry["update"], flat(entry))
 
     def close(self) -> None:
         """Let everybody who draws write down what they hold."""

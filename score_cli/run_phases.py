@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from score_cli.config import (
+    AlarmsConfig,
     BaseConfig,
     EvalConfig,
     RunConfig,
@@ -15,6 +16,7 @@ from score_cli.config import (
     Stage2Config,
     VerifyConfig,
 )
+from score_cli.errors import JobError
 from score_cli.interrupts import stopping_between_updates
 from score_cli.loop import Loop, run_updates
 from score_cli.phases import BASE, Phase
@@ -51,6 +53,7 @@ class RunConfigs:
     sft: SftConfig
     eval: EvalConfig
     run: RunConfig
+    alarms: AlarmsConfig
 
     @staticmethod
     def of(recipe: Recipe) -> "RunConfigs":
@@ -64,6 +67,7 @@ class RunConfigs:
             sft=recipe.settings("train-sft", SftConfig),
             eval=recipe.settings("eval", EvalConfig),
             run=recipe.settings("run", RunConfig),
+            alarms=recipe.settings("run.alarms", AlarmsConfig),
         )
 
 
@@ -235,9 +239,8 @@ class RunPhases:
             self.folder.copy_metrics(out)
             self.folder.drop_kept(finished)
             watch.lap("write")
-            self.log.write(
-                phase, iteration, seconds=watch.take(), traces=traces, verdicts=verdicts, metrics=done.metrics
-            )
+            entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
+            self.log.write(entry, watch.take())
 
 
 class _Journal:
@@ -263,22 +266,26 @@ class _Journal:
         folder, finished = self._phases.folder, trainer.policy.state.iteration
         metrics = folder.iteration(finished - 1) / METRICS_FILE
         write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
+        traces, verdicts = self._graded
+        log, configs = self._phases.log, self._phases.configs
+        entry = log.entry(self._phase, finished - 1, traces=traces, verdicts=verdicts, metrics=trainer.metrics)
+        alarms, new = log.alarms(entry, configs.alarms)
+        stopping = [alarm.words for alarm in alarms if alarm.stops]
         if finished == self._phase.last:
             trainer.save(folder.policy(self._phase.name))
-        elif finished % self._phases.configs.run.save_every == 0 or self._asked_to_stop():
+        elif finished % configs.run.save_every == 0 or self._asked_to_stop() or stopping:
             trainer.save(folder.next_kept(finished))
             folder.drop_kept(finished)
         self._watch.lap("write")
-        traces, verdicts = self._graded
-        entry = self._phases.log.write(
-            self._phase,
-            finished - 1,
-            seconds=self._watch.take(),
-            traces=traces,
-            verdicts=verdicts,
-            metrics=trainer.metrics,
-        )
+        log.write(entry, self._watch.take(), alarms)
+        for alarm in new:
+            self._phases.progress.line(f"{self._phase.name}, update {finished - 1}: {alarm.words}")
         self._task.advance(1, _headline(entry))
+        if stopping:
+            raise JobError(
+                f"stopped after update {finished - 1} by an alarm: {'; '.join(stopping)}. Its policy is kept: go on "
+                "with another limit or `warn` in [run.alarms], or --fork under other settings"
+            )
         if self._asked_to_stop():
             raise KeyboardInterrupt
 

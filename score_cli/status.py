@@ -75,6 +75,7 @@ def status_lines(root: Path) -> list[str]:
         *_pace_lines(pace_of(entries)),
         *_verdict_lines(last),
         f"last update: {_figures(last)}",
+        *(f"alarm {name}: {words}" for name, words in last.get("alarms", {}).items()),
     ]
     if running and done < last["run_last"]:
         end = datetime.fromisoformat(last["time"]) + timedelta(seconds=_left(entries))

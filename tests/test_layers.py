@@ -28,6 +28,7 @@ PURE = [
     "training/losses.py",
     "training/sft_examples.py",
     "phases.py",
+    "alarms.py",
     "study/claims.py",
     "evaluation/layout.py",
     "report/plots.py",

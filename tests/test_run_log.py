@@ -79,7 +79,9 @@ def write_update(log: RunLog, update: int, traces: list[Trace]) -> dict[str, Any
         {"stage": "stage1", "iteration": update, "name": "kl", "attempt": 2, "value": 0.25},
         {"stage": "stage1", "iteration": update, "name": "grad_norm", "attempt": None, "value": 3.0},
     ]
-    return log.write(PHASE, update, seconds=SECONDS, traces=traces, verdicts=VERDICTS, metrics=metrics)
+    entry = log.entry(PHASE, update, traces=traces, verdicts=VERDICTS, metrics=metrics)
+    log.write(entry, SECONDS)
+    return entry
 
 
 def test_a_line_an_update_holds_what_it_took_and_measured(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from score_cli import loop, run_phases
 from score_cli import run as run_module
 from score_cli.config import SampleConfig, SftConfig, VerifyConfig
-from score_cli.errors import UserError
+from score_cli.errors import JobError, UserError
 from score_cli.recipe import Recipe
 from score_cli.run import Run, RunInputs
 from score_cli.run_folder import RunFolder
@@ -385,6 +385,22 @@ def test_a_request_to_stop_is_met_between_updates_with_the_policy_kept(
     assert stored_state(folder / "latest" / "0002").iteration == 2
     monkeypatch.setattr(loop, "check_logprobs_match", own)
     Run(made, folder, start).execute()
+    assert digests(folder) == digests(tmp_path / "whole")
+
+
+def test_an_alarm_stops_a_run_whose_policy_is_kept_and_goes_on_under_another_limit(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    Run(recipe(stage1_iterations=3, save_every=10), tmp_path / "whole", start).execute()
+    folder, plan = tmp_path / "run", recipe(stage1_iterations=3, save_every=10)
+    plan.change(["run.alarms.kl=stop", "run.alarms.kl_limit=1e-9"])
+    # The first update's policy is its reference, the second's has moved.
+    with pytest.raises(JobError, match=r"stopped after update 1 by an alarm: kl@t\d is .* \(limit 1e-09\)"):
+        Run(plan, folder, start).execute()
+    assert [path.name for path in (folder / "latest").iterdir()] == ["0002"]
+    assert status_lines(folder)[-1].startswith("alarm kl: kl@t")
+    plan.change(["run.alarms.kl=warn"])
+    Run(plan, folder, start).execute()
     assert digests(folder) == digests(tmp_path / "whole")
 
 
