@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from score_cli.errors import UserError
+from score_cli.tasks.script import Script
 
 EngineName = Literal["auto", "transformers", "vllm"]
 Baseline = Literal["leave-one-out", "conditional"]
@@ -122,6 +123,7 @@ class SamplingConfig(DeviceConfig):
     seed: int = option(0, "Seed of the problems drawn and of every token sampled.", least=0, most=2**63 - 1)
     correction: str | None = option(None, "Words that ask for a correction, in place of the task's own.")
     prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]; no option of the command line
+    script: Script | None = None  # from a recipe's table [script]; `attempts` is then its most turns
     engine: EngineName = option(
         "auto", "What runs the model; auto takes vllm where it is installed and there is a GPU, else transformers."
     )
@@ -207,6 +209,7 @@ class BaseConfig(DeviceConfig):
         least=0,
         most=1,
     )
+    script: Script | None = None  # from a recipe's table [script]: the transcripts then follow it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +267,7 @@ class VerifyConfig:
     unscored_limit: float = option(
         0.05, "Share of attempts left unscored above which the stage fails.", least=0, most=1
     )
+    script: Script | None = None  # from a recipe's table [script]: how turns that are no solves are graded
 
 
 @dataclass(frozen=True, kw_only=True)

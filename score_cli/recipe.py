@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from score_cli import config
 from score_cli.errors import UserError
 from score_cli.tasks.prompts import check_prompts
+from score_cli.tasks.script import check_script, read_script
 
 Settings = TypeVar("Settings")
 
@@ -32,8 +33,13 @@ TABLES: dict[str, type] = {
 }
 SEED = "seed"
 PROMPTS = "prompts"
+SCRIPT = "script"
 EXTENDS = "extends"
 STUDY = "study"
+# Fields of settings that tables of their own fill.
+_APART = (PROMPTS, SCRIPT)
+
+Nested = dict[str, Any]
 
 
 class Recipe:
@@ -49,9 +55,11 @@ class Recipe:
         seed: int | None = None,
         prompts: config.Overrides = (),
         study: dict[str, Any] | None = None,
+        script: Nested | None = None,
     ) -> None:
         self._tables = tables
         self._prompts = prompts
+        self._script = script or {}
         self.seed = seed
         self.study = study
 
@@ -61,11 +69,20 @@ class Recipe:
         The recipe's top-level `seed` is the seed of every stage whose table has none of its own.
         """
         values = dict(self._tables.get(table, {}))
-        if self.seed is not None and SEED in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+        names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        if self.seed is not None and SEED in names:
             values.setdefault(SEED, self.seed)
-        if "prompts" in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
-            values["prompts"] = self._prompts
+        if PROMPTS in names:
+            values[PROMPTS] = self._prompts
         values.update({name: value for name, value in overrides.items() if value is not None})
+        if self._script and SCRIPT in names:
+            values[SCRIPT] = read_script(self._script)
+            if issubclass(kind, config.SamplingConfig):
+                if "attempts" in values:
+                    raise UserError(
+                        f"{table}.attempts is {values['attempts']}, and [script] says what the turns are: leave one out"
+                    )
+                values["attempts"] = values[SCRIPT].longest
         settings = kind(**values)
         config.check_config(settings)
         return settings
@@ -81,6 +98,7 @@ class Recipe:
             self.seed if child.seed is None else child.seed,
             [[task, field, text] for (task, field), text in prompts.items()],
             self.study if child.study is None else child.study,
+            _merged(self._script, child._script),
         )
 
     def as_toml(self) -> str:
@@ -88,6 +106,7 @@ class Recipe:
         tables = dict(self._tables)
         for task, field, text in self._prompts:
             tables.setdefault(f"{PROMPTS}.{task}", {})[field] = text
+        tables |= _flat(SCRIPT, self._script)
         lines = [] if self.seed is None else [f"{SEED} = {self.seed}"]
         for name, values in tables.items():
             # JSON's numbers, truth values and strings are TOML's too.
@@ -113,6 +132,11 @@ class Recipe:
                 parsed = tomllib.loads(f"value = {value}")["value"]
             except tomllib.TOMLDecodeError:
                 parsed = value.strip()
+            if table.partition(".")[0] == SCRIPT:
+                change = {key: parsed} if table == SCRIPT else {table.partition(".")[2]: {key: parsed}}
+                check_script(change, "--set: ")
+                self._script = _merged(self._script, change)
+                continue
             checked = check_table(Path("--set"), table, {key: parsed})
             self._tables.setdefault(table, {}).update(checked)
 
@@ -146,13 +170,29 @@ def _read_chain(path: Path, children: list[Path], beneath: Recipe) -> Recipe:
     if seed is not None:
         _check_value(path, SEED, seed, int)
     prompts = _check_prompts(path, content.pop(PROMPTS, {}))
+    script = content.pop(SCRIPT, {})
+    _check_value(path, SCRIPT, script, dict)
+    check_script(script, f"{path}: ")
     study = content.pop(STUDY, None)
     if study is not None:
         _check_value(path, STUDY, study, dict)
     if isinstance(content.get("run"), dict) and "alarms" in content["run"]:
         content["run.alarms"] = content["run"].pop("alarms")
     tables = {table: check_table(path, table, values) for table, values in content.items()}
-    return base.extended(beneath).extended(Recipe(tables, seed, prompts, study))
+    return base.extended(beneath).extended(Recipe(tables, seed, prompts, study, script))
+
+
+def _merged(under: Nested, over: Nested) -> Nested:
+    """One table with another's keys put over it; of tables within, key by key."""
+    within = {key: {**under.get(key, {}), **value} for key, value in over.items() if isinstance(value, dict)}
+    return {**under, **over, **within}
+
+
+def _flat(name: str, table: Nested) -> dict[str, dict[str, Any]]:
+    """A table and the tables within it, each under its whole name; nothing for an empty one."""
+    within = {f"{name}.{key}": value for key, value in table.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    return ({name: plain} if plain else {}) | within
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -179,16 +219,17 @@ def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
 def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
-        raise UserError(
-            f"{path}: no table is called [{table}]{did_you_mean(table, [EXTENDS, SEED, PROMPTS, STUDY, *TABLES])}"
-        )
+        known = [EXTENDS, SEED, PROMPTS, SCRIPT, STUDY, *TABLES]
+        raise UserError(f"{path}: no table is called [{table}]{did_you_mean(table, known)}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")
     kinds = typing.get_type_hints(TABLES[table])
     checked = {}
     for key, value in values.items():
-        if key not in kinds or key == PROMPTS:
-            raise UserError(f"{path}: [{table}] has no key {key}{did_you_mean(key, list(kinds))}")
+        if key not in kinds or key in _APART:
+            raise UserError(
+                f"{path}: [{table}] has no key {key}{did_you_mean(key, [k for k in kinds if k not in _APART])}"
+            )
         _check_value(path, f"[{table}] {key}", value, kinds[key])
         is_float = isinstance(value, int) and kinds[key] in (float, float | None)
         checked[key] = float(value) if is_float else value

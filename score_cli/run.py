@@ -220,6 +220,7 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
             "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
         )
     _check_sampling(configs.sample)
+    _check_script(configs)
     _check_first_attempts(configs)
     if configs.eval.correction is None:
         configs = replace(configs, eval=replace(configs.eval, correction=configs.sample.correction))
@@ -236,6 +237,20 @@ def _check_sampling(config: SampleConfig) -> None:
         raise UserError(
             "a run trains on samples of the whole distribution: leave sample.top_p and sample.top_k out of the recipe"
         )
+
+
+def _check_script(configs: RunConfigs) -> None:
+    """Refuse phases that a script's traces cannot be trained in, before anything is trained."""
+    script, run = configs.sample.script, configs.run
+    if script is None or script.only_solves:
+        return
+    if run.stage1_iterations:
+        raise UserError(
+            "run.stage1_iterations is set, and Stage I is for solves alone: leave it out, or let the turns of [script] "
+            "hold no other role"
+        )
+    if run.sft_rounds:
+        raise UserError("run.sft_rounds is set, and its methods learn from two solves: with [script] leave it out")
 
 
 def _check_first_attempts(configs: RunConfigs) -> None:

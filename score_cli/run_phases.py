@@ -191,7 +191,7 @@ class RunPhases:
             setup_device(config)
             self.sampler.load(self.base)
             sample(
-                replace(config, attempts=1, problems_per_iteration=None, iteration=0),
+                replace(config, attempts=1, script=None, problems_per_iteration=None, iteration=0),
                 policy=self.base,
                 problems=self.folder.problems("train"),
                 out=out,

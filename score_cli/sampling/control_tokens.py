@@ -50,6 +50,12 @@ class ControlTokens:
         """The text with numbers in place of the control tokens it spells; a template can be put around it."""
         return self._pattern.sub(lambda found: f"{mark}{self._names.index(found[0])}{mark}", text)
 
+    def without(self, text: str) -> str:
+        """The text without the control tokens it spells, nor any that their neighbours would then spell."""
+        while (shorter := self._pattern.sub("", text)) != text:
+            text = shorter
+        return text
+
     def encode_hidden(self, text: str, mark: str, *, add_special_tokens: bool = False) -> list[int]:
         """Encode text of which parts went through `hide`: these as they were, as text; the rest as ever.
 

@@ -10,7 +10,7 @@ template that trims or strips earlier turns cannot change tokens that were alrea
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,13 +18,17 @@ from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.control_tokens import ControlTokens
 from score_cli.sampling.engine import context_limit
-from score_cli.sampling.rollout import Bridge, Rollout
+from score_cli.sampling.rollout import Bridge, Dialogue, Rollout, Solves
 from score_cli.sampling.seeds import sample_digest
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Message, Problem, Trace
+from score_cli.tables.schemas import LENGTH, STOP
 from score_cli.tasks.prompts import Prompts, prompts_of
+from score_cli.tasks.script import Script, fill, places
 
 MOST_TOKENS = 1024
+# What a text put among a user's words may cost beyond its own tokens, where it meets them.
+SLACK_TOKENS = 8
 _SENTINEL = "ATTEMPTTEXT"
 # The day that Llama 3's own template names where it is told none.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
@@ -44,6 +48,7 @@ class Renderer:
         self._policy = policy
         self._correction = config.correction
         self._overrides = config.prompts
+        self._script = config.script
         self._tasks: dict[str, TaskRenderer] = {}
 
     def task(self, name: str) -> "TaskRenderer":
@@ -80,6 +85,11 @@ class Renderer:
             raise UserError(f"problem {problem.problem_id} gives an empty prompt: give it a question")
         return tokens
 
+    def dialogue(self, task: str, attempts: int) -> Dialogue:
+        """How a task's traces go on from turn to turn."""
+        renderer = self.task(task)
+        return Solves(renderer.bridge, attempts) if self._script is None else ScriptedTurns(renderer, self._script)
+
     def room(self, prompts: Sequence[Sequence[int]], attempts: int) -> int:
         """Tokens that each attempt may have within the model's context, at most `MOST_TOKENS`.
 
@@ -88,9 +98,12 @@ class Renderer:
         """
         if self.context is None:
             return MOST_TOKENS
-        bridge = max(len(task.bridge.end_of_turn) + len(task.bridge.rest) for task in self._tasks.values())
+        dialogues = [self.dialogue(task, attempts) for task in self._tasks]
+        between = max(dialogue.most_context(0) for dialogue in dialogues)
+        # Turns that repeat others' texts cost room as turns do.
+        repeated = max(dialogue.most_context(1) for dialogue in dialogues) - between
         longest = max(map(len, prompts))
-        room = (self.context - longest - (attempts - 1) * bridge) // attempts
+        room = (self.context - longest - between) // (attempts + repeated)
         if room < 1:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room for {attempts} attempts in the model's context of "
@@ -113,6 +126,7 @@ class Renderer:
                 for attempt in range(1, config.attempts + 1)
             ],
             max_tokens=config.max_tokens,
+            dialogue=self.dialogue(problem.task, config.attempts),
         )
 
     def trace(self, rollout: Rollout, problem: Problem) -> Trace:
@@ -130,19 +144,20 @@ class TaskRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Prompts) -> None:
         self._tokenizer = tokenizer
         self.prompts = prompts
-        between, at_the_end = self._text_after_attempts()
+        self._check_system()
+        between, at_the_end = self._text_after_attempts(prompts.correction)
         stops = _stop_tokens(tokenizer, model)
         # Some templates put a space between an attempt and the token that ends its turn; the policy never writes it.
         unspaced = self._encode(between.lstrip())
-        if unspaced and (unspaced[0] in stops or unspaced[0] in self._turn_ends(at_the_end)):
+        self._ends_turns = bool(unspaced) and (unspaced[0] in stops or unspaced[0] in self._turn_ends(at_the_end))
+        if self._ends_turns:
             stops.add(unspaced[0])
-            self.bridge = Bridge(unspaced[:1], unspaced[1:])
-        elif tokenizer.eos_token_id is not None:
-            self.bridge = Bridge([tokenizer.eos_token_id], self._encode(between))
-        else:
+        elif tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so no attempt could end: set eos_token")
         self.stop_ids = frozenset(stops)
         self._control = ControlTokens(tokenizer, stops)
+        self._bridges: dict[str, Bridge] = {}
+        self.bridge = self.bridge_of(prompts.correction)
         # The control tokens of every prompt of some roles: those that the template writes around any words.
         self._frames: dict[tuple[str, ...], list[int]] = {}
 
@@ -173,11 +188,57 @@ class TaskRenderer:
             )
         return tokens
 
+    def bridge_of(self, words: str) -> Bridge:
+        """What stands between a turn and the next, where the user says these words, as they stand."""
+        if words not in self._bridges:
+            self._bridges[words] = self._bridge(self._text_after_attempts(words)[0], self._encode)
+        return self._bridges[words]
+
+    def bridge_with(self, words: str, texts: Mapping[str, str], most: int) -> Bridge:
+        """As `bridge_of`, with texts that the model wrote in the words' places; these never hold control tokens.
+
+        Args:
+            texts: by role; of each, as much as `most` tokens hold.
+        """
+        short = {role: self._first_tokens(text, most) for role, text in texts.items()}
+        frame = self._control.among(self.bridge_of(fill(words, dict.fromkeys(texts, "x"))).after(LENGTH))
+        said = fill(words, short)
+        between = self._text_after_attempts(said)[0]
+        bridge = self._bridge(between, self._encode)
+        if self._control.among(bridge.after(LENGTH)) != frame and self._tokenizer.is_fast:
+            mark = self._control.mark_for(said + between)
+            hidden = fill(words, {role: self._control.hide(text, mark) for role, text in short.items()})
+            between = self._text_after_attempts(hidden)[0]
+            bridge = self._bridge(between, lambda text: self._control.encode_hidden(text, mark))
+        if self._control.among(bridge.after(LENGTH)) != frame:
+            # This tokenizer cannot write their names as text: they are left out.
+            said = fill(words, {role: self._control.without(text) for role, text in short.items()})
+            bridge = self._bridge(self._text_after_attempts(said)[0], self._encode)
+        return bridge
+
     def text(self, token_ids: list[int]) -> str:
         """The text of sampled tokens, without the stop token that may end them."""
         if token_ids and token_ids[-1] in self.stop_ids:
             token_ids = token_ids[:-1]
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _bridge(self, between: str, encode: Callable[[str], list[int]]) -> Bridge:
+        """The tokens of what the template writes after an attempt, its turn's end apart."""
+        if self._ends_turns:
+            tokens = encode(between.lstrip())
+            return Bridge(tokens[:1], tokens[1:])
+        return Bridge([self._tokenizer.eos_token_id], encode(between))
+
+    def _first_tokens(self, text: str, most: int) -> str:
+        """As much of a text as so many tokens hold, control tokens in it written as text."""
+        if self._tokenizer.is_fast:
+            mark = self._control.mark_for(text)
+            tokens = self._control.encode_hidden(self._control.hide(text, mark), mark)
+        else:
+            tokens = self._encode(self._control.without(text))
+        if len(tokens) <= most:
+            return text
+        return str(self._tokenizer.decode(tokens[:most], clean_up_tokenization_spaces=False))
 
     def _opening(self) -> list[Message]:
         system = self.prompts.system
@@ -234,17 +295,20 @@ class TaskRenderer:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _text_after_attempts(self) -> tuple[str, str]:
-        """What the template writes after an attempt: before the next one, and where nothing follows."""
+    def _text_after_attempts(self, said: str) -> tuple[str, str]:
+        """What the template writes after an attempt: before the next one, and where nothing follows.
+
+        Args:
+            said: what the user says between the two.
+        """
         if self._tokenizer.chat_template is None:
-            return f"\n\n{self.prompts.correction}\n\n", ""
-        self._check_system()
-        words = f"{self.prompts.system}{self.prompts.correction}{self._tokenizer.chat_template}"
+            return f"\n\n{said}\n\n", ""
+        words = f"{self.prompts.system}{said}{self._tokenizer.chat_template}"
         sentinel = _SENTINEL
         while sentinel in words:
             sentinel += _SENTINEL[-1]
         turns = [*self._opening(), _user("question"), Message(role="assistant", content=sentinel)]
-        rendered = self._render([*turns, _user(self.prompts.correction)])
+        rendered = self._render([*turns, _user(said)])
         if rendered.count(sentinel) != 1:
             raise UserError(
                 "the chat template does not repeat an assistant turn exactly once, so no second attempt can follow it: "
@@ -259,7 +323,7 @@ class TaskRenderer:
             UserError: it refuses system turns, or leaves them out.
         """
         system = self.prompts.system
-        if system is None:
+        if system is None or self._tokenizer.chat_template is None:
             return
         advice = "leave the system prompt out, and put its words before {question} in `first`"
         plain = self._render([_user("question")])
@@ -279,6 +343,45 @@ class TaskRenderer:
         special |= set(self._tokenizer.all_special_ids)
         special -= {self._tokenizer.unk_token_id, self._tokenizer.bos_token_id}
         return special & set(self._encode(at_the_end.lstrip())[:1])
+
+
+class ScriptedTurns:
+    """The dialogue of a script: who speaks next is read from the model's own words."""
+
+    def __init__(self, task: TaskRenderer, script: Script) -> None:
+        self.first = script.turns[0]
+        self.names_roles = not script.only_solves
+        self._task = task
+        self._script = script
+
+    def after(self, rollout: Rollout) -> tuple[str, list[int]] | None:
+        """See `Dialogue.after`."""
+        reason, newest = rollout.finish_reasons[-1], len(rollout.finish_reasons)
+        role = self._script.next_role(rollout.roles, lambda: self._text(rollout, newest) if reason == STOP else None)
+        if role is None:
+            return None
+        words = self._words(role)
+        # Of each role that the words speak of, the newest turn; one that has not spoken has said nothing.
+        turns = {said: turn for turn, said in enumerate(rollout.roles, start=1) if said in places(words)}
+        if not places(words):
+            return role, self._task.bridge_of(words).after(reason)
+        texts = {said: self._text(rollout, turns[said]) if said in turns else "" for said in places(words)}
+        return role, self._task.bridge_with(words, texts, rollout.max_tokens).after(reason)
+
+    def most_context(self, max_tokens: int) -> int:
+        """See `Dialogue.most_context`; a text may take a few tokens more among others than it has by itself."""
+        total = 0
+        for role in self._script.roles[1:]:
+            words = self._words(role)
+            bridge, texts = self._task.bridge_of(fill(words, {})), len(places(words))
+            total += len(bridge.end_of_turn) + len(bridge.rest) + texts * (max_tokens + SLACK_TOKENS)
+        return total
+
+    def _words(self, role: str) -> str:
+        return self._script.asks.get(role, self._task.prompts.correction)
+
+    def _text(self, rollout: Rollout, turn: int) -> str:
+        return self._task.text(rollout.attempt_tokens(turn))
 
 
 def _user(content: str) -> Message:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from score_cli.errors import UserError
-from score_cli.tables.records import Trace
+from score_cli.tables.records import SOLVE, Trace
 from score_cli.tables.schemas import LENGTH, STOP
 
 
@@ -26,6 +26,43 @@ class Bridge(NamedTuple):
         return self.rest if finish_reason == STOP else self.end_of_turn + self.rest
 
 
+class Dialogue(Protocol):
+    """Who speaks after whom in a trace, and what stands between two turns.
+
+    Attributes:
+        first: the role of the first turn.
+        names_roles: whether the trace says what its turns are; where all are solves it does not.
+    """
+
+    first: str
+    names_roles: bool
+
+    def after(self, rollout: "Rollout") -> tuple[str, list[int]] | None:
+        """The next turn's role and the context tokens before it, once a turn has ended; None at the dialogue's end."""
+
+    def most_context(self, max_tokens: int) -> int:
+        """The most tokens that can stand between the turns, all of them together."""
+
+
+@dataclass
+class Solves:
+    """A fixed number of attempts, a correction asked for between them: the dialogue of `attempts = N`."""
+
+    bridge: Bridge
+    attempts: int
+    first: str = SOLVE
+    names_roles: bool = False
+
+    def after(self, rollout: "Rollout") -> tuple[str, list[int]] | None:
+        """See `Dialogue.after`."""
+        reasons = rollout.finish_reasons
+        return None if len(reasons) == self.attempts else (SOLVE, self.bridge.after(reasons[-1]))
+
+    def most_context(self, max_tokens: int) -> int:
+        """See `Dialogue.most_context`."""
+        return (self.attempts - 1) * (len(self.bridge.end_of_turn) + len(self.bridge.rest))
+
+
 @dataclass
 class Rollout:
     """A trace under way; engines only append to it.
@@ -36,7 +73,8 @@ class Rollout:
         token_ids    P P P Y1 Y1 B Y2 Y2 Y2
         attempt_ids  0 0 0  1  1 0  2  2  2
 
-    The first `offline_attempts` attempts were given: an engine finds them in `token_ids` and goes on.
+    The first `offline_attempts` attempts were given: an engine finds them in `token_ids` and goes on. Left out,
+    `dialogue` is one attempt a seed with `bridge` between them; `attempt` counts turns, whatever their roles.
     """
 
     problem_id: str
@@ -53,21 +91,20 @@ class Rollout:
     attempt: int = 1
     sampled: int = 0
     offline_attempts: int = 0
+    dialogue: Dialogue | None = None
+    roles: list[str] = field(default_factory=list)
+    done: bool = False
 
     def __post_init__(self) -> None:
+        self._dialogue = self.dialogue or Solves(self.bridge, len(self.seeds))
+        self.roles.append(self._dialogue.first)
         self._add_context(self.prompt)
-
-    @property
-    def done(self) -> bool:
-        """Whether every attempt has ended."""
-        return len(self.finish_reasons) == len(self.seeds)
 
     @property
     def longest(self) -> int:
         """The most tokens this trace can come to hold."""
-        attempts = len(self.seeds)
-        bridge = len(self.bridge.end_of_turn) + len(self.bridge.rest)
-        return len(self.prompt) + attempts * self.max_tokens + (attempts - 1) * bridge
+        between = self._dialogue.most_context(self.max_tokens)
+        return len(self.prompt) + len(self.seeds) * self.max_tokens + between
 
     def append(self, token: int, logprob: float) -> None:
         """Take one sampled token; at an attempt's end, close it and open the next one."""
@@ -105,13 +142,18 @@ class Rollout:
             attempt_ids=np.array(self.attempt_ids, dtype=np.int8),
             logprobs=np.array(self.logprobs, dtype=np.float32),
             offline_attempts=self.offline_attempts,
+            roles=list(self.roles) if self._dialogue.names_roles else None,
         )
 
     def _end_attempt(self, reason: str) -> None:
         self.finish_reasons.append(reason)
-        if self.done:
+        following = self._dialogue.after(self)
+        if following is None:
+            self.done = True
             return
-        self._add_context(self.bridge.after(reason))
+        role, context = following
+        self.roles.append(role)
+        self._add_context(context)
         self.attempt += 1
         self.sampled = 0
 

@@ -115,6 +115,8 @@ class Sampler:
         check_config(config)
         if config.iteration is None:
             config = replace(config, iteration=self.policy.state.iteration)
+        if config.script is not None:
+            config = replace(config, attempts=config.script.longest)
         renderer = self._renderer(config)
         prompts = [renderer.prompt(problem) for problem in problems]
         if config.max_tokens is None:
@@ -199,7 +201,8 @@ class Sampler:
 
     def _renderer(self, config: SampleConfig) -> Renderer:
         words = tuple(tuple(change) for change in config.prompts)
-        key = (config.correction, words, config.max_model_len)
+        # A dataclass of lists has no hash; its text names it.
+        key = (config.correction, words, config.max_model_len, repr(config.script))
         if key not in self._renderers:
             self._renderers[key] = Renderer(self.policy, config)
         return self._renderers[key]

@@ -19,12 +19,13 @@ from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import numerics
-from score_cli.tables.parquet import TRACES, join_tables, read_footer, writing_table
+from score_cli.tables.parquet import TRACES, TRACES_OF_ROLES, Table, join_tables, read_footer, writing_table
 from score_cli.tables.parts import open_parts
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, library_versions
 from score_cli.tables.records import Trace
-from score_cli.tables.traces import trace_row
+from score_cli.tables.traces import trace_row, traces_table
+from score_cli.tasks.script import Script
 
 Chunk = TypeVar("Chunk")
 
@@ -111,7 +112,8 @@ def _sample(
         )
     chunks = job.chunks if job.config.shard is None else Shard.parse(job.config.shard).slice(job.chunks)
     footer = traces_footer(job, sampler, problems=file_sha256(problems))
-    with open_parts(out, TRACES, footer, machine=numerics(sampler.policy.model.device)) as parts:
+    table = _table(job.config.script)
+    with open_parts(out, table, footer, machine=numerics(sampler.policy.model.device)) as parts:
         missing = [number for number in range(len(chunks)) if not parts.has(number)]
         if len(missing) < len(chunks):
             progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
@@ -122,10 +124,14 @@ def _sample(
         parts.join(out, len(chunks))
 
 
+def _table(script: Script | None) -> Table:
+    return TRACES if script is None or script.only_solves else TRACES_OF_ROLES
+
+
 def write_traces(path: Path, job: SampleJob, traces: Sequence[Trace], footer: Footer) -> None:
     """Write the traces of a whole job, a row group a chunk, in place of any that were there."""
     start = 0
-    with writing_table(path, TRACES, footer) as writer:
+    with writing_table(path, _table(job.config.script), footer) as writer:
         for chunk in job.chunks:
             stop = start + len(chunk) * job.config.samples
             writer.write_rows([trace_row(trace) for trace in traces[start:stop]])
@@ -141,6 +147,8 @@ def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
     """
     settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
     del settings["device"], settings["gpu_memory_utilization"]
+    if job.config.script is None or job.config.script.plain:  # `attempts` says it all
+        del settings["script"]
     settings["versions"] = library_versions(*({"vllm"} & {sampler.engine_name}))
     inputs = {
         "problems": problems,
@@ -207,7 +215,7 @@ def merge(shards: Sequence[Path], *, out: Path, overwrite: bool = False) -> int:
         raise UserError(
             f"shard {', '.join(missing)} is missing: sample it with --shard {missing[0]}, and give all {count} files"
         )
-    join_tables([found[shard] for shard in every], out, TRACES, whole)
+    join_tables([found[shard] for shard in every], out, traces_table(shards[0]), whole)
     return count
 
 

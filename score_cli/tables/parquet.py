@@ -33,6 +33,7 @@ class Table:
 
 PROBLEMS = Table("problems", schemas.PROBLEMS, "score data", needed=("problem_id", "question"))
 TRACES = Table("traces", schemas.TRACES, "score sample")
+TRACES_OF_ROLES = Table("traces", schemas.TRACES_OF_ROLES, "score sample")
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
 METRICS = Table("metrics", schemas.METRICS, "score eval")
@@ -68,6 +69,11 @@ def _damaged(path: Path, table: Table, error: Exception) -> UserError:
 def count_rows(path: Path, table: Table) -> int:
     """Number of rows of a table, from its footer alone."""
     return int(_open(path, table).metadata.num_rows)
+
+
+def has_column(path: Path, table: Table, name: str) -> bool:
+    """Whether a file has a column that a table need not have; errors as `iterate_batches`."""
+    return name in _open(path, table).schema_arrow.names
 
 
 def iterate_batches(path: Path, table: Table, *, rows: int = ROWS_PER_BATCH) -> Iterator[pa.Table]:

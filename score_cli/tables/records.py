@@ -11,6 +11,12 @@ if TYPE_CHECKING:  # a problem alone, as the command line's surface knows it, ne
     from numpy.typing import NDArray
 
 
+# What a turn of the model is in its dialogue.
+SOLVE, VERIFY, CRITIQUE, REFLECT = ROLES = ("solve", "verify", "critique", "reflect")
+# Roles whose turns may claim whether the newest solve is correct.
+JUDGES = (VERIFY, CRITIQUE)
+
+
 class Message(TypedDict):
     """One turn of a chat."""
 
@@ -54,13 +60,16 @@ _ON_DEMAND = ("messages", "extra")
 
 @dataclass(frozen=True)
 class Trace:
-    """One conversation of A attempts and T tokens: one row of traces.parquet.
+    """One conversation of A turns of the model, its attempts, and T tokens: one row of traces.parquet.
 
     Example: prompt `P`, attempts `Y1` and `Y2`, bridge `B`:
 
         token_ids    P P P Y1 Y1 B Y2 Y2 Y2     [T]
         attempt_ids  0 0 0  1  1 0  2  2  2     [T]
         logprobs     0 0 0  l  l 0  l  l  l     [T], nats, the sampler's
+
+    Attributes:
+        roles: what each turn is, one of `ROLES`; None where all of them are solves.
     """
 
     problem_id: str
@@ -71,6 +80,20 @@ class Trace:
     attempt_ids: "NDArray[np.int8]"
     logprobs: "NDArray[np.float32]"
     offline_attempts: int
+    roles: list[str] | None = None
+
+    @property
+    def turn_roles(self) -> list[str]:
+        """The role of each turn."""
+        return [SOLVE] * len(self.attempts) if self.roles is None else self.roles
+
+
+def turn_title(trace: Trace, turn: int) -> str:
+    """What a turn, counted from 0, is called: `attempt 2` where all are attempts, else `verify 1`, `solve 2`."""
+    if trace.roles is None:
+        return f"attempt {turn + 1}"
+    role = trace.roles[turn]
+    return f"{role} {trace.roles[: turn + 1].count(role)}"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ OUT_OF_MEMORY = "out_of_memory"
 CRASHED = "crashed"
 TRUNCATED = "truncated"
 UNSCORED = "unscored"
-VERDICTS = (CORRECT, INCORRECT, UNFINISHED, NO_ANSWER, TIMEOUT, OUT_OF_MEMORY, CRASHED, TRUNCATED, UNSCORED)
+# A turn that neither solves nor judges: there is nothing that it could have right.
+UNGRADED = "ungraded"
+VERDICTS = (CORRECT, INCORRECT, UNFINISHED, NO_ANSWER, TIMEOUT, OUT_OF_MEMORY, CRASHED, TRUNCATED, UNSCORED, UNGRADED)
 
 STOP = "stop"
 LENGTH = "length"
@@ -62,6 +64,8 @@ TRACES = pa.schema(
         _required("offline_attempts", pa.int8()),
     ]
 )
+# Of dialogues whose turns are not all solves.
+TRACES_OF_ROLES = TRACES.append(_required("roles", _list(pa.string())))
 
 REWARDS = pa.schema(
     [

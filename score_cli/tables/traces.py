@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from score_cli.errors import UserError
-from score_cli.tables.parquet import REWARDS, TRACES, iterate_batches, read_footer
+from score_cli.tables.parquet import REWARDS, TRACES, TRACES_OF_ROLES, Table, has_column, iterate_batches, read_footer
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Trace, Verdict
-from score_cli.tables.schemas import UNSCORED, VERDICTS
+from score_cli.tables.records import ROLES, Trace, Verdict
+from score_cli.tables.schemas import UNGRADED, UNSCORED, VERDICTS
 
 
 def rewards_beside(traces: Path) -> Path:
@@ -30,9 +30,14 @@ def iterate_traces(path: Path, *, rows: int = 1024) -> Iterator[list[Trace]]:
         UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree in length or hold NaN.
     """
     start = 0
-    for batch in iterate_batches(path, TRACES, rows=rows):
+    for batch in iterate_batches(path, traces_table(path), rows=rows):
         yield [_trace(row, start + index, path) for index, row in enumerate(_rows(batch))]
         start += batch.num_rows
+
+
+def traces_table(path: Path) -> Table:
+    """The kind of traces table that a file is: with roles where it names them; errors as `iterate_traces`."""
+    return TRACES_OF_ROLES if has_column(path, TRACES, "roles") else TRACES
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -109,8 +114,9 @@ def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, 
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
-    """A trace as a row of its table."""
-    return dict(vars(trace))
+    """A trace as a row of its table, which names roles where the trace does."""
+    row = dict(vars(trace))
+    return row if trace.roles is not None else {name: value for name, value in row.items() if name != "roles"}
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def _reward(row: dict[str, Any], number: int, path: Path) -> Verdict:
     for verdict, value in zip(reward.verdicts, reward.rewards, strict=True):
         if verdict not in VERDICTS:
             raise UserError(f"{path}, row {number}: verdict {verdict}, expected one of {', '.join(VERDICTS)}: {again}")
-        if (value is None) != (verdict == UNSCORED) or (value is not None and not 0.0 <= value <= 1.0):
+        if (value is None) != (verdict in (UNSCORED, UNGRADED)) or (value is not None and not 0.0 <= value <= 1.0):
             raise UserError(
                 f"{path}, row {number}: reward {value} for {verdict}, expected 0 to 1, and none where unscored: {again}"
             )
@@ -154,6 +160,12 @@ def _trace(row: dict[str, Any], number: int, path: Path) -> Trace:
         raise UserError(
             f"{path}, row {number}: {len(trace.attempts)} attempts and {len(trace.finish_reasons)} finish reasons, "
             "expected one reason an attempt and at least one attempt: sample again"
+        )
+    roles = trace.turn_roles
+    if len(roles) != len(trace.attempts) or not set(roles) <= set(ROLES):
+        raise UserError(
+            f"{path}, row {number}: roles {', '.join(roles)} of {len(trace.attempts)} attempts, expected one of "
+            f"{', '.join(ROLES)} for each: sample again"
         )
     if not np.isfinite(trace.logprobs).all():
         raise UserError(f"{path}, row {number}: a logprob is not finite, expected nats of 0 or less: sample again")

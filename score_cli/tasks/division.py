@@ -11,7 +11,9 @@ import hashlib
 import random
 from typing import NamedTuple
 
-from score_cli.tables.records import Problem
+from score_cli.errors import UserError
+from score_cli.tables.records import SOLVE, Problem
+from score_cli.tasks.script import Script
 
 CORRECTION = "<fix>"
 LATENT_CORRECTION = "<check>"
@@ -77,10 +79,12 @@ class Corpus(NamedTuple):
     check_changes_right: float = 0.03
     check_redraw_right: float = 0.90
     latent_share: float = 0.35
+    claims_truly: float = 0.67
 
     def careful(self) -> "Corpus":
         """The author of the lessons: never rounds up, and revises with skill more often, if at all."""
-        return self._replace(rounds_up=0.0, latent_share=max(0.5, self.latent_share) if self.latent_share else 0.0)
+        latent_share = max(0.5, self.latent_share) if self.latent_share else 0.0
+        return self._replace(rounds_up=0.0, latent_share=latent_share, claims_truly=0.95)
 
 
 def problems() -> list[Problem]:
@@ -147,28 +151,84 @@ def _write_attempt(quotient: int, dividend: int, divisor: int, slip: float, rng:
 
 def draw_transcript(problem: Problem, rng: random.Random, corpus: Corpus, attempts: int = 2) -> Transcript:
     """Draw one conversation of `attempts` attempts by the imperfect author described by `corpus`."""
-    dividend, divisor = operands(problem)
-    truth = dividend // divisor
-    large_remainder = 3 * (dividend % divisor) >= 2 * divisor and truth < 99
-    if large_remainder and rng.random() < corpus.rounds_up:
-        quotient = truth + 1
-    else:
-        quotient = _draw_quotient(truth, corpus.first_right, rng)
-    right_first = quotient == truth
-    texts, instructions = [_write_attempt(quotient, dividend, divisor, corpus.slip, rng)], []
+    author = _Author(problem, rng, corpus)
+    texts, instructions = [author.guess()], []
+    right_first = author.is_right
     while len(texts) < attempts:
-        competent = rng.random() < corpus.latent_share
-        instructions.append(LATENT_CORRECTION if competent else CORRECTION)
+        instruction, text = author.revise()
+        instructions.append(instruction)
+        texts.append(text)
+    return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
+
+
+def draw_dialogue(problem: Problem, rng: random.Random, corpus: Corpus, script: Script) -> Transcript:
+    """Draw one conversation that follows a script: solves as in `draw_transcript`, and verdicts on them.
+
+    Raises:
+        UserError: the author does not write turns of a role.
+    """
+    author = _Author(problem, rng, corpus)
+    texts, instructions, roles = [author.guess()], [], [SOLVE]
+    right_first = author.is_right
+    while (role := script.next_role(roles, lambda: texts[-1])) is not None:
+        if role == SOLVE:
+            instruction, text = author.revise()
+        elif role in script.claims:
+            instruction, text = script.asks[role], script.claims[role][0 if author.claims_correct() else 1]
+        else:
+            raise UserError(
+                f"[script] has {role} turns without a claim, which the built-in task's author does not write: leave "
+                "them out, or start from a model of your own with --model"
+            )
+        instructions.append(script.asks.get(SOLVE, instruction) if role == SOLVE else instruction)
+        texts.append(text)
+        roles.append(role)
+    return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
+
+
+class _Author:
+    """The imperfect author at work on one problem."""
+
+    def __init__(self, problem: Problem, rng: random.Random, corpus: Corpus) -> None:
+        self.dividend, self.divisor = operands(problem)
+        self.truth = self.dividend // self.divisor
+        self.quotient, self.text = 0, ""
+        self._rng, self._corpus = rng, corpus
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the newest quotient is the true one."""
+        return self.quotient == self.truth
+
+    def guess(self) -> str:
+        """The first attempt."""
+        large_remainder = 3 * (self.dividend % self.divisor) >= 2 * self.divisor and self.truth < 99
+        if large_remainder and self._rng.random() < self._corpus.rounds_up:
+            self.quotient = self.truth + 1
+        else:
+            self.quotient = _draw_quotient(self.truth, self._corpus.first_right, self._rng)
+        return self._write()
+
+    def revise(self) -> tuple[str, str]:
+        """The words that ask for the next attempt, and that attempt."""
+        corpus = self._corpus
+        competent = self._rng.random() < corpus.latent_share
         wrong, right, redraw = (
             (corpus.check_changes_wrong, corpus.check_changes_right, corpus.check_redraw_right)
             if competent
             else (corpus.fix_changes_wrong, corpus.fix_changes_right, corpus.fix_redraw_right)
         )
-        if rng.random() < (right if quotient == truth else wrong):
+        if self._rng.random() < (right if self.is_right else wrong):
             # A competent author who changes a right answer makes it wrong; <fix> redraws blindly.
-            chance = 0.0 if competent and quotient == truth else redraw
-            quotient = _draw_quotient(truth, chance, rng)
-            texts.append(_write_attempt(quotient, dividend, divisor, corpus.slip, rng))
-        else:
-            texts.append(texts[-1])
-    return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
+            chance = 0.0 if competent and self.is_right else redraw
+            self.quotient = _draw_quotient(self.truth, chance, self._rng)
+            self._write()
+        return (LATENT_CORRECTION if competent else CORRECTION), self.text
+
+    def claims_correct(self) -> bool:
+        """Whether the author calls the newest attempt correct; it is not always what it is."""
+        return self.is_right == (self._rng.random() < self._corpus.claims_truly)
+
+    def _write(self) -> str:
+        self.text = _write_attempt(self.quotient, self.dividend, self.divisor, self._corpus.slip, self._rng)
+        return self.text

@@ -9,6 +9,7 @@ is wrong in a first guess is read but not learned. The rest of the steps teach t
 """
 
 import functools
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.tables.atomic import check_output, replacing_folder
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, save_policy
 from score_cli.tables.device import setup_device
+from score_cli.tables.records import Problem
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
 from score_cli.training.muon import Muon
@@ -42,6 +44,7 @@ from score_cli.training.muon import Muon
 # Tokens: a question has 7, an attempt and the instruction before it 13; one that is cut off at 14 is closed besides.
 CONTEXT = 64
 ATTEMPT_ROOM = 17
+QUESTION_ROOM = 8
 # Of the weights' first values. The usual 0.02 suits wide models.
 INITIAL_SCALE = 0.06
 IGNORED = -100
@@ -93,10 +96,7 @@ def _train(
     for step in range(config.steps):
         careful = step < config.careful_share * config.steps
         author = corpus.careful() if careful else corpus
-        drawn = [
-            division.draw_transcript(rng.choice(problems), rng, author, config.attempts)
-            for _ in range(config.batch_size)
-        ]
+        drawn = [_draw(config, rng.choice(problems), rng, author) for _ in range(config.batch_size)]
         tokens, labels = transcript_tensors(drawn, encode, tokenizer.pad_token_id, learn_wrong_guesses=not careful)
         # Cross-entropy on what the assistant wrote; questions and instructions are given.
         logits = model(input_ids=tokens.to(device), use_cache=False).logits[:, :-1]
@@ -112,6 +112,12 @@ def _train(
         loss = losses.item()
         report(loss)
     return loss
+
+
+def _draw(config: BaseConfig, problem: Problem, rng: random.Random, author: division.Corpus) -> division.Transcript:
+    if config.script is None:
+        return division.draw_transcript(problem, rng, author, config.attempts)
+    return division.draw_dialogue(problem, rng, author, config.script)
 
 
 def make_optimizers(model: PreTrainedModel, config: BaseConfig) -> tuple[Muon, torch.optim.AdamW]:
@@ -137,7 +143,12 @@ def untrained_policy(config: BaseConfig) -> Policy:
     """
     if config.width % config.heads:
         raise UserError(f"width is {config.width}, expected a multiple of heads, {config.heads}")
-    tokenizer = make_tokenizer()
+    words = (
+        ()
+        if config.script is None
+        else (*config.script.asks.values(), *itertools.chain(*config.script.claims.values()))
+    )
+    tokenizer = make_tokenizer(words)
     model = make_model(config, tokenizer)
     return Policy(model, tokenizer, TrainerState(fingerprint=fingerprint(model)), "the base")
 
@@ -146,6 +157,8 @@ def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     """An untrained model of the architecture asked for, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
     context = max(CONTEXT, ATTEMPT_ROOM * config.attempts)
+    if config.script is not None:
+        context = max(CONTEXT, QUESTION_ROOM + ATTEMPT_ROOM * config.script.longest)
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
