@@ -390,7 +390,7 @@ def run(
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import MINUS
-    from score_cli.evaluation.layout import paper_table
+    from score_cli.evaluation.layout import attempts_of, dialogue_table, paper_table
     from score_cli.run import Run, RunInputs
     from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
@@ -403,7 +403,9 @@ def run(
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     policies = [row for row in rows if MINUS not in row["policy"]]
-    print_table(paper_table(policies, plan.settings("eval", EvalConfig).attempts))
+    print_table(paper_table(policies, attempts_of(policies)))
+    if (dialogues := dialogue_table(policies)).lines:
+        print_table(dialogues)
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:

@@ -1,19 +1,21 @@
 """What traces and their verdicts show: measures of one trace, and means over many with clustered errors.
 
-A measure is of one attempt, or of an attempt beside the one before. An unscored attempt is never counted as wrong: a
-measure that needs it is None for that trace. Nothing here reads files.
+A measure is of one attempt, or of an attempt beside the one before; of a script's traces, the solves are the attempts.
+An unscored attempt is never counted as wrong: a measure that needs it is None for that trace. Nothing here reads files.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from score_cli.tables.records import Trace, Verdict
-from score_cli.tables.schemas import CORRECT, UNSCORED
+from score_cli.tables.records import SOLVE, Trace, Verdict
+from score_cli.tables.schemas import CORRECT, UNGRADED, UNSCORED
 
+Values = list[tuple[str, float]]  # (problem_id, value) of each trace, or each turn, that could be scored
 Measure = Callable[[Trace, Verdict, int], float | None]
 
 
@@ -71,9 +73,34 @@ def measures_of(attempts: int) -> list[tuple[str, Measure, int]]:
     return single + paired
 
 
+def solves_of(trace: Trace, verdict: Verdict) -> tuple[Trace, Verdict]:
+    """A trace and its verdict with nothing but its solves, counted anew; as they are where all turns are solves."""
+    if trace.roles is None:
+        return trace, verdict
+    turns = [turn for turn, role in enumerate(trace.roles) if role == SOLVE]
+    numbers = [0] * (len(trace.roles) + 1)
+    for number, turn in enumerate(turns, start=1):
+        numbers[turn + 1] = number
+    kept = replace(
+        trace,
+        attempts=[trace.attempts[turn] for turn in turns],
+        finish_reasons=[trace.finish_reasons[turn] for turn in turns],
+        attempt_ids=np.array(numbers, dtype=np.int8)[trace.attempt_ids],
+        offline_attempts=sum(turn < trace.offline_attempts for turn in turns),
+        roles=None,
+    )
+    judged = replace(
+        verdict,
+        answers=[verdict.answers[turn] for turn in turns],
+        verdicts=[verdict.verdicts[turn] for turn in turns],
+        rewards=[verdict.rewards[turn] for turn in turns],
+    )
+    return kept, judged
+
+
 def letters(verdict: Verdict) -> str:
-    """The verdicts of a trace as letters: c correct, u unscored, i any other."""
-    return "".join("c" if v == CORRECT else "u" if v == UNSCORED else "i" for v in verdict.verdicts)
+    """The verdicts of a trace as letters: c correct, u unscored or ungraded, i any other."""
+    return "".join("c" if v == CORRECT else "u" if v in (UNSCORED, UNGRADED) else "i" for v in verdict.verdicts)
 
 
 @dataclass(frozen=True)
@@ -153,3 +180,55 @@ def _spread(pulls: Iterable[float]) -> float | None:
     squares = [pull**2 for pull in pulls]
     groups = len(squares)
     return None if groups < 2 else math.sqrt(math.fsum(squares) * groups / (groups - 1))
+
+
+def measure_dialogues(traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> dict[str, Values]:
+    """What a script's dialogues show beside the accuracy of their solves; nothing for traces of solves alone.
+
+        verify_acc                  share of claims that tell what the solve is
+        error_recall                of the claims on wrong solves, the share that says so
+        correct_precision           of the claims that a solve is correct, the share that is right to
+        unreadable                  share of turns that judge in which no claim could be read
+        acc@final                   accuracy of the last solve
+        delta@final, i_to_c@final, c_to_i@final    from the first solve to the last
+        mean_trials                 solves a trace
+
+    A claim on a solve that nobody could score counts nowhere. One that cannot be read is wrong in `verify_acc` and
+    finds no error in `error_recall`. S2R (arXiv 2502.12853) calls the first three VA, ER and CP.
+    """
+    if all(trace.roles is None for trace in traces):
+        return {}
+    rows = list(zip(traces, verdicts, strict=True))
+    found: dict[str, Values] = {}
+
+    def note(name: str, problem: str, value: float) -> None:
+        found.setdefault(name, []).append((problem, value))
+
+    for trace, verdict in rows:
+        for right, agrees, readable in _claims(trace, verdict):
+            note("verify_acc", trace.problem_id, float(agrees))
+            note("unreadable", trace.problem_id, float(not readable))
+            if not right:
+                note("error_recall", trace.problem_id, float(agrees))
+            if readable and agrees == right:  # it says correct
+                note("correct_precision", trace.problem_id, float(agrees))
+        _, solves = solves_of(trace, verdict)
+        first, last = solves.correct[0], solves.correct[-1]
+        if last is not None:
+            note("acc@final", trace.problem_id, float(last))
+        if first is not None and last is not None:
+            note("delta@final", trace.problem_id, float(last) - float(first))
+            note("i_to_c@final", trace.problem_id, float(last and not first))
+            note("c_to_i@final", trace.problem_id, float(first and not last))
+        note("mean_trials", trace.problem_id, float(len(solves.verdicts)))
+    return found
+
+
+def _claims(trace: Trace, verdict: Verdict) -> Iterator[tuple[bool, bool, bool]]:
+    """Of each turn that judges a scored solve: whether the solve is right, the claim agrees, and could be read."""
+    right: bool | None = None
+    for turn, role in enumerate(trace.turn_roles):
+        if role == SOLVE:
+            right = verdict.correct[turn]
+        elif verdict.verdicts[turn] not in (UNGRADED, UNSCORED) and right is not None:
+            yield right, verdict.verdicts[turn] == CORRECT, verdict.answers[turn] is not None

@@ -11,7 +11,7 @@ from score_cli.errors import UserError
 from score_cli.evaluation.layout import TextTable
 from score_cli.metrics import letters
 from score_cli.tables.problems import read_problems
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH
 from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
 
@@ -97,11 +97,13 @@ def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem
     if problem is not None:
         answer = "" if problem.answer is None else f"   [answer {problem.answer}]"
         console.print(Text(problem.question.strip() + answer), soft_wrap=True)
-    for index, text in enumerate(trace.attempts):
+    for index, (role, text) in enumerate(zip(trace.turn_roles, trace.attempts, strict=True)):
         verdict = reward.verdicts[index] if reward else ""
         letter = letters(reward)[index] if reward else "u"
-        head = Text(f"attempt {index + 1} ", style="bold")
+        head = Text(f"{turn_title(trace, index)} ", style="bold")
         head.append(verdict, style=_COLOURS[letter])
+        if reward and role in JUDGES:
+            head.append(f" (claims {reward.answers[index] or 'nothing that can be read'})", style="dim")
         if trace.finish_reasons[index] == LENGTH:
             head.append(" (cut at the token limit)", style="yellow")
         if index < trace.offline_attempts:
@@ -119,7 +121,9 @@ def _print_tokens(console: Console, trace: Trace, spell: Callable[[int], str]) -
     console.print(line, soft_wrap=True)
     for attempt in range(1, len(trace.attempts) + 1):
         own = trace.logprobs[trace.attempt_ids == attempt]
-        console.print(f"attempt {attempt}: {len(own)} sampled tokens, logprob {own.sum():.2f} nats", style="dim")
+        console.print(
+            f"{turn_title(trace, attempt - 1)}: {len(own)} sampled tokens, logprob {own.sum():.2f} nats", style="dim"
+        )
 
 
 def _speller(model: Path | None) -> Callable[[int], str]:

@@ -7,6 +7,9 @@ Names of the metrics table, for attempts t1, t2, ... and their neighbours:
                                                                          or subject, where there are several
     edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there
     pass@4@t2                                                            see `votes.pass_at_k`
+    verify_acc  error_recall  acc@final  mean_trials                     of scripts: see `metrics.measure_dialogues`
+
+t1, t2, ... count a trace's solves, whatever turns stand between them.
 """
 
 import math
@@ -17,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.evaluation.votes import pass_at_k
-from score_cli.metrics import Estimate, clustered_mean, measures_of, paired_difference
+from score_cli.metrics import (
+    Estimate,
+    Values,
+    clustered_mean,
+    measure_dialogues,
+    measures_of,
+    paired_difference,
+    solves_of,
+)
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
@@ -29,7 +40,6 @@ BINS = 20
 MINUS = " - "
 
 Row = dict[str, Any]
-Values = list[tuple[str, float]]  # (problem_id, value) of each trace that could be scored
 
 
 def evaluate(
@@ -97,15 +107,16 @@ def metric_rows(
 def measure_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[str, Values]:
     """Every measure's name with its values, trace by trace; traces that it cannot be taken of are left out."""
     measured: dict[str, Values] = {}
-    for name, measure, attempt in measures_of(max(len(trace.attempts) for trace in traces)):
+    rows = [solves_of(trace, reward) for trace, reward in zip(traces, rewards, strict=True)]
+    for name, measure, attempt in measures_of(max(len(trace.attempts) for trace, _ in rows)):
         pairs = [
             (trace.problem_id, value)
-            for trace, reward in zip(traces, rewards, strict=True)
+            for trace, reward in rows
             if len(trace.attempts) >= attempt and (value := measure(trace, reward, attempt)) is not None
         ]
         if pairs:
             measured[name] = pairs
-    return measured
+    return measured | measure_dialogues(traces, rewards)
 
 
 def comparison_rows(policies: Mapping[str, Mapping[str, Values]], *, decoding: str) -> list[Row]:

@@ -12,6 +12,21 @@ from score_cli.metrics import two_sided_p
 SECONDARY = {"delta": "delta", "i_to_c": "i->c", "c_to_i": "c->i", "edit_ratio": "edit ratio"}
 
 
+# Of a script's dialogues; shares of claims say how many they are over, which falls as errors become rare.
+TRIALS = "mean_trials"
+DIALOGUES = {
+    "acc@final": "acc@final",
+    "i_to_c@final": "i->c",
+    "c_to_i@final": "c->i",
+    "verify_acc": "verify acc",
+    "error_recall": "error recall",
+    "correct_precision": "correct precision",
+    "unreadable": "unreadable",
+    TRIALS: "trials",
+}
+COUNTED = ("error_recall", "correct_precision")
+
+
 class TextTable(NamedTuple):
     """A table to show: what it holds, column titles, lines of cells, and how many columns are names, not numbers."""
 
@@ -95,12 +110,25 @@ def metric_tables(rows: Sequence[Row], attempts: int) -> list[TextTable]:
     compared = "differences on the same problems, ± paired standard error clustered by problem, two-sided p"
     differences = [row for row in rows if MINUS in row["policy"]]
     tables = [
+        dialogue_table([row for row in rows if MINUS not in row["policy"]]),
         paper_table(differences, attempts, caption=compared, cell=_difference),
         _passes(rows),
         vote_table(rows, "majority vote: all first attempts, or half as many each corrected once"),
     ]
     own = paper_table([row for row in rows if MINUS not in row["policy"]], attempts)
     return [own, *(table for table in tables if table.lines)]
+
+
+def dialogue_table(rows: Iterable[Row]) -> TextTable:
+    """What a script's dialogues show, one line a policy and decoding; no line where all turns are solves."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if row["name"] in DIALOGUES:
+            counted = row["name"] in COUNTED
+            cell = f"{row['value']:.2f}" if row["name"] == TRIALS else metric_cell(row)
+            cells.setdefault((row["policy"], row["decoding"]), {})[row["name"]] = cell + f" of {row['count']}" * counted
+    caption = "dialogues: their last solve, and what their claims say of the solves they judge"
+    return grid(caption, ["policy", "decoding"], DIALOGUES, cells)
 
 
 def vote_table(

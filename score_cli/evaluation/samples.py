@@ -12,7 +12,8 @@ One object a trace. Each attempt is a request of its own, so `resps` and `filter
                      each 1.0, 0.0, or null where the attempt could not be scored (it counts as neither)
     doc_hash         sha256 of doc as JSON;  target_hash: of target as text
 
-and, beyond the harness: policy, decoding, problem_id, sample_index, verdicts, finish_reasons.
+and, beyond the harness: policy, decoding, problem_id, sample_index, verdicts, finish_reasons; of a script's traces also
+roles, one a turn. Their acc@t1, acc@t2, ... count solves.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from score_cli.metrics import solves_of
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.records import Problem, Trace, Verdict
 
@@ -44,7 +46,7 @@ def sample_records(
         problem = known.get(trace.problem_id)
         doc = problem.row() if problem is not None else {"problem_id": trace.problem_id}
         target = problem.answer if problem is not None else None
-        right = [None if each is None else float(each) for each in reward.correct]
+        right = [None if each is None else float(each) for each in solves_of(trace, reward)[1].correct]
         metrics = {"acc": right[-1]} | {f"acc@t{attempt}": value for attempt, value in enumerate(right, 1)}
         yield {
             "doc_id": places[trace.problem_id],
@@ -63,7 +65,7 @@ def sample_records(
             "sample_index": trace.sample_index,
             "verdicts": reward.verdicts,
             "finish_reasons": trace.finish_reasons,
-        }
+        } | ({} if trace.roles is None else {"roles": trace.roles})
 
 
 def write_samples(path: Path, records: Iterable[dict[str, Any]]) -> None:

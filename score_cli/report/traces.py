@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.votes import VOTES
-from score_cli.metrics import Estimate, accuracy, changed_answer, clustered_mean, edit_ratio, letters
+from score_cli.metrics import Estimate, accuracy, changed_answer, clustered_mean, edit_ratio, letters, solves_of
 from score_cli.progress import Progress
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import Problem, Trace, Verdict, turn_title
 from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
 
 TRACES_SUFFIX = ".traces.parquet"
@@ -139,7 +139,9 @@ def read_sources(
         for number, source in enumerate(sources):
             rows, fingerprint = source.read()
             if number < len(evaluated):
-                pairs = {a: pair_facts(rows, a) for a in pairs_shown(max(len(trace.attempts) for trace, _ in rows))}
+                solves = [solves_of(*row) for row in rows]
+                most_solves = max(len(trace.attempts) for trace, _ in solves)
+                pairs = {a: pair_facts(solves, a) for a in pairs_shown(most_solves)}
                 counts = Counter(" → ".join(verdict.verdicts) for _, verdict in rows)
                 ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
                 facts.append(SourceFacts(source, pairs, ranked, len(rows), fingerprint))
@@ -241,6 +243,8 @@ def _shown_trace(trace: Trace, verdict: Verdict) -> dict[str, Any]:
             "logprob": None if logprob is None else round(logprob, 3),
         }
         attempts.append(shorten(text) | facts)
+    for index, facts in enumerate(attempts):
+        facts["title"] = turn_title(trace, index)
     chain = "-".join(letters(verdict))
     return {"problem": trace.problem_id, "sample": trace.sample_index, "chain": chain, "attempts": attempts}
 

@@ -88,6 +88,10 @@ def check_eval_config(config: EvalConfig, problems: Sequence[Problem]) -> None:
         raise UserError(f"pass@{most} needs {most} sampled traces a problem, there are {drawn}: raise --samples")
     if config.votes is not None:
         _refuse_programs({problem.task for problem in problems})
+        if config.script is not None:
+            raise UserError(
+                "votes compare first attempts with corrected ones, and [script] has other turns: leave one out"
+            )
 
 
 def evaluate_policy(
@@ -111,7 +115,7 @@ def evaluate_policy(
     """
     plan = eval_samplings(config, given=first_attempts is not None)
     rows = []
-    grading = grading or VerifyConfig()
+    grading = grading or VerifyConfig(script=config.script)
     with sampler_for(next(iter(plan.values())), policy, sampler) as held, grader_for(grading, grader) as judge:
         for decoding, settings in plan.items():
             traces, rewards = eval_files(folder, name, decoding)
@@ -253,7 +257,8 @@ def _write_metrics(
         for decoding in eval_samplings(config)
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
-    settings = {key: value for key, value in asdict(config).items() if key != "device"}
+    apart = ("device",) if config.script is not None else ("device", "script")
+    settings = {key: value for key, value in asdict(config).items() if key not in apart}
     footer = Footer(
         table=METRICS.name,
         stage="eval",

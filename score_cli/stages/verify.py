@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from score_cli.config import VerifyConfig
@@ -13,6 +14,7 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.traces import iterate_traces, verdict_row
+from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader, VerdictCounts, check_unscored, grader_for
 
 ROWS_PER_GROUP = 1024
@@ -39,6 +41,7 @@ def verify(
     check_output(out, overwrite=overwrite)
     by_id = {problem.problem_id: problem for problem in read_problems(problems)}
     total = count_rows(traces, TRACES)
+    config = replace(config, script=_script(traces, config))
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     hard_coded = programs = 0
@@ -82,6 +85,22 @@ def _check_known(traces: Sequence[Trace], known: Mapping[str, Problem], path: Pa
             f"{path} answers problem {strangers[0]}, which {problems} lacks: "
             "verify against the problems the traces were sampled from"
         )
+
+
+def _script(traces: Path, config: VerifyConfig) -> Script | None:
+    """The script that traces follow: as their footer says, or else the recipe.
+
+    Raises:
+        UserError: the two differ.
+    """
+    footer = read_footer(traces, TRACES)
+    followed = None if footer is None else footer.config.get("script")
+    if followed is None:
+        return config.script
+    script = Script(**followed)
+    if config.script is not None and config.script != script:
+        raise UserError(f"{traces} follows another [script] than the recipe has: leave --config out, or sample again")
+    return script
 
 
 def _footer(traces: Path, problems: Path, grader: Grader, tasks: Collection[str]) -> Footer:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from score_cli.config import VerifyConfig
 from score_cli.errors import JobError, UserError
-from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.schemas import CORRECT, LENGTH, TRUNCATED, UNSCORED
+from score_cli.tables.records import SOLVE, Problem, Trace, Verdict
+from score_cli.tables.schemas import CORRECT, INCORRECT, LENGTH, NO_ANSWER, TRUNCATED, UNGRADED, UNSCORED
+from score_cli.tasks.script import Script
 from score_cli.verification.number import NumberGrader
 from score_cli.verification.own_grader import Limits, OwnGrader, find_source, registered
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
@@ -38,7 +39,7 @@ class VerdictCounts:
     @property
     def unscored_share(self) -> float:
         """Share of attempts that the verifier could not grade."""
-        return self.counts.get(UNSCORED, 0) / max(1, sum(self.counts.values()))
+        return self.counts.get(UNSCORED, 0) / max(1, sum(self.counts.values()) - self.counts.get(UNGRADED, 0))
 
     def __str__(self) -> str:
         said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.counts.items()))
@@ -73,12 +74,14 @@ class Grader:
     def grade(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
         """One verdict a trace, in their order.
 
-        A truncated attempt is `truncated`, whatever it says: its end was never seen.
+        A truncated attempt is `truncated`, whatever it says: its end was never seen. A turn that judges is graded by
+        its claim (see `judge`).
 
         Args:
             problems: by problem_id.
         Raises:
-            UserError: a trace answers a problem that is not there, or a task has no grader.
+            UserError: a trace answers a problem that is not there, a task has no grader, or nothing says how turns that
+                judge are read.
         """
         pending: dict[str, list[tuple[int, int]]] = {}
         graded: list[list[Graded]] = []
@@ -89,8 +92,8 @@ class Grader:
                     "verify against the problems the traces were sampled from"
                 )
             graded.append([Graded(None, TRUNCATED)] * len(trace.finish_reasons))
-            for attempt, reason in enumerate(trace.finish_reasons):
-                if reason != LENGTH:
+            for attempt, (role, reason) in enumerate(zip(trace.turn_roles, trace.finish_reasons, strict=True)):
+                if role == SOLVE and reason != LENGTH:
                     pending.setdefault(problems[trace.problem_id].task, []).append((row, attempt))
         self.start(pending)
         self.reasons = Counter()
@@ -100,6 +103,9 @@ class Grader:
             for (row, attempt), result in zip(places, self._graders[task].grade(items), strict=True):
                 graded[row][attempt] = result
                 self._count(task, result)
+        for trace, results in zip(traces, graded, strict=True):
+            if trace.roles is not None:
+                results[:] = judge(trace, results, self.config.script)
         return [_verdict(trace, results) for trace, results in zip(traces, graded, strict=True)]
 
     def _count(self, task: str, result: Graded) -> None:
@@ -135,6 +141,41 @@ class Grader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def judge(trace: Trace, solves: Sequence[Graded], script: Script | None) -> list[Graded]:
+    """Grades of all turns of a trace whose solves are graded: a claim is correct where it tells what the solve is.
+
+    It is of the newest solve. A claim that cannot be read is `no_answer`, a claim on a solve that is unscored is
+    unscored itself. A turn whose role claims nothing is `ungraded`.
+
+    Raises:
+        UserError: there is no script to say what the turns' claims look like.
+    """
+    if script is None:
+        raise UserError(
+            f"a trace of problem {trace.problem_id} has turns of {', '.join(sorted({*trace.turn_roles} - {SOLVE}))}, "
+            "and nothing says how their claims are read: name the recipe whose [script] they follow with --config"
+        )
+    found = list(solves)
+    solve: Graded | None = None
+    for turn, role in enumerate(trace.turn_roles):
+        if role == SOLVE:
+            solve = found[turn]
+        elif role not in script.claims or solve is None:
+            found[turn] = Graded(None, UNGRADED)
+        elif trace.finish_reasons[turn] != LENGTH:
+            found[turn] = _claim(script.read_claim(role, trace.attempts[turn]), role, solve, script)
+    return found
+
+
+def _claim(claim: str | None, role: str, solve: Graded, script: Script) -> Graded:
+    if solve.verdict == UNSCORED:
+        return Graded(claim, UNSCORED)
+    if claim is None:
+        return Graded(None, NO_ANSWER)
+    agrees = script.claims_correct(role, claim) == (solve.verdict == CORRECT)
+    return Graded(claim, CORRECT if agrees else INCORRECT)
 
 
 @contextmanager
@@ -250,6 +291,6 @@ def _verdict(trace: Trace, results: Sequence[Graded]) -> Verdict:
 
 
 def _reward(result: Graded) -> float | None:
-    if result.verdict == UNSCORED:
+    if result.verdict in (UNSCORED, UNGRADED):
         return None
     return float(result.verdict == CORRECT) if result.reward is None else result.reward

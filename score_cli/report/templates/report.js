@@ -51,17 +51,23 @@ function marked(parts, keep, tag) {
   return box;
 }
 
+function role(attempt) {
+  return attempt.title.split(" ")[0];
+}
+
 function attemptBox(trace, index) {
   const attempt = trace.attempts[index], box = element("div", "attempt");
-  const head = element("h4", "", `attempt ${index + 1} `);
+  const head = element("h4", "", attempt.title + " ");
   head.append(element("span", "verdict " + trace.chain.split("-")[index], attempt.verdict.replaceAll("_", " ")));
   box.append(head);
   const mine = words(attempt.text);
-  if (index > 0) {
-    const before = words(trace.attempts[index - 1].text);
+  const alike = trace.attempts.map((other, turn) => [turn, other]).filter(([, other]) => role(other) === role(attempt));
+  const place = alike.findIndex(([turn]) => turn === index);
+  if (place > 0) {
+    const before = words(alike[place - 1][1].text);
     box.append(marked(mine, common(before, mine)[1], "ins"));
-  } else if (trace.attempts.length > 1) {
-    box.append(marked(mine, common(mine, words(trace.attempts[1].text))[0], "del"));
+  } else if (alike.length > 1) {
+    box.append(marked(mine, common(mine, words(alike[1][1].text))[0], "del"));
   } else box.append(element("pre", "", attempt.text));
   if (attempt.cut) box.append(element("p", "note", `… ${attempt.cut} more characters stand in the traces table`));
   const facts = [attempt.answer === null ? "no answer" : `answer ${attempt.answer}`];
@@ -89,7 +95,8 @@ function card(data, trace) {
 }
 
 function changedAnswer(trace) {
-  return trace.attempts.some((attempt, index) => index > 0 && attempt.answer !== trace.attempts[index - 1].answer);
+  const answers = trace.attempts.filter((attempt) => ["attempt", "solve"].includes(role(attempt))).map((a) => a.answer);
+  return answers.some((answer, index) => index > 0 && answer !== answers[index - 1]);
 }
 
 function matching(data, filters) {
