@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from score_cli.training import credit
+from score_cli.training.pay import Paid, shaped_rewards, stage1_pay, stage2_pay
 
 NAN = math.nan
 
@@ -14,24 +15,36 @@ def column(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def solves(rewards: torch.Tensor) -> Paid:
+    return Paid(rewards, [["solve"] * rewards.shape[1]] * len(rewards))
+
+
+def stage1_rewards(rewards: torch.Tensor) -> torch.Tensor:
+    return shaped_rewards(stage1_pay(), solves(rewards))
+
+
+def stage2_rewards(rewards: torch.Tensor, alpha: float, penalty: float = 0.0) -> torch.Tensor:
+    return shaped_rewards(stage2_pay(alpha, penalty), solves(rewards))
+
+
 def test_stage2_pays_the_paper_bonus_at_alpha_ten() -> None:
     rewards = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    assert credit.stage2_rewards(rewards, 10.0).tolist() == [[0, 0], [0, 11], [1, -10], [1, 1]]
+    assert stage2_rewards(rewards, 10.0).tolist() == [[0, 0], [0, 11], [1, -10], [1, 1]]
 
 
 def test_stage2_pays_each_later_attempt_for_progress_over_the_one_before() -> None:
-    assert credit.stage2_rewards(torch.tensor([[0.0, 1.0, 0.0]]), 10.0).tolist() == [[0, 11, -10]]
+    assert stage2_rewards(torch.tensor([[0.0, 1.0, 0.0]]), 10.0).tolist() == [[0, 11, -10]]
 
 
 def test_a_stagnation_penalty_is_for_what_was_wrong_and_stays_wrong() -> None:
     rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    assert credit.stage2_rewards(rewards, 10.0, 3.0).tolist() == [[0, -3, 11], [0, 11, -10], [1, -10, -3], [1, 1, 1]]
-    unscored = credit.stage2_rewards(torch.tensor([[NAN, 0.0], [0.0, NAN]]), 10.0, 3.0)
+    assert stage2_rewards(rewards, 10.0, 3.0).tolist() == [[0, -3, 11], [0, 11, -10], [1, -10, -3], [1, 1, 1]]
+    unscored = stage2_rewards(torch.tensor([[NAN, 0.0], [0.0, NAN]]), 10.0, 3.0)
     assert unscored[:, 1].isnan().all() and unscored[1, 0] == 0
 
 
 def test_stage1_pays_the_last_attempt_alone() -> None:
-    assert credit.stage1_rewards(torch.tensor([[1.0, 0.0, 1.0]])).tolist() == [[0, 0, 1]]
+    assert stage1_rewards(torch.tensor([[1.0, 0.0, 1.0]])).tolist() == [[0, 0, 1]]
 
 
 def test_stage1_pins_every_attempt_but_the_last() -> None:
@@ -88,7 +101,7 @@ def test_conditional_baseline_falls_back_to_the_batch_then_to_the_problem() -> N
 def test_conditional_baseline_takes_the_alpha_r1_noise_away() -> None:
     """Where y2 always repeats y1's verdict, (0,0) pays 0 and (1,1) pays 1: nothing left to learn from y2."""
     rewards = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
-    shaped, groups = credit.stage2_rewards(rewards, 10.0), torch.zeros(4, dtype=torch.long)
+    shaped, groups = stage2_rewards(rewards, 10.0), torch.zeros(4, dtype=torch.long)
     assert credit.advantages(shaped, groups, rewards, "conditional")[:, 1].tolist() == [0, 0, 0, 0]
     plain = credit.advantages(shaped, groups, rewards, "leave-one-out")[:, 1]
     assert plain.tolist() == pytest.approx([-2 / 3, 2 / 3, -2 / 3, 2 / 3])

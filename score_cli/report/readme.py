@@ -19,6 +19,7 @@ from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import CORRECT
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training import credit
+from score_cli.training.pay import Paid, shaped_rewards, stage2_pay
 
 # What the colours of COLOURS become on a dark page, and the ground that tokens stand on.
 DARK = {
@@ -115,7 +116,8 @@ def _credit(rows: Sequence[tuple[Trace, Verdict]], config: Mapping[str, Any]) ->
     names = list(dict.fromkeys(trace.problem_id for trace, _ in rows))
     groups = torch.tensor([names.index(trace.problem_id) for trace, _ in rows])
     offline = torch.tensor([[trace.offline_attempts > attempt for attempt in (0, 1)] for trace, _ in rows])
-    shaped = credit.stage2_rewards(rewards, config["alpha"], config["stagnation_penalty"])
+    paid = Paid(rewards, [trace.turn_roles for trace, _ in rows])
+    shaped = shaped_rewards(stage2_pay(config["alpha"], config["stagnation_penalty"]), paid)
     returns = credit.returns(shaped, config["discount"]).masked_fill(offline, nan)
     advantages = credit.advantages(returns, groups, rewards, config["baseline"])
     return [shaped.tolist(), returns.tolist(), advantages.tolist()]

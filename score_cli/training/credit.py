@@ -1,48 +1,14 @@
-"""Turn rewards into advantages: shaped rewards, returns, baselines. Nothing here reads files.
+"""Turn what attempts are paid into advantages: returns, baselines. Nothing here reads files.
 
 Shapes: M traces, A attempts, T tokens of the longest attempt. Rewards are 0 or 1, NaN where
 unscored; `groups` [M] numbers the problem each trace belongs to. NaN travels: what depends on an
 unscored attempt is NaN until it becomes an advantage of 0.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-
-
-def stage1_rewards(rewards: Tensor) -> Tensor:
-    """The last attempt's reward, nothing for the attempts before it.
-
-    Args:
-        rewards: [M, A].
-    Returns:
-        [M, A]: 0 except in the last column.
-    Source: Kumar et al., Eq. 3.
-    """
-    shaped = torch.zeros_like(rewards)
-    shaped[:, -1] = rewards[:, -1]
-    return shaped
-
-
-def stage2_rewards(rewards: Tensor, alpha: float, stagnation_penalty: float = 0.0) -> Tensor:
-    """Each attempt's reward; from the second on with a bonus for progress over the one before.
-
-    Args:
-        rewards: [M, A].
-        alpha: weight of the bonus. At 10 a second attempt gets, by (r1, r2):
-            (0,0) 0, (0,1) +11, (1,0) -10, (1,1) +1.
-        stagnation_penalty: taken from an attempt that is wrong after a wrong one: (0,0) gets minus it. The state of
-            the second attempt holds r1, so this pays more for mending what was wrong and leaves alone what is
-            at stake after a right attempt, which `alpha` raises as well.
-    Returns:
-        [M, A].
-    Source: Kumar et al., Eq. 4 and section 5.2; the penalty is ReflexiCoder's (arXiv 2603.05863), whose improvement
-        reward is this bonus where rewards are 0 or 1.
-    """
-    before, after = rewards[:, :-1], rewards[:, 1:]
-    shaped = rewards.clone()
-    shaped[:, 1:] += alpha * (after - before)
-    shaped[:, 1:] -= stagnation_penalty * ((before == 0) & (after == 0))
-    return shaped
 
 
 def stage1_kl_coefficients(attempts: int, *, beta1: float, beta2: float) -> list[float]:
@@ -122,16 +88,49 @@ def conditional_baseline(values: Tensor, groups: Tensor, previous: Tensor) -> Te
     Returns:
         As `values`; NaN where no other member of the group, and nobody of the same kind, is scored.
     """
-    # 0, 1 and unscored are three kinds; equal kinds of one group share a number.
-    kind = torch.where(previous.isnan(), 2, previous.nan_to_num(0.0).round().long())
-    within = group_baseline(values, groups * 3 + kind)
+    return _baseline_among_kind(values, groups, reward_kinds(previous))
+
+
+def reward_kinds(rewards: Tensor) -> Tensor:
+    """0, 1 and unscored, which is 2, are the kinds of rewards that baselines tell apart; any shape."""
+    return torch.where(rewards.isnan(), 2, rewards.nan_to_num(0.0).round().long())
+
+
+def state_kinds(rewards: Tensor, roles: Sequence[Sequence[str]]) -> Tensor:
+    """[M, A] a number for all that a turn's state tells of roles and rewards: those of every turn before it.
+
+    Args:
+        rewards: [M, A]; roles: of each trace's turns.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    kinds = reward_kinds(rewards).tolist()
+    width = rewards.shape[1]
+    rows = [[(*row[:turn], *own[:turn]) for turn in range(width)] for row, own in zip(kinds, roles, strict=True)]
+    return torch.tensor([[numbers.setdefault(state, len(numbers)) for state in row] for row in rows])
+
+
+def _baseline_among_kind(values: Tensor, groups: Tensor, kind: Tensor) -> Tensor:
+    """`conditional_baseline`, by any numbers that tell the traces' kinds apart."""
+    # Equal kinds of one group share a number.
+    within = group_baseline(values, groups * (int(kind.max()) + 1) + kind)
     across = group_baseline(values, kind)
     alike = torch.where(within.isnan(), across, within)
     return torch.where(alike.isnan(), group_baseline(values, groups), alike)
 
 
-def advantages(values: Tensor, groups: Tensor, rewards: Tensor, baseline: str) -> Tensor:
+def advantages(
+    values: Tensor,
+    groups: Tensor,
+    rewards: Tensor,
+    baseline: str,
+    *,
+    present: Tensor | None = None,
+    kinds: Tensor | None = None,
+) -> Tensor:
     """Returns minus their baseline, attempt by attempt.
+
+    A trace whose siblings ended their dialogues before a turn has nobody to be compared with there, and takes a
+    baseline of 0: an advantage of 0 would make turns count for less the more rarely they are reached.
 
     Args:
         values: [M, A] returns, or [M, A, T] one for each token; NaN where unscored.
@@ -139,15 +138,28 @@ def advantages(values: Tensor, groups: Tensor, rewards: Tensor, baseline: str) -
         rewards: [M, A], which `conditional` looks at.
         baseline: `leave-one-out` or `conditional`; the first attempt has nothing to condition on
             and always takes the leave-one-out mean.
+        present: [M, A] whether a trace has the turn; all do if left out.
+        kinds: [M, A] numbers of states that `conditional` compares within, in place of the reward before.
     Returns:
-        As `values`; 0 where unscored or where nobody is left to compare with.
+        As `values`; 0 where unscored, or where siblings have the turn and none of them is scored.
     """
     columns = []
     for attempt in range(values.shape[1]):
         column = values[:, attempt]
         if baseline == "conditional" and attempt > 0:
-            base = conditional_baseline(column, groups, rewards[:, attempt - 1])
+            own = reward_kinds(rewards[:, attempt - 1]) if kinds is None else kinds[:, attempt]
+            base = _baseline_among_kind(column, groups, own)
         else:
             base = group_baseline(column, groups)
+        if present is not None:
+            lost = _siblings(~present[:, attempt], groups) > 0
+            lost = lost.reshape(-1, *[1] * (column.dim() - 1))
+            base = torch.where(base.isnan() & lost, 0.0, base)
         columns.append((column - base).nan_to_num(0.0))
     return torch.stack(columns, dim=1)
+
+
+def _siblings(marked: Tensor, groups: Tensor) -> Tensor:
+    """[M] how many others of each trace's group are marked; `marked` is [M]."""
+    counts = torch.zeros(int(groups.max()) + 1, dtype=torch.long).index_add(0, groups, marked.long())
+    return counts[groups] - marked.long()

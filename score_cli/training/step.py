@@ -13,10 +13,14 @@ from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.device import computes_in_bfloat16
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import SOLVE, Trace, Verdict
+from score_cli.tables.schemas import UNGRADED
+from score_cli.tasks.pay import Pay
 from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch, micro_batches
 from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.pay import Paid, Roles, stage1_pay, stage2_pay
+from score_cli.training.pay import shaped_rewards as pay_shaped
 
 StageConfig = Stage1Config | Stage2Config
 
@@ -109,22 +113,29 @@ def prepare(
     *,
     temperature: float = 1.0,
     other_engine: bool = False,
+    verdicts: Sequence[Verdict] = (),
 ) -> TrainBatch:
     """Turn traces and their rewards into advantages, on all traces at once: a baseline needs a problem's siblings.
 
     Args:
-        rewards: [M, A], NaN where unscored.
+        rewards: [M, A], NaN where unscored, and past the end of a trace that has fewer turns than others.
+        verdicts: what the rewards come from; traces of a script need them.
     """
     # In bfloat16 a token decoded by itself and one of a whole conversation are rounded otherwise.
     other_engine = other_engine or computes_in_bfloat16(model)
-    trainable = _trainable(traces, rewards)
+    present = turns_present(traces, rewards.shape[1])
+    trainable = _trainable(traces, rewards, present, verdicts)
     batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
     coefficients = kl_coefficients(config, rewards.shape[1])
-    shaped = shaped_rewards(config, rewards)
+    roles = [trace.turn_roles for trace in traces]
+    shaped = shaped_rewards(config, rewards, roles)
     groups = group_numbers(traces)
+    # Among solves alone, a state is told by the attempt before; a script's turns look at all that was before them.
+    scripted = any(trace.roles is not None for trace in traces)
+    kinds = credit.state_kinds(rewards, roles) if scripted else None
 
     def advantages_of(values: Tensor) -> Tensor:
-        return credit.advantages(values, groups, rewards, config.baseline)
+        return credit.advantages(values, groups, rewards, config.baseline, present=present, kinds=kinds)
 
     def returns_of(values: Tensor) -> Tensor:
         # What this policy did not sample, or nobody scored, is nobody's sibling either.
@@ -158,6 +169,7 @@ def prepare(
         token_advantages=token_advantages,
         temperature=temperature,
         other_engine=other_engine,
+        verdicts=verdicts,
     )
 
 
@@ -180,16 +192,25 @@ def forward_backward(
     return stats
 
 
-def reward_matrix(verdicts: Sequence[Verdict]) -> Tensor:
+def reward_matrix(verdicts: Sequence[Verdict], *, ragged: bool = False) -> Tensor:
     """[M, A] rewards, NaN where unscored.
 
+    Args:
+        ragged: traces may differ in their number of turns, as a script's do; NaN past their ends too.
     Raises:
         ValueError: the verdicts are of different numbers of attempts.
     """
     widths = sorted({len(verdict.rewards) for verdict in verdicts})
-    if len(widths) != 1:
+    if len(widths) != 1 and not ragged:
         raise ValueError(f"traces of {widths} attempts are mixed, expected one number: train on one at a time")
-    return torch.tensor([[math.nan if value is None else value for value in verdict.rewards] for verdict in verdicts])
+    rows = [[math.nan if value is None else value for value in verdict.rewards] for verdict in verdicts]
+    return torch.tensor([[*row, *[math.nan] * (widths[-1] - len(row))] for row in rows])
+
+
+def turns_present(traces: Sequence[Trace], turns: int) -> Tensor:
+    """[M, turns] whether a trace has a turn."""
+    counts = torch.tensor([len(trace.attempts) for trace in traces])
+    return torch.arange(turns)[None] < counts[:, None]
 
 
 def group_numbers(traces: Sequence[Trace]) -> Tensor:
@@ -198,11 +219,21 @@ def group_numbers(traces: Sequence[Trace]) -> Tensor:
     return torch.tensor([numbers.setdefault(trace.problem_id, len(numbers)) for trace in traces])
 
 
-def shaped_rewards(config: StageConfig, rewards: Tensor) -> Tensor:
-    """The stage's reward of each attempt, [M, A]."""
+def shaped_rewards(config: StageConfig, rewards: Tensor, roles: Roles | None = None) -> Tensor:
+    """The stage's reward of each attempt, [M, A].
+
+    Args:
+        roles: of each trace's turns; all are solves if left out.
+    """
+    paid = Paid(rewards, [[SOLVE] * rewards.shape[1]] * len(rewards) if roles is None else roles)
+    return pay_shaped(pay_of(config), paid)
+
+
+def pay_of(config: StageConfig) -> Pay:
+    """What a stage pays: Eq. 3 or Eq. 4."""
     if isinstance(config, Stage1Config):
-        return credit.stage1_rewards(rewards)
-    return credit.stage2_rewards(rewards, config.alpha, config.stagnation_penalty)
+        return stage1_pay()
+    return stage2_pay(config.alpha, config.stagnation_penalty)
 
 
 def kl_coefficients(config: StageConfig, attempts: int) -> Tensor:
@@ -212,10 +243,13 @@ def kl_coefficients(config: StageConfig, attempts: int) -> Tensor:
     return torch.tensor(credit.stage2_kl_coefficients(attempts, beta1=config.beta1))
 
 
-def _trainable(traces: Sequence[Trace], rewards: Tensor) -> Tensor:
+def _trainable(traces: Sequence[Trace], rewards: Tensor, present: Tensor, verdicts: Sequence[Verdict]) -> Tensor:
     offline = torch.tensor([trace.offline_attempts for trace in traces])
     sampled = torch.arange(1, rewards.shape[1] + 1)[None] > offline[:, None]
-    return (sampled & ~rewards.isnan()).float()
+    # Turns that claim nothing have no reward of their own, and may be paid for what comes of them.
+    names = [[*verdict.verdicts, *[""] * (rewards.shape[1] - len(verdict.verdicts))] for verdict in verdicts]
+    ungraded = torch.tensor([[name == UNGRADED for name in row] for row in names]) if names else torch.tensor(False)
+    return (sampled & present & (ungraded | ~rewards.isnan())).float()
 
 
 def _log_ratios(

@@ -6,7 +6,8 @@ attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (
 `logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
 attempts (`attempt` null): `grad_norm`, `grad_clipped` (1 where the gradient was scaled down, so that its mean
 is a share of updates), `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
-`changed@t2` and so on as in the metrics table.
+`changed@t2` and so on as in the metrics table; of a script's traces also `verify_acc` and its kin. There `attempt`
+counts turns, and solves alone in `accuracy` and in `@t2`.
 
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
 `examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
@@ -19,9 +20,9 @@ from typing import Any
 
 import torch
 
-from score_cli.metrics import measures_of
+from score_cli.metrics import measure_dialogues, measures_of, solves_of
 from score_cli.tables.records import Trace, Verdict
-from score_cli.tables.schemas import LENGTH
+from score_cli.tables.schemas import LENGTH, UNGRADED, UNSCORED
 from score_cli.training.step import StepStats, TrainBatch
 
 Row = tuple[str, int | None, float]
@@ -63,21 +64,25 @@ def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
         signal = batch.reward_advantages[:, column].abs()
         silent = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, signal) == 0
         yield "frac_zero_advantage", attempt, silent.float().mean().item()
-        truncated = [float(trace.finish_reasons[column] == LENGTH) for trace in batch.traces]
-        yield "truncated", attempt, sum(truncated) / len(truncated)
+        reasons = [trace.finish_reasons[column] for trace in batch.traces if column < len(trace.finish_reasons)]
+        yield "truncated", attempt, sum(reason == LENGTH for reason in reasons) / len(reasons)
     for column, norm in enumerate(stats.grad_norms_by_attempt):
         yield "grad_norm", column + 1, norm
 
 
 def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
     """(name, attempt, value) of what the verdicts alone tell: accuracies, deltas, the unscored share."""
-    for name, measure, attempt in measures_of(len(traces[0].attempts)):
-        known = [v for t, r in zip(traces, rewards, strict=True) if (v := measure(t, r, attempt)) is not None]
+    solves = [solves_of(trace, reward) for trace, reward in zip(traces, rewards, strict=True)]
+    for name, measure, attempt in measures_of(max(len(trace.attempts) for trace, _ in solves)):
+        long_enough = [pair for pair in solves if len(pair[0].attempts) >= attempt]
+        known = [value for pair in long_enough if (value := measure(*pair, attempt)) is not None]
         if not known:
             continue
         if name.startswith("acc@"):
             yield "accuracy", attempt, sum(known) / len(known)
         else:
             yield name, None, sum(known) / len(known)
-    graded = [value is None for reward in rewards for value in reward.rewards]
-    yield "unscored", None, sum(graded) / len(graded)
+    for name, values in measure_dialogues(traces, rewards).items():
+        yield name, None, sum(value for _, value in values) / len(values)
+    verdicts = [name for reward in rewards for name in reward.verdicts if name != UNGRADED]
+    yield "unscored", None, sum(name == UNSCORED for name in verdicts) / len(verdicts)

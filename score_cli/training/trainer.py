@@ -93,8 +93,14 @@ class Trainer:
                 "there is one trace a problem, which leaves a leave-one-out baseline nothing to average: "
                 "sample with --samples 2 or more"
             )
+        scripted = any(trace.roles is not None for trace in traces)
+        if scripted and isinstance(self.config, Stage1Config):
+            raise UserError(
+                "Stage I pins every attempt but the last to the reference, and a script's traces end where they will: "
+                "train on them with train-stage2"
+            )
         try:
-            rewards = step.reward_matrix(verdicts)
+            rewards = step.reward_matrix(verdicts, ragged=scripted)
         except ValueError as error:
             raise UserError(str(error)) from None
         batch = step.prepare(
@@ -105,10 +111,11 @@ class Trainer:
             self.config,
             temperature=temperature,
             other_engine=other_engine,
+            verdicts=verdicts,
         )
         if not batch.trainable.any():
             raise JobError("no attempt is scored and sampled from this policy: nothing to learn from")
-        return replace(batch, verdicts=verdicts)
+        return batch
 
     def forward_backward(self, batch: TrainBatch) -> StepStats:
         """The gradient of the stage's loss, in place of any that was there; the weights stay as they are."""
