@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # Before the first import that asks the driver, which reads it once.
 if not os.environ.get("SCORE_TEST_GPU"):
@@ -109,9 +110,10 @@ def take_gradient(
     traces: Sequence[Trace],
     rewards: torch.Tensor,
     config: Stage1Config | Stage2Config,
+    **given: Any,
 ) -> tuple[TrainBatch, StepStats]:
     """Leave the gradient of a batch in the model's `.grad`, by the two verbs that a trainer goes through."""
-    batch = prepare(model, reference, traces, rewards, config)  # type: ignore[arg-type]
+    batch = prepare(model, reference, traces, rewards, config, **given)  # type: ignore[arg-type]
     return batch, forward_backward(model, reference, batch, config)  # type: ignore[arg-type]
 
 

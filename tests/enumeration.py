@@ -1,10 +1,12 @@
 """A two-attempt policy small enough to write every trajectory down, and exact gradients by brute force.
 
 Vocabulary {0: end, 1}; an attempt has at most two tokens, so it is one of [0], [1, 0], [1, 1]; with
-two attempts there are nine trajectories. The policy is a table of logits, one row for every prefix,
-so the gradient at each prefix is told apart. Nothing here uses the code under test but its records.
+two attempts there are nine trajectories. The policy is a table of logits, or of states that a head turns into logits,
+one row for every prefix, so the gradient at each prefix is told apart. Nothing here uses the code under test but its
+records.
 """
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -24,13 +26,25 @@ RIGHT = {"p": ([1, 0],), "q": ([0], [1, 1])}
 
 
 class TablePolicy(nn.Module):
-    """Logits looked up by the whole prefix; called as a transformers model is."""
+    """States looked up by the whole prefix, and a head behind them; called as a transformers model is."""
 
-    def __init__(self, seed: int, scale: float = 1.0, longest: int = LONGEST) -> None:
+    def __init__(self, seed: int, longest: int = LONGEST, width: int | None = 3, temperature: float = 1.0) -> None:
+        """Args:
+        width: of a state; None for a table of logits, without a head.
+        temperature: that it is sampled at.
+        """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.table = nn.Parameter(scale * torch.randn(2 ** (longest + 2), 2, dtype=torch.float64, generator=generator))
+        numbers = functools.partial(torch.randn, dtype=torch.float64, generator=generator)
+        self.table = nn.Parameter(numbers(2 ** (longest + 2), width or 2))
+        self.head = None if width is None else nn.Linear(width, 2, dtype=torch.float64)
+        if self.head is not None and width is not None:
+            self.head.weight.data, self.head.bias.data = numbers(2, width), numbers(2)
+        self.temperature = temperature
         self.device = torch.device("cpu")
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return self.head
 
     def forward(self, *, input_ids: Tensor, logits_to_keep: Tensor, **_: object) -> SimpleNamespace:
         codes = torch.ones_like(input_ids[:, 0])
@@ -38,7 +52,8 @@ class TablePolicy(nn.Module):
         for position in range(input_ids.shape[1]):
             codes = codes * 2 + input_ids[:, position]
             columns.append(codes % self.table.shape[0])
-        return SimpleNamespace(logits=self.table[torch.stack(columns, 1)[:, logits_to_keep]])
+        states = self.table[torch.stack(columns, 1)[:, logits_to_keep]]
+        return SimpleNamespace(logits=states if self.head is None else self.head(states))
 
     def logprob(self, prefix: list[int], token: int) -> Tensor:
         """Brute force: log-probability of one token after a prefix."""
@@ -48,7 +63,21 @@ class TablePolicy(nn.Module):
         code = 1
         for token in prefix:
             code = code * 2 + token
-        return self.table[code % self.table.shape[0]].log_softmax(-1)
+        state = self.table[code % self.table.shape[0]]
+        if self.head is not None:
+            state = self.head.weight @ state + self.head.bias
+        return (state / self.temperature).log_softmax(-1)
+
+
+def gradient(value: Tensor, policy: TablePolicy) -> Tensor:
+    """The derivative of a value by everything that the policy learns, as one row of numbers."""
+    return torch.cat([found.flatten() for found in torch.autograd.grad(value, list(policy.parameters()))])
+
+
+def found_gradient(policy: TablePolicy) -> Tensor:
+    """What the code under test left in the policy's `.grad`, as `gradient` has it."""
+    found = [parameter.grad for parameter in policy.parameters()]
+    return torch.cat([each.flatten() for each in found if each is not None])
 
 
 def second_prompt(problem: str, first: list[int]) -> list[int]:
@@ -155,7 +184,7 @@ def exact_gradient(
                 loss = loss + probability * kl_coefficients[0] * attempt_full_kl(policy, reference, x1, first)
                 loss = loss + probability * kl_coefficients[1] * attempt_full_kl(policy, reference, x2, second)
             loss = loss - probability * (log1 * (value1 + discount * value2) + log2 * value2)
-    return torch.autograd.grad(loss / len(problems), policy.table)[0]
+    return gradient(loss / len(problems), policy)
 
 
 def whole_objective_gradient(
@@ -170,7 +199,7 @@ def whole_objective_gradient(
         cost1 = kl_coefficients[0] * (log1 - attempt_logprob(reference, x1, first).detach())
         cost2 = kl_coefficients[1] * (log2 - attempt_logprob(reference, x2, second).detach())
         objective = objective + (log1 + log2).exp() * (rewards - cost1 - cost2)
-    return -torch.autograd.grad(objective, policy.table)[0]
+    return -gradient(objective, policy)
 
 
 # The same for any number of attempts, written down once more: a chain is the attempts of one trajectory.
@@ -245,7 +274,7 @@ def chain_gradient(
         values = [r - c * ratio for r, c, ratio in zip(own, kl_coefficients, ratios, strict=True)]
         credits = [sum(discount ** (j - i) * values[j] for j in range(i, len(chain))) for i in range(len(chain))]
         loss = loss - logs.sum().exp().detach() * sum(log * credit for log, credit in zip(logs, credits, strict=True))
-    return torch.autograd.grad(loss, policy.table)[0]
+    return gradient(loss, policy)
 
 
 def single_turn_gradient(policy: TablePolicy, reference: TablePolicy, beta: float) -> Tensor:
@@ -255,4 +284,4 @@ def single_turn_gradient(policy: TablePolicy, reference: TablePolicy, beta: floa
         log = attempt_logprob(policy, PROMPTS["p"], attempt)
         cost = beta * (log - attempt_logprob(reference, PROMPTS["p"], attempt).detach())
         objective = objective + log.exp() * (is_right("p", attempt) - cost)
-    return -torch.autograd.grad(objective, policy.table)[0]
+    return -gradient(objective, policy)

@@ -15,8 +15,13 @@ from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
 from score_cli.training import step
+from score_cli.training.batching import micro_batches
+from score_cli.training.gradients import Gradients
+from score_cli.training.head import Head
+from score_cli.training.logprobs import add_gradient, batch_logprobs
 from score_cli.training.step import TrainBatch
 from tests.conftest import small_policy
+from tests.test_logprobs import traces_of
 from tests.test_run_phases import GRADE, invented
 from tests.test_sampling import rollouts
 
@@ -78,6 +83,42 @@ def test_logits_are_the_float32_product_of_bfloat16_operands(architecture: str) 
     assert "forward" not in vars(head)
     for own, other in zip(gradients(logits), exact, strict=True):
         assert (own - other).norm() <= 0.05 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+def test_an_updates_logprobs_are_those_of_the_models_own_pass_and_its_gradient_near_that_of_float32(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_policy(architecture).model  # type: ignore[arg-type]
+    batch = next(micro_batches(traces_of(small_policy(architecture)), 10_000))  # type: ignore[arg-type]
+    taken = batch.sampled_attempt_ids > 0
+    pulls = torch.randn(taken.shape, generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        add_gradient(
+            Head(model),
+            batch,
+            1.0,
+            lambda tokens: (tokens.logprobs * pulls.flatten()[tokens.places]).sum(0, True),
+            added,
+        )
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    added = Gradients(model)
+    found = batch_logprobs(Head(model), batch, 1.0)
+    with device.compute_precision(model), torch.no_grad():
+        logits = model(input_ids=batch.token_ids, attention_mask=batch.attention).logits[:, batch.positions - 1]
+    expected = logits.log_softmax(-1).gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
+    assert logits.dtype == torch.float32
+    assert (found - expected)[taken].abs().max() < 1e-5
+    ours = gradients()
+    monkeypatch.setattr(device, "BFLOAT16_DEVICES", set())
+    exact = gradients()
+    assert any(not torch.equal(own, other) for own, other in zip(ours, exact, strict=True))
+    for own, other in zip(ours, exact, strict=True):
+        assert own.dtype == torch.float32
+        assert (own - other).norm() <= 0.05 * other.norm() + 1e-5
 
 
 class Casts(TorchDispatchMode):

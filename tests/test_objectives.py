@@ -49,32 +49,42 @@ def kl_of(stage: str) -> tuple[float, float]:
 
 
 @functools.cache
-def trace_of(problem: str, number: int) -> Trace:
-    return tiny.make_trace(POLICY, problem, 0, *tiny.trajectories()[number])
+def trace_of(policy: tiny.TablePolicy, problem: str, number: int) -> Trace:
+    return tiny.make_trace(policy, problem, 0, *tiny.trajectories()[number])
 
 
-def estimate(config: Stage1Config | Stage2Config, drawn: list[tuple[str, int]]) -> Tensor:
+def estimate(
+    config: Stage1Config | Stage2Config,
+    drawn: list[tuple[str, int]],
+    policy: tiny.TablePolicy = POLICY,
+    reference: tiny.TablePolicy = REFERENCE,
+) -> Tensor:
     """The product's gradient for one batch: (problem, number of the trajectory) of each trace."""
     traces, rewards = [], []
     for index, (problem, number) in enumerate(drawn):
         first, second = tiny.trajectories()[number]
-        traces.append(replace(trace_of(problem, number), sample_index=index))
+        traces.append(replace(trace_of(policy, problem, number), sample_index=index))
         rewards.append([tiny.is_right(problem, first), tiny.is_right(problem, second)])
-    POLICY.zero_grad()
-    take_gradient(POLICY, REFERENCE, traces, torch.tensor(rewards, dtype=torch.float64), config)
-    assert POLICY.table.grad is not None
-    return POLICY.table.grad.clone()
+    policy.zero_grad()
+    known = torch.tensor(rewards, dtype=torch.float64)
+    take_gradient(policy, reference, traces, known, config, temperature=policy.temperature)
+    return tiny.found_gradient(policy)
 
 
-def expected_gradient(config: Stage1Config | Stage2Config, sizes: dict[str, int]) -> Tensor:
+def expected_gradient(
+    config: Stage1Config | Stage2Config,
+    sizes: dict[str, int],
+    policy: tiny.TablePolicy = POLICY,
+    reference: tiny.TablePolicy = REFERENCE,
+) -> Tensor:
     """Sum over every batch of `sizes[problem]` samples of its probability times its gradient.
 
     Samples of a problem are exchangeable, so batches are visited as multisets with their multiplicity.
     """
-    total = torch.zeros_like(POLICY.table)
+    total = torch.zeros(())
     choices = []
     for problem, size in sizes.items():
-        probabilities = tiny.trajectory_probabilities(POLICY, problem).tolist()
+        probabilities = tiny.trajectory_probabilities(policy, problem).tolist()
         weighted = []
         for members in itertools.combinations_with_replacement(range(9), size):
             ways = math.factorial(size)
@@ -84,8 +94,9 @@ def expected_gradient(config: Stage1Config | Stage2Config, sizes: dict[str, int]
         choices.append(weighted)
     for parts in itertools.product(*choices):
         weight = math.prod(part[0] for part in parts)
-        total += weight * estimate(config, [member for part in parts for member in part[1]])
-    return total.detach()
+        drawn = [member for part in parts for member in part[1]]
+        total = total + weight * estimate(config, drawn, policy, reference)
+    return total
 
 
 def gap_to_exact(case: tuple[str, float, str, str], sizes: dict[str, int]) -> float:
@@ -139,7 +150,7 @@ def test_full_kl_has_the_known_bias(stage: str) -> None:
                 )
                 score = POLICY.logprob(prefix + attempt[:i], token)
                 missing = missing + probability * coefficient * score * later.detach()
-    bias = torch.autograd.grad(missing, POLICY.table)[0]
+    bias = tiny.gradient(missing, POLICY)
     assert bias.abs().max() > 1e-3
     assert (sampled - full - bias).abs().max() < 1e-8
 
@@ -177,6 +188,29 @@ def test_gradients_by_attempt_add_up_to_the_gradient() -> None:
     assert (together - apart).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("kl", ["sampled", "full"])
+def test_a_policy_that_makes_its_logits_itself_has_the_exact_gradient(kl: str) -> None:
+    """Where there is no head that the trainer knows, the model's own logits are taken."""
+    policy, reference = (tiny.TablePolicy(seed, width=None) for seed in (1, 2))
+    exact = tiny.exact_gradient(
+        policy, reference, stage="stage2", alpha=ALPHA, kl_coefficients=kl_of("stage2"), discount=0.0, kl=kl
+    )
+    config = config_of("stage2", 0.0, "leave-one-out", kl)
+    assert exact.abs().max() > 1e-2
+    assert (expected_gradient(config, {"p": 2}, policy, reference) - exact).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("kl", ["sampled", "full"])
+def test_at_a_temperature_the_gradient_is_that_of_the_distribution_sampled_from(kl: str) -> None:
+    policy, reference = (tiny.TablePolicy(seed, temperature=0.6) for seed in (1, 2))
+    exact = tiny.exact_gradient(
+        policy, reference, stage="stage2", alpha=ALPHA, kl_coefficients=kl_of("stage2"), discount=0.0, kl=kl
+    )
+    config = config_of("stage2", 0.0, "leave-one-out", kl)
+    assert exact.abs().max() > 1e-2
+    assert (expected_gradient(config, {"p": 2}, policy, reference) - exact).abs().max() < 1e-8
+
+
 def test_alpha_zero_is_plain_policy_gradient() -> None:
     config = Stage2Config(alpha=0.0, beta1=0.0, baseline="leave-one-out", kl="sampled")
     found = expected_gradient(config, {"p": 2})
@@ -199,7 +233,7 @@ def expected_chain_gradient(config: Stage1Config | Stage2Config, attempts: int, 
     every = tiny.chains(attempts)
     probabilities = [tiny.chain_logprobs(LONG_POLICY, "p", chain).sum().exp().item() for chain in every]
     assert sum(probabilities) == pytest.approx(1.0)
-    total = torch.zeros_like(LONG_POLICY.table)
+    total = torch.zeros(())
     for members in itertools.combinations_with_replacement(range(len(every)), samples):
         ways = math.factorial(samples)
         for number in set(members):
@@ -208,9 +242,8 @@ def expected_chain_gradient(config: Stage1Config | Stage2Config, attempts: int, 
         rewards = torch.tensor([[tiny.is_right("p", y) for y in every[m]] for m in members], dtype=torch.float64)
         LONG_POLICY.zero_grad()
         take_gradient(LONG_POLICY, LONG_REFERENCE, traces, rewards, config)
-        assert LONG_POLICY.table.grad is not None
-        total += ways * math.prod(probabilities[m] for m in members) * LONG_POLICY.table.grad
-    return total.detach()
+        total = total + ways * math.prod(probabilities[m] for m in members) * tiny.found_gradient(LONG_POLICY)
+    return total
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

@@ -14,8 +14,9 @@ from score_cli import metrics
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables.records import Trace, Verdict
-from score_cli.training import credit, logprobs, losses, step
+from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch
+from score_cli.training.head import Head
 from score_cli.training.trainer import Trainer
 from tests import test_checkpoints, test_logprobs, test_metrics, test_objectives, test_sampling, test_train
 from tests.conftest import sampler_of, small_policy
@@ -71,21 +72,14 @@ def test_tokens_charged_with_the_kl_before_them(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = logprobs.batch_logprobs
+    real = Head.hidden
 
-    def without_first_attempt(
-        model: object, batch: MicroBatch, temperature: float, *, whole: bool = False, entropy: bool = False
-    ) -> logprobs.Logprobs:
+    def without_first_attempt(head: Head, batch: MicroBatch) -> Tensor:
         blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
-        tokens = torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)
-        found = real(model, batch._replace(token_ids=tokens), temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
-        assert found.distribution is not None
-        own = found.distribution.gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
-        return found._replace(logprobs=own)
+        return real(head, batch._replace(token_ids=torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)))
 
-    monkeypatch.setattr(test_logprobs, "batch_logprobs", without_first_attempt)
+    monkeypatch.setattr(Head, "hidden", without_first_attempt)
     caught(lambda: test_logprobs.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
-    monkeypatch.setattr(step, "batch_logprobs", without_first_attempt)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 
@@ -103,20 +97,13 @@ def test_tokens_after_the_first_end_of_sequence(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = logprobs.batch_logprobs
+    real = Head.hidden
 
-    def unshifted(
-        model: object, batch: MicroBatch, temperature: float, *, whole: bool = False, entropy: bool = False
-    ) -> logprobs.Logprobs:
-        late = torch.clamp(batch.positions + 1, max=batch.token_ids.shape[1] - 1)
-        found = real(model, batch._replace(positions=late), temperature, whole=True, entropy=entropy)  # type: ignore[arg-type]
-        assert found.distribution is not None
-        own = found.distribution.gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
-        return found._replace(logprobs=own)
+    def unshifted(head: Head, batch: MicroBatch) -> Tensor:
+        return real(head, batch._replace(positions=torch.clamp(batch.positions + 1, max=batch.token_ids.shape[1] - 1)))
 
-    monkeypatch.setattr(test_logprobs, "batch_logprobs", unshifted)
+    monkeypatch.setattr(Head, "hidden", unshifted)
     caught(lambda: test_logprobs.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
-    monkeypatch.setattr(step, "batch_logprobs", unshifted)
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
 

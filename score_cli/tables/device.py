@@ -133,17 +133,26 @@ def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
         del head.forward
 
 
+def float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """[n, k] times [k, m]: bfloat16 numbers multiplied as such, and their products added up and left in float32.
+
+    Others are multiplied in their own precision.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        if left.dtype != torch.bfloat16:
+            return left @ right
+        if left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.float() @ right.float()
+
+
 class _Float32Product(torch.autograd.Function):
     """bfloat16 [..., d] times bfloat16 [V, d] transposed, in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        if hidden.device.type == "cuda":
-            found = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
-            return found.view(*hidden.shape[:-1], len(weight))
-        with torch.autocast(hidden.device.type, enabled=False):
-            return torch.nn.functional.linear(hidden.float(), weight.float())
+        return float32_product(hidden.flatten(0, -2), weight.t()).view(*hidden.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,22 +11,31 @@ from score_cli.tables.records import Trace
 
 
 class MicroBatch(NamedTuple):
-    """Some traces, padded on the right; B traces, T tokens of the longest, P positions with a sampled token.
+    """Some traces, padded on the right: B traces, T tokens of the longest, A attempts.
+
+    At P positions some trace has a sampled token; n tokens were sampled.
 
     Causal attention never looks right, so padding there cannot reach a real token.
     """
 
     rows: list[int]
+    attempt_sizes: list[int]  # [A] sampled tokens of each attempt
     token_ids: Tensor  # [B, T] int64, 0 on padding
     attempt_ids: Tensor  # [B, T] int64, 0 on context and padding
     attention: Tensor  # [B, T] 1 on real tokens
     sampler_logprobs: Tensor  # [B, T] float32, 0 on context and padding
-    positions: Tensor  # [P] int64, where any trace of the batch has a sampled token: logits are made there alone
+    positions: Tensor  # [P] int64, where any trace of the batch has a sampled token: states are kept there alone
+    places: Tensor  # [n] int64, the sampled tokens among [B * P], attempt after attempt: logits are made there alone
 
     @property
     def sampled_attempt_ids(self) -> Tensor:
         """[B, P] attempt numbers at the positions."""
         return self.attempt_ids[:, self.positions]
+
+    @property
+    def sampled_tokens(self) -> Tensor:
+        """[n] the tokens at `places`."""
+        return self.token_ids[:, self.positions].flatten()[self.places]
 
 
 def micro_batches(
@@ -60,5 +69,9 @@ def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -
         attention[index, :length] = 1
         logprobs[index, :length] = trace.logprobs
     positions = np.flatnonzero((attempt_ids > 0).any(0))
-    arrays = (tokens, attempt_ids, attention, logprobs, positions)
-    return MicroBatch(rows, *(torch.from_numpy(array).to(device) for array in arrays))
+    owners = attempt_ids[:, positions].ravel()
+    # A stable order, and no token of a context.
+    places = np.argsort(owners, kind="stable")[np.count_nonzero(owners == 0) :]
+    sizes = np.bincount(owners, minlength=len(traces[rows[0]].attempts) + 1)[1:].tolist()
+    arrays = (tokens, attempt_ids, attention, logprobs, positions, places)
+    return MicroBatch(rows, sizes, *(torch.from_numpy(array).to(device) for array in arrays))

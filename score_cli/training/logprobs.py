@@ -1,88 +1,202 @@
-"""Log-probabilities of the sampled tokens of a batch, computed where they were sampled and nowhere else."""
+"""What a policy gives the sampled tokens of a batch, and the gradient of a loss made of it.
 
+No tensor of tokens times vocabulary is ever held. A loss is a sum over tokens, so its derivative by a token's logprob
+is known as soon as that logprob is: the gradient of the logits of a chunk of tokens is made right after the logits.
+
+Shapes: B traces, P positions with a sampled token, n sampled tokens, m of a chunk, V vocabulary, A parts of the loss.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from score_cli.tables.device import compute_precision
 from score_cli.training.batching import MicroBatch
+from score_cli.training.gradients import Gradients
+from score_cli.training.head import Head, Logits
 
-# Logits whose log-softmax is held at a time: 256 MiB in float32.
-CHUNK_ELEMENTS = 2**26
-
-
-class Logprobs(NamedTuple):
-    """What a policy gives the tokens at the positions where some trace of the batch has a sampled one.
-
-    Shapes: B traces, P such positions, V vocabulary.
-    """
-
-    logprobs: Tensor  # [B, P] of the tokens that stand there
-    distribution: Tensor | None  # [B, P, V] log-probabilities of every token, where asked for
-    entropy: Tensor | None  # [B, P] of the distribution, nats, without gradient, where asked for
+# Logits held at a time: 64 MiB in float32 on the CPU, 256 MiB on a GPU, which needs more rows to be busy.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
+# Logits gone through at a time: what a CPU's cache holds twice.
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 
 
-def batch_logprobs(
-    model: PreTrainedModel,
-    batch: MicroBatch,
-    temperature: float,
-    *,
-    whole: bool = False,
-    entropy: bool = False,
-) -> Logprobs:
-    """Score the tokens of a batch with one forward pass over the whole conversations.
+class Scores(NamedTuple):
+    """What a policy gives the tokens of a batch, nats: [B, P], 0 where none was sampled; [m] of a chunk."""
 
-    Logits exist for `batch.positions` alone: the output at position t - 1 predicts the token at t.
+    logprobs: Tensor
+    entropy: Tensor  # of the distribution that the token was drawn from
+    divergence: Tensor | None = None  # exact KL of that distribution from the reference's, where there is one
+    reference_logprobs: Tensor | None = None
+
+
+class TokenLoss(NamedTuple):
+    """One chunk's tokens as a loss sees them: their places among [B * P], logprobs and divergences, [m]."""
+
+    places: Tensor
+    logprobs: Tensor
+    divergence: Tensor | None
+
+
+# The summed loss of a chunk's tokens, one entry a part: [A]. Of two parts each token belongs to one.
+LossOf = Callable[[TokenLoss], Tensor]
+
+
+@torch.no_grad()
+def batch_logprobs(head: Head, batch: MicroBatch, temperature: float) -> Tensor:
+    """[B, P] logprobs of the sampled tokens, without gradient; 0 where none was sampled.
 
     Args:
         temperature: divides the logits, as it did when the tokens were sampled.
-        whole: keep the whole distribution, with gradient. Without it, a log-softmax over a large vocabulary is done
-            piece by piece, and again in the backward pass, so that no float32 copy of the logits is ever held.
-        entropy: measure the distribution's entropy too.
     """
-    with compute_precision(model):
-        output = model(
-            input_ids=batch.token_ids,
-            attention_mask=batch.attention,
-            use_cache=False,
-            logits_to_keep=batch.positions - 1,
-        )
-    tokens = batch.token_ids[:, batch.positions]
-    if whole:
-        distribution = _log_softmax(output.logits, temperature)
-        logprobs = _of_tokens(distribution, tokens)
-        return Logprobs(logprobs, distribution, _entropy(distribution) if entropy else None)
-    logits = output.logits.flatten(0, 1)
-    pieces = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
-    owns = tokens.flatten().split(len(pieces[0]))
-    found = [
-        checkpoint(_score_rows, piece, own, temperature, use_reentrant=False, preserve_rng_state=False)
-        for piece, own in zip(pieces, owns, strict=True)
-    ]
-    logprobs = torch.cat(found).view(tokens.shape)
-    if not entropy:
-        return Logprobs(logprobs, None, None)
-    entropies = [_entropy(_log_softmax(piece.detach(), temperature)) for piece in pieces]
-    return Logprobs(logprobs, None, torch.cat(entropies).view(tokens.shape))
+    states, tokens = _States(head, head.hidden(batch).flatten(0, 1), temperature), batch.sampled_tokens
+    found = []
+    for rows in states.chunks(0, len(tokens)):
+        logits = states.logits(states.operand(batch.places[rows])).values
+        found += [_of_tokens(logits[block].log_softmax(-1), tokens[rows][block]) for block in _blocks(logits)]
+    return _spread(torch.cat(found), batch)
 
 
-def _score_rows(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """[n] logprob of each row's token, from [n, V] logits."""
-    return _of_tokens(_log_softmax(logits, temperature), tokens)
+def add_gradient(
+    head: Head,
+    batch: MicroBatch,
+    temperature: float,
+    loss_of: LossOf,
+    gradients: Gradients,
+    *,
+    reference: Head | None = None,
+) -> Scores:
+    """Add the gradient of a loss over the batch's sampled tokens, with one pass forward and one back.
+
+    Args:
+        loss_of: is asked for the loss of each chunk of tokens, and differentiated by their logprobs and divergences.
+        gradients: of several parts, where the loss of each attempt is a part.
+        reference: what the divergence is measured from.
+    """
+    hidden = head.hidden(batch)
+    states = _States(head, hidden.detach().flatten(0, 1), temperature)
+    known = None
+    if reference is not None:
+        with torch.no_grad():
+            known = _States(reference, reference.hidden(batch).flatten(0, 1), temperature)
+    pulled = [torch.zeros_like(states.values) for _ in range(gradients.parts)]
+    measured, every_token = [], batch.sampled_tokens
+    first, sizes = 0, batch.attempt_sizes if gradients.parts > 1 else [len(batch.places)]
+    for part, size in enumerate(sizes):
+        for rows in states.chunks(first, first + size):
+            places, tokens = batch.places[rows], every_token[rows]
+            operand = states.operand(places)
+            logits, slope = states.logits(operand, slope=True)
+            other = None if known is None else known.logits(known.operand(places)).values
+            measured.append(found := _measure(logits, tokens, other))
+            _to_gradient(logits, tokens, other, found, _pulls(loss_of, places, found))
+            pull = head.pull_back(operand, states.before_scaling(logits, slope), gradients, part)
+            pulled[part][places] = pull.to(hidden.dtype)
+        first += size
+    gradients.add(hidden, [each.view_as(hidden) for each in pulled])
+    found = _joined(measured)
+    return Scores(*(None if values is None else _spread(values, batch) for values in found))  # type: ignore[arg-type]
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    # At least float32: a log-softmax of bfloat16 logits would lose the logprobs' third digit.
-    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+class _States(NamedTuple):
+    """What a pass gives the head, [B * P, d], and the temperature that its logits are divided by."""
+
+    head: Head
+    values: Tensor
+    temperature: float
+
+    def chunks(self, first: int, last: int) -> Iterator[slice]:
+        """Rows from first to last in about equal pieces, one at least, of at most so many logits."""
+        limit = max(1, CHUNK_ELEMENTS[self.values.device.type] // self.head.vocabulary(self.values))
+        count = max(1, math.ceil((last - first) / limit))
+        for number in range(count):
+            yield slice(first + (last - first) * number // count, first + (last - first) * (number + 1) // count)
+
+    def operand(self, places: Tensor) -> Tensor:
+        """[m, d] the states at these places as the head multiplies them."""
+        return self.head.operand(self.values[places])
+
+    def logits(self, operand: Tensor, *, slope: bool = False) -> Logits:
+        """[m, V] logits at the temperature."""
+        found = self.head.logits(operand, slope=slope)
+        if self.temperature != 1.0:
+            found.values.div_(self.temperature)
+        return found
+
+    def before_scaling(self, gradient: Tensor, slope: Tensor | None) -> Tensor:
+        """From the gradient of such logits that of what the head's layer gave, in place."""
+        if slope is not None:
+            gradient *= slope
+        factor = self.head.scale / self.temperature
+        return gradient if factor == 1.0 else gradient.mul_(factor)
 
 
-def _of_tokens(distribution: Tensor, tokens: Tensor) -> Tensor:
-    return distribution.gather(-1, tokens[..., None])[..., 0]
+@torch.no_grad()
+def _measure(logits: Tensor, tokens: Tensor, other: Tensor | None) -> Scores:
+    """[m] scores; turns [m, V] logits into probabilities in place, and the reference's into log-ratios to it."""
+    found = []
+    for block in _blocks(logits):
+        values, own, divergence, known = logits[block], tokens[block], None, None
+        scores = values.log_softmax(-1)
+        logprobs = _of_tokens(scores, own)
+        torch.exp(scores, out=values)
+        if other is not None:
+            theirs = other[block].log_softmax(-1)
+            known = _of_tokens(theirs, own)
+            torch.sub(scores, theirs, out=other[block])
+            divergence = torch.mul(values, other[block], out=theirs).sum(-1)
+        found.append(Scores(logprobs, -scores.mul_(values).sum(-1), divergence, known))
+    return _joined(found)
 
 
-def _entropy(distribution: Tensor) -> Tensor:
-    with torch.no_grad():
-        return -(distribution.exp() * distribution).sum(-1)
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of one after another."""
+    logprobs, entropies, divergences, known = zip(*parts, strict=True)
+    optional = (None if values[0] is None else torch.cat(values) for values in (divergences, known))
+    return Scores(torch.cat(logprobs), torch.cat(entropies), *optional)
+
+
+def _pulls(loss_of: LossOf, places: Tensor, found: Scores) -> tuple[Tensor, ...]:
+    """The derivatives of the loss by each token's logprob, and by its divergence if there is one: [m] each."""
+    leaves = [values.detach().requires_grad_() for values in (found.logprobs, found.divergence) if values is not None]
+    with torch.enable_grad():
+        loss = loss_of(TokenLoss(places, leaves[0], leaves[1] if len(leaves) > 1 else None)).sum()
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+
+@torch.no_grad()
+def _to_gradient(
+    probabilities: Tensor, tokens: Tensor, ratios: Tensor | None, found: Scores, pulls: Sequence[Tensor]
+) -> None:
+    """Turn [m, V] probabilities into the gradient of the logits that they come from, in place.
+
+    By a logit, the token's logprob has the derivative [it is the token's] - p, and KL has p x (log-ratio - KL).
+    """
+    by_logprob = pulls[0]
+    if ratios is None:
+        probabilities *= -by_logprob[:, None]
+    else:
+        assert found.divergence is not None
+        for block in _blocks(probabilities):
+            each = ratios[block].sub_(found.divergence[block, None])
+            each.mul_(pulls[1][block, None]).sub_(by_logprob[block, None])
+            probabilities[block].mul_(each)
+    probabilities[torch.arange(len(tokens), device=tokens.device), tokens] += by_logprob
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Rows of a chunk in pieces, one at least."""
+    rows = max(1, BLOCK_ELEMENTS[logits.device.type] // logits.shape[1])
+    return (slice(start, start + rows) for start in range(0, max(1, len(logits)), rows))
+
+
+def _of_tokens(scores: Tensor, tokens: Tensor) -> Tensor:
+    return scores.gather(-1, tokens[:, None])[:, 0]
+
+
+def _spread(values: Tensor, batch: MicroBatch) -> Tensor:
+    """[n] values of the sampled tokens to where they stand in [B, P]; 0 elsewhere."""
+    shape = len(batch.rows), len(batch.positions)
+    return values.new_zeros(shape).flatten().index_copy(0, batch.places, values).view(shape)

@@ -23,8 +23,10 @@ from score_cli.tables.checkpoints import Policy, TrainerState, context_length, f
 from score_cli.tables.provenance import short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import STOP
-from score_cli.training.batching import MicroBatch, micro_batches
-from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.batching import micro_batches
+from score_cli.training.gradients import Gradients
+from score_cli.training.head import Head
+from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
 from score_cli.training.sft_examples import Example, build_examples
 from score_cli.training.train_metrics import answer_rows
 
@@ -163,26 +165,23 @@ def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config:
 
     Micro-batches change the order of additions, nothing else.
     """
-    tokens = _count_tokens(batch)
-    total = 0.0
-    for part in micro_batches(batch, config.micro_batch_tokens, model.device):
-        loss = _summed_loss(model, part) / tokens
-        loss.backward()
-        total += loss.item()
-    return total
+    count = _count_tokens(batch)
+    head, gradients = Head(model), Gradients(model)
+
+    def loss_of(tokens: TokenLoss) -> Tensor:
+        return -tokens.logprobs.sum(0, keepdim=True) / count
+
+    parts = micro_batches(batch, config.micro_batch_tokens, model.device)
+    scores = [add_gradient(head, part, 1.0, loss_of, gradients).logprobs.sum() for part in parts]
+    return -math.fsum(score.item() for score in scores) / count
 
 
 def mean_loss(model: PreTrainedModel, rows: Sequence[Trace], config: SftConfig) -> float:
     """Mean loss a learned token over all rows, nats, without gradient."""
-    with torch.no_grad():
-        parts = micro_batches(rows, config.micro_batch_tokens, model.device)
-        return math.fsum(_summed_loss(model, part).item() for part in parts) / _count_tokens(rows)
-
-
-def _summed_loss(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Minus the logprobs of a batch's learned tokens, summed, nats."""
-    logprobs = batch_logprobs(model, batch, temperature=1.0).logprobs
-    return -(logprobs * (batch.sampled_attempt_ids > 0)).sum()
+    head = Head(model)
+    parts = micro_batches(rows, config.micro_batch_tokens, model.device)
+    scores = [batch_logprobs(head, part, 1.0).sum() for part in parts]
+    return -math.fsum(score.item() for score in scores) / _count_tokens(rows)
 
 
 def _count_tokens(rows: Sequence[Trace]) -> int:

@@ -18,7 +18,9 @@ from score_cli.tables.schemas import UNGRADED
 from score_cli.tasks.pay import Pay
 from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch, micro_batches
-from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.gradients import Gradients
+from score_cli.training.head import Head
+from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
 from score_cli.training.pay import Paid, Roles, stage1_pay, stage2_pay
 from score_cli.training.pay import shaped_rewards as pay_shaped
 
@@ -147,7 +149,7 @@ def prepare(
     reward_advantages = advantages = advantages_of(returns)
     if config.kl == "sampled":
         # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
-        reference_logprobs = [_token_logprobs(reference, batch, temperature) for batch in batches]
+        reference_logprobs = _token_logprobs(reference, batches, temperature)
         log_ratios = _log_ratios(model, batches, reference_logprobs, shaped, temperature, other_engine=other_engine)
         returns = returns_of(shaped - coefficients * log_ratios.sum(-1))
         by_token = advantages_of(credit.token_returns(returns, log_ratios, coefficients))
@@ -183,11 +185,11 @@ def forward_backward(
     """
     stats = StepStats(AttemptSums.zeros(*batch.trainable.shape), has_full_kl=config.kl == "full")
     attempts = batch.trainable.shape[1]
-    gradients = _Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
+    gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
+    head, known = Head(model), Head(reference) if config.kl == "full" else None
     for number in range(len(batch.micro_batches)):
         # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
-        loss_by_attempt = _micro_loss(model, reference, batch, number, config, stats.sums)
-        gradients.add(loss_by_attempt / batch.count)
+        _add_gradient(head, known, batch, number, config, gradients, stats.sums)
     stats.grad_norms_by_attempt = gradients.finish()
     return stats
 
@@ -266,81 +268,63 @@ def _log_ratios(
     masks = [losses.attempt_masks(batch.sampled_attempt_ids, attempts) for batch in batches]
     longest = max(int(mask.sum(-1).max()) for mask in masks)
     found = shaped.new_zeros(*shaped.shape, longest)
-    for batch, known, mask in zip(batches, reference_logprobs, masks, strict=True):
-        # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
-        own = batch.sampler_logprobs[:, batch.positions]
-        if other_engine:
-            own = _token_logprobs(model, batch, temperature)
+    # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
+    if other_engine:
+        owns = _token_logprobs(model, batches, temperature)
+    else:
+        owns = [batch.sampler_logprobs[:, batch.positions] for batch in batches]
+    for batch, own, known, mask in zip(batches, owns, reference_logprobs, masks, strict=True):
         found[batch.rows] = losses.by_token_number(own - known, mask, longest).to(found)
     return found
 
 
-def _token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
-    """[B, P] logprobs of the batch's tokens, without gradient."""
-    with torch.no_grad():
-        return batch_logprobs(model, batch, temperature).logprobs
+def _token_logprobs(model: PreTrainedModel, batches: Sequence[MicroBatch], temperature: float) -> list[Tensor]:
+    """[B, P] logprobs of each batch's tokens, without gradient."""
+    head = Head(model)
+    return [batch_logprobs(head, batch, temperature) for batch in batches]
 
 
-def _micro_loss(
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
+def _add_gradient(
+    head: Head,
+    reference: Head | None,
     batch: TrainBatch,
     number: int,
     config: StageConfig,
+    gradients: Gradients,
     sums: AttemptSums,
-) -> Tensor:
-    """The summed loss of a micro-batch, one entry an attempt: [A]. Fills the sums."""
-    micro, device = batch.micro_batches[number], model.device
+) -> None:
+    """Add the gradient of a micro-batch's loss, and what is measured on the way to the sums."""
+    micro = batch.micro_batches[number]
+    device = micro.token_ids.device
     trainable = batch.trainable[micro.rows].to(device)
     masks = losses.attempt_masks(micro.sampled_attempt_ids, trainable.shape[1]) * trainable[:, :, None]
-    own = batch_logprobs(model, micro, batch.temperature, whole=config.kl == "full", entropy=True)
     sampler = micro.sampler_logprobs[:, micro.positions]
-    weights = None
-    if batch.other_engine:
-        weights = losses.importance_weights(own.logprobs, sampler, config.importance_sampling_cap)
-    advantages = batch.token_advantages[number] if batch.token_advantages else batch.advantages[micro.rows].to(device)
-    loss = losses.policy_gradient_loss(own.logprobs, advantages, masks, weights)
-    if config.kl == "full":
-        with torch.no_grad():
-            known = batch_logprobs(reference, micro, batch.temperature, whole=True)
-        assert own.distribution is not None and known.distribution is not None
-        divergence = losses.full_kl(own.distribution, known.distribution)
-        loss = loss + losses.kl_loss(divergence, masks, batch.kl_coefficients.to(device))
-        sums.record("full_kl", micro, divergence.detach(), masks)
-        reference_logprobs = known.logprobs
+    if batch.token_advantages:
+        advantages = batch.token_advantages[number]
     else:
-        reference_logprobs = batch.reference_logprobs[number]
-    assert own.entropy is not None
-    with torch.no_grad():
-        logprobs = own.logprobs
-        sums.record("kl", micro, logprobs - reference_logprobs, masks)
-        sums.record("k3", micro, losses.k3(logprobs, reference_logprobs), masks)
-        sums.record("entropy", micro, own.entropy, masks)
-        sums.record("logprob_diff", micro, logprobs - sampler, masks)
-        sums.record("logprob_diff_abs", micro, (logprobs - sampler).abs(), masks)
-        sums.record("tokens", micro, torch.ones_like(logprobs), masks)
-    return loss
+        advantages = batch.advantages[micro.rows].to(device)[:, :, None].expand_as(masks)
+    # A token stands by itself in the loss: [A, B * P].
+    each_mask, each_advantage = (values.transpose(0, 1).flatten(1) for values in (masks, advantages))
+    coefficients = batch.kl_coefficients.to(device)
 
+    def loss_of(tokens: TokenLoss) -> Tensor:
+        mask, weights = each_mask[None, :, tokens.places], None
+        logprobs = tokens.logprobs[None]
+        if batch.other_engine:
+            theirs = sampler.flatten()[tokens.places][None]
+            weights = losses.importance_weights(logprobs, theirs, config.importance_sampling_cap)
+        loss = losses.policy_gradient_loss(logprobs, each_advantage[None, :, tokens.places], mask, weights)
+        if tokens.divergence is not None:
+            loss = loss + losses.kl_loss(tokens.divergence[None], mask, coefficients)
+        return loss / batch.count
 
-class _Gradients:
-    """Adds up gradients over micro-batches, by attempt where their norms are wanted."""
-
-    def __init__(self, model: PreTrainedModel, parts: int) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._parts = [[torch.zeros_like(p) for p in self._parameters] for _ in range(parts)] if parts > 1 else []
-
-    def add(self, losses_by_attempt: Tensor) -> None:
-        if not self._parts:
-            losses_by_attempt.sum().backward()
-            return
-        for index, part in enumerate(self._parts):
-            more = index < len(self._parts) - 1
-            found = torch.autograd.grad(losses_by_attempt[index], self._parameters, retain_graph=more)
-            torch._foreach_add_(part, list(found))
-
-    def finish(self) -> list[float]:
-        """Leave the sum in the parameters' `.grad`; return the norm of each part."""
-        for place, parameter in enumerate(self._parameters):
-            for part in self._parts:
-                parameter.grad = part[place] if parameter.grad is None else parameter.grad + part[place]
-        return [torch.nn.utils.get_total_norm(part).item() for part in self._parts]
+    own = add_gradient(head, micro, batch.temperature, loss_of, gradients, reference=reference)
+    known = batch.reference_logprobs[number] if own.reference_logprobs is None else own.reference_logprobs
+    if own.divergence is not None:
+        sums.record("full_kl", micro, own.divergence, masks)
+    sums.record("kl", micro, own.logprobs - known, masks)
+    sums.record("k3", micro, losses.k3(own.logprobs, known), masks)
+    sums.record("entropy", micro, own.entropy, masks)
+    sums.record("logprob_diff", micro, own.logprobs - sampler, masks)
+    sums.record("logprob_diff_abs", micro, (own.logprobs - sampler).abs(), masks)
+    sums.record("tokens", micro, torch.ones_like(own.logprobs), masks)

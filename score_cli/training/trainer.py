@@ -22,6 +22,7 @@ from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import step
 from score_cli.training.batching import micro_batches
+from score_cli.training.head import Head
 from score_cli.training.logprobs import batch_logprobs
 from score_cli.training.step import StageConfig, StepStats, TrainBatch
 from score_cli.training.train_metrics import train_metric_rows
@@ -199,9 +200,9 @@ class Trainer:
     def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
         """The trainer's logprob of each sampled token of some traces; 0.0 on context."""
         result: list[list[float]] = [[0.0] * len(trace.token_ids) for trace in traces]
+        head = Head(self.policy.model)
         for batch in micro_batches(traces, self.config.micro_batch_tokens, self.policy.model.device):
-            with torch.no_grad():
-                own = batch_logprobs(self.policy.model, batch, temperature).logprobs.tolist()
+            own = batch_logprobs(head, batch, temperature).tolist()
             sampled = (batch.sampled_attempt_ids > 0).tolist()
             for index, row in enumerate(batch.rows):
                 for place, position in enumerate(batch.positions.tolist()):

@@ -1,0 +1,186 @@
+"""A model's last layer by itself: from its last hidden states to logits, and back, for a chunk of tokens at a time.
+
+A vocabulary is large: the logits of a batch's tokens would be most of what an update holds. So the model is run up to
+its head, and the head on a chunk of tokens after the other.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from score_cli.tables.device import compute_precision, computes_in_bfloat16, float32_product
+from score_cli.training.batching import MicroBatch
+from score_cli.training.gradients import Gradients
+
+# Weights whose gradient in float32 is made apart before it is added, in bfloat16 arithmetic.
+SLICE_ELEMENTS = 2**24
+
+
+class _Kind(NamedTuple):
+    """What a model does after its body: logits = cap x tanh(scale x layer(hidden) / cap); no tanh without a cap."""
+
+    layer: nn.Linear
+    scale: float
+    cap: float | None
+
+
+class Logits(NamedTuple):
+    """A chunk's logits [m, V], at least float32, and the slope of their cap, where there is one."""
+
+    values: Tensor
+    slope: Tensor | None = None
+
+
+class Head:
+    """The head of a model as its weights are now; make another after they change.
+
+    A model whose head is not known to be one linear layer, with a factor and a cap at most, makes its logits itself:
+    they are then what is called hidden states here, and nothing is left to do for the head.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._kind = _kind_of(model)
+        if self._kind is not None:
+            weight = self._kind.layer.weight.detach()
+            self._weight = weight.bfloat16() if computes_in_bfloat16(model) else weight
+        self._buffer: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the layer's logits are multiplied with."""
+        return 1.0 if self._kind is None else self._kind.scale
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """[B, P, d] what the head predicts the tokens at `batch.positions` from: the states one place before."""
+        seen: list[Tensor] = []
+
+        def stop(hidden: Tensor) -> Tensor:
+            seen.append(hidden)
+            return hidden.new_zeros(*hidden.shape[:-1], 1)
+
+        with compute_precision(self.model), _replaced(None if self._kind is None else self._kind.layer, stop):
+            output = self.model(
+                input_ids=batch.token_ids,
+                attention_mask=batch.attention,
+                use_cache=False,
+                logits_to_keep=batch.positions - 1,
+            )
+        return output.logits if self._kind is None else seen[0]
+
+    def operand(self, hidden: Tensor) -> Tensor:
+        """[m, d] hidden states as the layer multiplies them, without history."""
+        return hidden.detach() if self._kind is None else hidden.detach().to(self._weight.dtype)
+
+    def vocabulary(self, states: Tensor) -> int:
+        """How many logits one of the states becomes."""
+        return states.shape[-1] if self._kind is None else len(self._weight)
+
+    def logits(self, operand: Tensor, *, slope: bool = False) -> Logits:
+        """Logits of [m, d] states, to be overwritten by who asked for them: the next call uses their memory again.
+
+        Args:
+            slope: give the cap's slope too.
+        """
+        if self._kind is None:
+            return Logits(operand.to(torch.promote_types(operand.dtype, torch.float32), copy=True))
+        if operand.dtype == torch.bfloat16:
+            values = float32_product(operand, self._weight.t())
+        else:
+            values = torch.mm(operand, self._weight.t(), out=self._room(operand))
+        if self._kind.layer.bias is not None:
+            values += self._kind.layer.bias.detach()
+        if self._kind.scale != 1.0:
+            values *= self._kind.scale
+        if self._kind.cap is None:
+            return Logits(values)
+        values.div_(self._kind.cap).tanh_()
+        squared = 1 - values.square() if slope else None
+        return Logits(values.mul_(self._kind.cap), squared)
+
+    def pull_back(self, operand: Tensor, gradient: Tensor, gradients: Gradients, part: int) -> Tensor:
+        """From [m, V] the gradient of what the layer gave, add its weights' own, and return that of the states."""
+        if self._kind is None:
+            return gradient
+        layer = self._kind.layer
+        if layer.bias is not None and layer.bias.requires_grad:
+            gradients.of(layer.bias, part).add_(gradient.sum(0))
+        gradient = gradient.to(operand.dtype)
+        if layer.weight.requires_grad:
+            _add_product(gradients.of(layer.weight, part), gradient, operand)
+        return float32_product(gradient, self._weight)
+
+    def _room(self, operand: Tensor) -> Tensor:
+        """[m, V] of memory that was used before where there is some: fresh pages cost more than a pass over them."""
+        if self._buffer is None or len(self._buffer) < len(operand):
+            self._buffer = operand.new_empty(len(operand), len(self._weight))
+        return self._buffer[: len(operand)]
+
+
+def _add_product(total: Tensor, gradient: Tensor, operand: Tensor) -> None:
+    """Add [m, V]' [m, d] to [V, d]."""
+    if operand.dtype != torch.bfloat16:
+        total.addmm_(gradient.t(), operand)
+        return
+    rows = max(1, SLICE_ELEMENTS // operand.shape[1])
+    for target, columns in zip(total.split(rows), gradient.split(rows, dim=1), strict=True):
+        target.add_(float32_product(columns.t(), operand))
+
+
+_KINDS: WeakKeyDictionary[nn.Module, _Kind | None] = WeakKeyDictionary()
+
+
+def _kind_of(model: PreTrainedModel) -> _Kind | None:
+    """What a model does after its body, found out once; None where it is none of what is known here."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        return None
+    known = _KINDS.get(model)
+    if model not in _KINDS or (known is not None and known.layer is not layer):
+        _KINDS[model] = known = _try_out(model, layer)
+    return known
+
+
+def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
+    """Let the model go on from given logits, and see what it makes of them."""
+    given = torch.linspace(-60, 60, layer.out_features, dtype=torch.float64, device=model.device)[None, None]
+    seen: list[Tensor] = []
+
+    def give(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return given.clone()
+
+    with torch.no_grad(), _replaced(layer, give):
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        keep = torch.ones(1, dtype=torch.long, device=model.device)
+        found = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+    if [tuple(hidden.shape) for hidden in seen] != [(1, 1, layer.in_features)] or found.shape != given.shape:
+        return None
+    scale = (found[0, 0, -1] / given[0, 0, -1]).item()
+    if torch.allclose(found.double(), given * scale, rtol=1e-6, atol=0):
+        return _Kind(layer, scale, None)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap and torch.allclose(found.double(), cap * (given / cap).tanh(), rtol=1e-6, atol=1e-9):
+        return _Kind(layer, 1.0, float(cap))
+    return None
+
+
+@contextmanager
+def _replaced(layer: nn.Linear | None, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block the layer computes something else."""
+    if layer is None:
+        yield
+        return
+    before = vars(layer).get("forward")
+    layer.forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before  # type: ignore[method-assign]
