@@ -104,6 +104,14 @@ class SamplingConfig(DeviceConfig):
         "GPUs that vLLM spreads one copy of the model over. For a copy a GPU, give each its `score sample --shard`.",
         least=1,
     )
+    ray: str | None = option(
+        None,
+        "Sample in actors of a Ray cluster, each with an engine of its own: local starts one on this machine, auto "
+        "joins the one that is there, or the address of one. The traces are the same.",
+    )
+    ray_samplers: int | None = option(
+        None, "Actors on the Ray cluster; as many as have room, by GPUs or by threads, if left out.", least=1
+    )
     samples: int = option(8, "Traces a problem.", least=1)
     attempts: int = option(2, "Attempts a trace.", least=1, most=127)
     temperature: float = option(

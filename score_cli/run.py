@@ -15,6 +15,7 @@ from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
 from score_cli.sampling.engine import engine_name, policy_device
 from score_cli.sampling.sampler import Sampler
+from score_cli.sampling.samplers import make_sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.data import SPLITS, write_problems
 from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
@@ -82,7 +83,7 @@ class Run:
             with Grader(self.configs.verify) as grader:
                 # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
                 grader.start({problem.task for problem in [*train, *test]})
-                sampler = Sampler(self.configs.sample, self._base(train, test))
+                sampler = make_sampler(self.configs.sample, self._base(train, test))
                 updates = self.phases[-1].last if self.phases else 0
                 log = RunLog(self.folder.root, updates, self._sinks)
                 phases = RunPhases(
@@ -188,7 +189,7 @@ class Run:
         """Measure the base and the policy at each phase's end on the held-out problems."""
         config = self.configs.eval
         device = policy_device(config, setup_device(config))
-        with Sampler(next(iter(eval_samplings(config).values())), phases.base) as sampler:
+        with make_sampler(next(iter(eval_samplings(config).values())), phases.base) as sampler:
             return evaluate_policies(
                 config,
                 policies=((name, phases.load(name, device)) for name in phases.ends),

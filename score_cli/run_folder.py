@@ -34,8 +34,8 @@ CONFIG_FILE = "config.json"
 LOG_FILE = "log.jsonl"
 # What a run that goes on may be told otherwise: none of it changes what is computed beyond the last bits.
 FREE = {
-    *(("sample", key) for key in ("batch_size", "gpu_memory_utilization", "tensor_parallel_size")),
-    *(("eval", key) for key in ("batch_size", "gpu_memory_utilization", "tensor_parallel_size")),
+    *((stage, key) for stage in ("sample", "eval") for key in ("batch_size", "gpu_memory_utilization")),
+    *((stage, key) for stage in ("sample", "eval") for key in ("tensor_parallel_size", "ray", "ray_samplers")),
     *((stage, "micro_batch_tokens") for stage in ("stage1", "stage2", "sft")),
     *((stage, "logprob_tolerance") for stage in ("stage1", "stage2")),
     *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),

@@ -4,8 +4,8 @@ Drawn once from the base policy, they keep its mistakes in the prompts of the se
 al. 2025, section 5). Their tokens condition what follows and are never trained on.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from score_cli.errors import UserError
 from score_cli.sampling.rollout import Rollout
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.records import Trace
+from score_cli.tables.records import Problem, Trace
 from score_cli.tables.schemas import STOP
 from score_cli.tables.traces import iterate_traces
 
@@ -36,6 +36,11 @@ class OfflineAttempts:
     name: str = "the first attempts given"
     renderer: str | None = None
     sha256: str | None = None
+
+    def of(self, problems: Iterable[Problem]) -> "OfflineAttempts":
+        """Those of some problems alone."""
+        wanted = {problem.problem_id for problem in problems}
+        return replace(self, traces={key: trace for key, trace in self.traces.items() if key[0] in wanted})
 
     def check_keys(self, wanted: Sequence[Key]) -> None:
         """See that every wanted trace is there.

@@ -5,7 +5,6 @@ problems in it alone: not on the file, the shard or the process that they are sa
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from score_cli.config import SampleConfig, check_config
@@ -99,7 +98,8 @@ class Sampler:
     def run(self, job: SampleJob) -> list[Trace]:
         """All traces of a job, problem by problem, sample by sample."""
         setup_device(job.config)
-        return [trace for chunk in job.chunks for trace in self.sample_chunk(job, chunk)]
+        finished = dict(self.sample_chunks(job, list(enumerate(job.chunks))))
+        return [trace for number in range(len(finished)) for trace in finished[number]]
 
     def plan(
         self, problems: Sequence[Problem], config: SampleConfig | None = None, offline: OfflineAttempts | None = None
@@ -150,6 +150,11 @@ class Sampler:
             offline_share=None if offline is None else offline_share,
         )
         return self.plan(problems_of_iteration(problems, config, iteration), config, offline)
+
+    def sample_chunks(self, job: SampleJob, chunks: Sequence[tuple[int, range]]) -> Iterator[tuple[int, list[Trace]]]:
+        """The finished traces of numbered chunks, each with its number, in the order in which they are done."""
+        for number, chunk in chunks:
+            yield number, self.sample_chunk(job, chunk)
 
     def sample_chunk(self, job: SampleJob, chunk: range) -> list[Trace]:
         """The finished traces of some of a job's problems."""
@@ -230,16 +235,6 @@ def make_engine(config: SampleConfig, policy: Policy) -> Engine:
     engine = TransformersEngine(policy.model, batch_size=config.batch_size)
     engine.check()
     return engine
-
-
-@contextmanager
-def sampler_for(config: SampleConfig, policy: Policy, sampler: Sampler | None = None) -> Iterator[Sampler]:
-    """The sampler given, which its owner closes, or one of our own, closed at the end."""
-    if sampler is not None:
-        yield sampler
-        return
-    with Sampler(config, policy) as own:
-        yield own
 
 
 def problems_of_iteration(problems: Sequence[Problem], config: SampleConfig, iteration: int) -> list[Problem]:

@@ -22,7 +22,8 @@ from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.votes import VOTES, vote_rows
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import policy_device
-from score_cli.sampling.sampler import Sampler, sampler_for
+from score_cli.sampling.sampler import Sampler
+from score_cli.sampling.samplers import sampler_for
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.atomic import check_output
@@ -257,7 +258,7 @@ def _write_metrics(
         for decoding in eval_samplings(config)
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
-    apart = ("device",) if config.script is not None else ("device", "script")
+    apart = {"device", "ray", "ray_samplers"} | ({"script"} if config.script is None else set())
     settings = {key: value for key, value in asdict(config).items() if key not in apart}
     footer = Footer(
         table=METRICS.name,

@@ -15,7 +15,8 @@ from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.offline import read_offline
 from score_cli.sampling.renderer import MOST_TOKENS
-from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration, sampler_for
+from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
+from score_cli.sampling.samplers import sampler_for
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import numerics
@@ -118,9 +119,9 @@ def _sample(
         if len(missing) < len(chunks):
             progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
         with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
-            for number in missing:
-                parts.write(number, [trace_row(trace) for trace in sampler.sample_chunk(job, chunks[number])])
-                task.advance(len(chunks[number]) * config.samples)
+            for number, traces in sampler.sample_chunks(job, [(number, chunks[number]) for number in missing]):
+                parts.write(number, [trace_row(trace) for trace in traces])
+                task.advance(len(traces))
         parts.join(out, len(chunks))
 
 
@@ -146,7 +147,8 @@ def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
         problems: sha256 of the file that the problems were drawn from.
     """
     settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
-    del settings["device"], settings["gpu_memory_utilization"]
+    for key in ("device", "gpu_memory_utilization", "ray", "ray_samplers"):
+        del settings[key]
     if job.config.script is None or job.config.script.plain:  # `attempts` says it all
         del settings["script"]
     settings["versions"] = library_versions(*({"vllm"} & {sampler.engine_name}))

@@ -1,0 +1,232 @@
+"""Sampling on a Ray cluster: plain actors with an engine each, chunks of problems as their tasks.
+
+A chunk's traces depend on the policy, the settings and the problems in it alone, so it does not matter which actor
+samples it, nor how often: a task whose actor died is done again. Every task says which policy it is for. An actor that
+Ray has started anew holds none, and takes it from the object store before it samples a token.
+"""
+
+import importlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from score_cli.config import SampleConfig
+from score_cli.errors import JobError, UserError
+from score_cli.sampling.engine import TRANSFORMERS, engine_name
+from score_cli.sampling.offline import OfflineAttempts
+from score_cli.sampling.sampler import SampleJob, Sampler
+from score_cli.tables.checkpoints import Policy, fingerprint
+from score_cli.tables.device import setup_device
+from score_cli.tables.records import Problem, Trace
+
+LOCAL = "local"
+# How often a chunk is tried again whose actor died; one that always ends so has another fault than bad luck.
+TASK_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy in the object store.
+
+    Attributes:
+        held: its reference, wrapped so that Ray hands it on instead of what it stands for.
+    """
+
+    fingerprint: str
+    held: tuple[Any]
+
+
+class Actor:
+    """A sampler in a process of its own; which policy it holds is decided task by task."""
+
+    def __init__(self, config: SampleConfig) -> None:
+        # The actor samples by itself, whatever the driver was told.
+        self._config = replace(config, ray=None)
+        self._sampler: Sampler | None = None
+
+    def work(self, number: int, verb: str, *arguments: Any) -> tuple[int, Any]:
+        """Do what a task asks for; the result with the task's number. An error that a user can cause is a result."""
+        try:
+            return number, getattr(self, verb)(*arguments)
+        except (UserError, JobError) as error:
+            return number, error
+
+    def sample(
+        self, policy: StoredPolicy, problems: Sequence[Problem], config: SampleConfig, offline: OfflineAttempts | None
+    ) -> list[Trace]:
+        """The traces of a chunk."""
+        sampler = self._holding(policy)
+        job = sampler.plan(problems, replace(config, ray=None), offline)
+        return sampler.sample_chunk(job, range(len(problems)))
+
+    def token_logprobs(self, policy: StoredPolicy, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
+        """As `Sampler.token_logprobs`."""
+        return self._holding(policy).token_logprobs(traces, temperature)
+
+    def _holding(self, wanted: StoredPolicy) -> Sampler:
+        """The sampler, once it holds the policy that a task is for.
+
+        Raises:
+            JobError: the weights that came are not those that were sent.
+        """
+        ray = importlib.import_module("ray")
+        device = setup_device(self._config)
+        if self._sampler is None or self._sampler.policy.state.fingerprint != wanted.fingerprint:
+            policy: Policy = ray.get(wanted.held[0])
+            if fingerprint(policy.model) != wanted.fingerprint:
+                raise JobError("a policy did not reach a Ray actor as it was sent: run the command again")
+            if engine_name(self._config) == TRANSFORMERS:
+                policy.model.to(device)
+            if self._sampler is None:
+                self._sampler = Sampler(self._config, policy)
+            else:
+                self._sampler.load(policy)
+        return self._sampler
+
+
+class RaySampler(Sampler):
+    """A sampler whose chunks are sampled by the actors of a Ray cluster."""
+
+    def __init__(self, config: SampleConfig, policy: Policy) -> None:
+        """Raises:
+        UserError: Ray is not installed, there is no cluster, or it has no room for the actors.
+        """
+        super().__init__(config, policy)
+        self._ray = _connect(config)
+        self._actors: list[Any] = []
+        self._stored: StoredPolicy | None = None
+
+    def sample_chunk(self, job: SampleJob, chunk: range) -> list[Trace]:
+        """As `Sampler.sample_chunk`, by one actor."""
+        [(_, traces)] = self.sample_chunks(job, [(0, chunk)])
+        return traces
+
+    def sample_chunks(self, job: SampleJob, chunks: Sequence[tuple[int, range]]) -> Iterator[tuple[int, list[Trace]]]:
+        """As `Sampler.sample_chunks`, in the order in which the actors finish."""
+        # What an actor is asked is settled here: it draws no problems, and numbers no iteration by itself.
+        config = replace(job.config, problems_per_iteration=None, shard=None)
+        policy, pool = self._policy_in_store(), self._pool()
+
+        def submit(actor: Any, item: tuple[int, range]) -> Any:
+            number, chunk = item
+            problems = [job.problems[row] for row in chunk]
+            offline = None if job.offline is None else job.offline.of(problems)
+            return actor.work.remote(number, "sample", policy, problems, config, offline)
+
+        yield from _results(pool.map_unordered(submit, list(chunks)))
+
+    def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
+        """As `Sampler.token_logprobs`, asked of every actor: of each token what is farthest from their mean.
+
+        So an actor that held another policy would show.
+        """
+        policy = self._policy_in_store()
+        asked = [actor.work.remote(0, "token_logprobs", policy, traces, temperature) for actor in self._all_actors()]
+        answers = [found for _, found in _results(map(self._ray.get, asked))]
+        # Actors, traces and tokens to traces, tokens and actors.
+        return [[_farthest(values) for values in zip(*rows, strict=True)] for rows in zip(*answers, strict=True)]
+
+    def load(self, policy: Policy) -> None:
+        """As `Sampler.load`; an actor takes the policy with its next task."""
+        self.policy, self._stored = policy, None
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors, self._stored = [], None
+
+    def _policy_in_store(self) -> StoredPolicy:
+        if self._stored is None or self._stored.fingerprint != self.policy.state.fingerprint:
+            # A copy: what trains on goes on changing its weights in place.
+            self._stored = StoredPolicy(self.policy.state.fingerprint, (self._ray.put(self.policy),))
+        return self._stored
+
+    def _pool(self) -> Any:
+        pools = importlib.import_module("ray.util")
+        return pools.ActorPool(self._all_actors())
+
+    def _all_actors(self) -> list[Any]:
+        if not self._actors:
+            config = self.config
+            needs = _needs(config)
+            remote = self._ray.remote(Actor).options(max_restarts=-1, max_task_retries=TASK_RETRIES, **needs)
+            self._actors = [remote.remote(config) for _ in range(_count(self._ray, config, needs))]
+        return self._actors
+
+
+def _results(answers: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """What actors answered.
+
+    Raises:
+        UserError, JobError: as the actor raised it, or an actor died with every try.
+    """
+    errors = importlib.import_module("ray.exceptions")
+    try:
+        for number, found in answers:
+            if isinstance(found, Exception):
+                raise found
+            yield number, found
+    except errors.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise JobError(
+            f"a Ray sampler died {TASK_RETRIES + 1} times over one chunk ({first}): look into its log with `ray logs`, "
+            "and run the command again to go on"
+        ) from None
+
+
+def _farthest(values: Sequence[float]) -> float:
+    """The value that is farthest from the mean of all."""
+    mean = sum(values) / len(values)
+    return max(values, key=lambda value: abs(value - mean))
+
+
+def _connect(config: SampleConfig) -> Any:
+    """Ray, connected to the cluster that was asked for."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise UserError(
+            "ray is set, but Ray is not installed: `pip install 'score-cli[ray]'`, or leave it out"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if config.ray == LOCAL:
+            ray.init(address=LOCAL, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=config.ray, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster answers at {config.ray} ({first}): start one with `ray start --head`, or use --ray local"
+        ) from None
+    return ray
+
+
+def _needs(config: SampleConfig) -> dict[str, float]:
+    """What one actor takes of the cluster."""
+    import torch
+
+    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return {"num_cpus": config.threads, "num_gpus": config.tensor_parallel_size if gpu else 0}
+
+
+def _count(ray: Any, config: SampleConfig, needs: dict[str, float]) -> int:
+    """How many actors to start.
+
+    Raises:
+        UserError: the cluster has no room for as many.
+    """
+    has = ray.cluster_resources()
+    kind, name = ("GPU", "num_gpus") if needs["num_gpus"] else ("CPU", "num_cpus")
+    room = int(has.get(kind, 0) // needs[name])
+    wanted = config.ray_samplers or room
+    if not 1 <= wanted <= room:
+        raise UserError(
+            f"{max(1, wanted)} Ray samplers of {needs[name]:g} {kind}s each are asked for, and the cluster has "
+            f"{has.get(kind, 0):g}: lower --ray-samplers or --threads"
+        )
+    return wanted
