@@ -19,6 +19,8 @@ Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
+OptimizerName = Literal["adam", "adam8bit"]
+Schedule = Literal["constant", "linear", "cosine"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
 Overlap = Literal["refuse", "drop", "keep"]
@@ -282,6 +284,10 @@ class VerifyConfig:
 class OptimizerConfig(DeviceConfig):
     """What every stage that trains is told of its optimiser."""
 
+    optimizer: OptimizerName = option(
+        "adam",
+        "adam: moments of 32 bits, 8 bytes a parameter. adam8bit: of 8 bits, 2 bytes a parameter, by bitsandbytes.",
+    )
     learning_rate: float = option(5e-6, "Adam's step size.", above=0, most=1)
     adam_beta1: float = option(0.9, "Adam's decay of the first moment.", least=0, most=0.9999)
     adam_beta2: float = option(0.95, "Adam's decay of the second moment.", least=0, most=0.99999)
@@ -295,6 +301,18 @@ class OptimizerConfig(DeviceConfig):
 class UpdateConfig(OptimizerConfig):
     """What the two training stages share: one optimiser step on one batch of traces."""
 
+    warmup_updates: int = option(
+        0, "Updates of the stage over which the learning rate rises to --learning-rate in a line.", least=0
+    )
+    schedule: Schedule = option(
+        "constant", "How the learning rate goes on after that: constant, or towards 0 in a line or half a cosine."
+    )
+    schedule_updates: int | None = option(
+        None,
+        "Updates of the stage, warm-up included, at whose end a schedule that falls reaches 0; the stage's iterations "
+        "in a run if left out. Updates are counted by Adam's moments, from the stage's first.",
+        least=1,
+    )
     beta1: float = option(0.01, "KL coefficient of every attempt, per nat.", least=0)
     discount: float = option(
         0.0,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from score_cli.config import DataConfig, SampleConfig
+from score_cli.config import DataConfig, SampleConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.phases import BASE, plan_phases
 from score_cli.progress import SILENT, Progress
@@ -26,8 +26,11 @@ from score_cli.tables.problems import overlapping, read_problems, write_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.training.base_policy import untrained_policy
+from score_cli.training.optimizer import check_optimizer, check_schedule
 from score_cli.verification.grader import Grader
 from score_cli.verification.own_grader import find_source
+
+Stage = TypeVar("Stage", Stage1Config, Stage2Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +226,34 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
     _check_sampling(configs.sample)
     _check_script(configs)
     _check_first_attempts(configs)
+    for stage in (configs.stage1, configs.stage2, configs.sft):
+        check_optimizer(stage)
+    configs = replace(
+        configs,
+        stage1=_whole_schedule(configs.stage1, configs.run.stage1_iterations),
+        stage2=_whole_schedule(configs.stage2, configs.run.stage2_iterations),
+    )
     if configs.eval.correction is None:
         configs = replace(configs, eval=replace(configs.eval, correction=configs.sample.correction))
     return configs
+
+
+def _whole_schedule(config: Stage, iterations: int) -> Stage:
+    """The settings of a stage whose schedule ends with its iterations, where they do not say when.
+
+    Raises:
+        UserError: they say that it ends earlier.
+    """
+    total = config.schedule_updates
+    if total is not None and total < iterations:
+        raise UserError(
+            f"schedule_updates is {total}, and the stage has {iterations} iterations: raise it, or leave it out"
+        )
+    if config.schedule != "constant" and iterations and total is None:
+        config = replace(config, schedule_updates=iterations)
+    if iterations:
+        check_schedule(config)
+    return config
 
 
 def _check_sampling(config: SampleConfig) -> None:

@@ -192,6 +192,24 @@ def test_one_engine_is_held_at_a_time(start: RunInputs, tmp_path: Path, monkeypa
     assert set(counts) == {1} and not held
 
 
+def test_a_runs_schedule_ends_with_its_stage_and_cannot_be_stretched_afterwards(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    def made(iterations: int) -> Recipe:
+        falling = Recipe({"train-stage1": {"schedule": "linear", "warmup_updates": 1}})
+        return recipe(stage1_iterations=iterations).extended(falling)
+
+    Run(made(3), tmp_path / "run", start).execute()
+    curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet").filter(pl.col("name") == "learning_rate")
+    assert curve["value"].to_list() == pytest.approx([1e-3, 1e-3, 0.5e-3])
+    with pytest.raises(UserError, match="stage1.schedule_updates was 3, is 4"):
+        Run(made(4), tmp_path / "run", start).execute()
+    short = made(3)
+    short.change(["train-stage1.schedule_updates=2"])
+    with pytest.raises(UserError, match="schedule_updates is 2, and the stage has 3 iterations"):
+        Run(short, tmp_path / "run", start)
+
+
 class Killed(BaseException):
     """Stands for a signal: no handler of ours catches it."""
 

@@ -109,9 +109,29 @@ def gradient_of_with_reference(folder: Path, reference: Path) -> list[torch.Tens
     def keep() -> None:
         taken.extend(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)
 
-    trainer._optimizer.step = lambda closure=None: keep()  # type: ignore[method-assign,assignment,misc]
+    trainer._optimizer._adam.step = lambda closure=None: keep()  # type: ignore[method-assign,assignment,misc]
     trainer.update(read_traces(folder / "traces.parquet"), read_verdicts(folder / "rewards.parquet"))
     return taken
+
+
+def test_a_schedule_goes_on_from_one_command_to_the_next_and_ends(rewarded: Path) -> None:
+    config = replace(STAGE2, warmup_updates=1, schedule="linear", schedule_updates=2, learning_rate=4e-3)
+    folder, rates = rewarded, []
+    for name in ("first", "second"):
+        made = step(folder, "next", config, reference=rewarded / "ckpt")
+        metrics = pl.read_parquet(made / "trainer" / "metrics.parquet")
+        rates += metrics.filter(pl.col("name") == "learning_rate")["value"].to_list()
+        folder = rewarded / name
+        folder.mkdir()
+        made.rename(folder / "ckpt")
+        make_batch(folder, folder / "ckpt", rewarded / "problems.parquet", samples=2)
+        reward_some(folder)
+    assert rates == [4e-3, 4e-3]
+    with pytest.raises(UserError, match="ended after 2 updates, and this is update 3"):
+        step(folder, "next", config, reference=rewarded / "ckpt")
+    longer = replace(config, schedule_updates=5)
+    metrics = pl.read_parquet(step(folder, "next", longer, reference=rewarded / "ckpt") / "trainer" / "metrics.parquet")
+    assert metrics.filter(pl.col("name") == "learning_rate")["value"].to_list() == [3e-3]
 
 
 def test_a_new_stage_starts_with_fresh_moments(rewarded: Path) -> None:
@@ -215,7 +235,7 @@ def test_every_metric_of_the_design_is_logged(rewarded: Path) -> None:
     metrics = pl.read_parquet(step(rewarded, "next", config) / "trainer" / "metrics.parquet")
     per_attempt = "reward accuracy kl k3 full_kl entropy length truncated advantage_sd frac_zero_advantage grad_norm"
     per_attempt += " logprob_diff logprob_diff_abs"
-    overall = "grad_norm grad_clipped delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
+    overall = "grad_norm grad_clipped learning_rate delta@t2 i_to_c@t2 c_to_i@t2 edit_ratio@t2 changed@t2 unscored"
     found = set(metrics.select("name", "attempt").rows())
     for name in per_attempt.split():
         assert {(name, 1), (name, 2)} <= found, name

@@ -27,6 +27,7 @@ from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
 from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
+from score_cli.training.optimizer import make_adam
 from score_cli.training.sft_examples import Example, build_examples
 from score_cli.training.train_metrics import answer_rows
 
@@ -117,12 +118,7 @@ def fine_tune(
         JobError: a gradient is not finite.
     """
     rows = [learned_trace(example, config.loss_on) for example in examples]
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
-    )
+    optimizer = make_adam(config, model.parameters(), weight_decay=config.weight_decay)
     before = mean_loss(model, rows, config)
     norms = []
     steps = config.epochs * math.ceil(len(rows) / config.batch_size)

@@ -5,7 +5,7 @@ attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (
 `advantage_sd`, `frac_zero_advantage` (share of problems whose rewards, shaped, give no advantage), `logprob_diff` and
 `logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
 attempts (`attempt` null): `grad_norm`, `grad_clipped` (1 where the gradient was scaled down, so that its mean
-is a share of updates), `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
+is a share of updates), `learning_rate`, `unscored`, and `delta@t2`, `i_to_c@t2`, `c_to_i@t2`, `edit_ratio@t2`,
 `changed@t2` and so on as in the metrics table; of a script's traces also `verify_acc` and its kin. There `attempt`
 counts turns, and solves alone in `accuracy` and in `@t2`.
 
@@ -29,7 +29,14 @@ Row = tuple[str, int | None, float]
 
 
 def train_metric_rows(
-    stage: str, iteration: int, *, batch: TrainBatch, stats: StepStats, grad_norm: float, grad_clipped: bool
+    stage: str,
+    iteration: int,
+    *,
+    batch: TrainBatch,
+    stats: StepStats,
+    grad_norm: float,
+    grad_clipped: bool,
+    learning_rate: float,
 ) -> list[dict[str, Any]]:
     """Rows of the train metrics for one update; what could not be measured has no row."""
     found = [
@@ -37,6 +44,7 @@ def train_metric_rows(
         *answer_rows(batch.traces, batch.verdicts),
         ("grad_norm", None, grad_norm),
         ("grad_clipped", None, float(grad_clipped)),
+        ("learning_rate", None, learning_rate),
     ]
     return [
         {"stage": stage, "iteration": iteration, "name": name, "attempt": attempt, "value": value}

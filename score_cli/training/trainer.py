@@ -24,6 +24,7 @@ from score_cli.training import step
 from score_cli.training.batching import micro_batches
 from score_cli.training.head import Head
 from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.optimizer import Optimizer
 from score_cli.training.step import StageConfig, StepStats, TrainBatch
 from score_cli.training.train_metrics import train_metric_rows
 
@@ -60,12 +61,9 @@ class Trainer:
         self._reference_fingerprint = self.reference.state.fingerprint
         self.metrics: list[dict[str, Any]] = []
         self._measured: tuple[TrainBatch, StepStats] | None = None
-        self._names = [name for name, _ in policy.model.named_parameters()]
-        self._optimizer = torch.optim.Adam(
-            policy.model.parameters(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2)
-        )
+        self._optimizer = Optimizer(config, dict(policy.model.named_parameters()))
         if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
-            self._load_optimizer(optimizer_state)
+            self._load_moments(optimizer_state)
 
     def prepare(
         self,
@@ -82,11 +80,12 @@ class Trainer:
             temperature: that the traces were sampled at.
             other_engine: another engine than ours sampled them; importance weights correct for how it computes.
         Raises:
-            UserError: no problem has a second trace to compare with, traces differ in their number of attempts, or
-                there is no frozen reference.
+            UserError: no problem has a second trace to compare with, traces differ in their number of attempts, there
+                is no frozen reference, or the schedule has ended.
             JobError: no attempt is scored and sampled from this policy.
         """
         setup_device(self.config)
+        _ = self._optimizer.learning_rate
         if self.reference.model is self.policy.model and self.policy.state.reference is not None:
             raise UserError("the policy was updated and is its own reference: give the Trainer the base as `reference`")
         if len({trace.problem_id for trace in traces}) == len(traces):
@@ -155,7 +154,7 @@ class Trainer:
         if not math.isfinite(norm):
             model.zero_grad()
             raise JobError("the gradient is not finite: lower --learning-rate and go back a checkpoint")
-        self._optimizer.step()
+        rate = self._optimizer.step()
         model.zero_grad()
         self.metrics = train_metric_rows(
             self.stage,
@@ -164,6 +163,7 @@ class Trainer:
             stats=stats,
             grad_norm=norm,
             grad_clipped=norm > self.config.max_grad_norm,
+            learning_rate=rate,
         )
         self.policy = replace(
             self.policy,
@@ -213,7 +213,7 @@ class Trainer:
     def save(self, out: Path) -> None:
         """Write the checkpoint as a whole; an existing one is replaced."""
         with replacing_folder(out) as folder:
-            save_policy(folder, self.policy.model, self.policy.tokenizer, self.policy.state, self._saved_optimizer())
+            save_policy(folder, self.policy.model, self.policy.tokenizer, self.policy.state, self._optimizer.moments())
             if self.metrics:
                 write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, self.metrics, self.metrics_footer())
 
@@ -228,28 +228,14 @@ class Trainer:
             return self.config.logprob_tolerance
         return 0.05 if self.policy.model.device.type == "cuda" else 1e-3
 
-    def _saved_optimizer(self) -> dict[str, Tensor]:
-        state = self._optimizer.state_dict()["state"]
-        return {
-            f"{key}.{name}": tensor.detach().cpu().contiguous()
-            for index, name in enumerate(self._names)
-            if index in state
-            for key, tensor in state[index].items()
-        }
-
-    def _load_optimizer(self, saved: dict[str, Tensor]) -> None:
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        expected = {f"{key}.{name}" for key in keys for name in self._names}
-        if set(saved) != expected:
+    def _load_moments(self, saved: dict[str, Tensor]) -> None:
+        try:
+            self._optimizer.load(saved)
+        except ValueError as error:
             raise UserError(
-                f"the optimiser state of {self.policy.name} belongs to another model: "
-                f"delete its {TRAINER} folder to start anew"
-            )
-        state = self._optimizer.state_dict()
-        state["state"] = {
-            index: {key: saved[f"{key}.{name}"] for key in keys} for index, name in enumerate(self._names)
-        }
-        self._optimizer.load_state_dict(state)
+                f"the optimiser state of {self.policy.name} belongs to another model or --optimizer ({error}): name "
+                f"the one it was made with, or delete its {TRAINER} folder to start anew"
+            ) from None
 
 
 def _check_reference(policy: Policy, reference: Policy) -> None:
