@@ -13,7 +13,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from score_cli.tables.records import SOLVE, Trace, Verdict
-from score_cli.tables.schemas import CORRECT, UNGRADED, UNSCORED
+from score_cli.tables.schemas import CORRECT, LENGTH, UNGRADED, UNSCORED
 
 Values = list[tuple[str, float]]  # (problem_id, value) of each trace, or each turn, that could be scored
 Measure = Callable[[Trace, Verdict, int], float | None]
@@ -43,6 +43,16 @@ def correct_to_incorrect(trace: Trace, reward: Verdict, attempt: int) -> float |
     return None if change is None else float(change < 0)
 
 
+def truncated(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+    """Whether the attempt was cut off; None for one that was given, not sampled."""
+    return None if attempt <= trace.offline_attempts else float(trace.finish_reasons[attempt - 1] == LENGTH)
+
+
+def length(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+    """Tokens sampled in the attempt; None for one that was given."""
+    return None if attempt <= trace.offline_attempts else float((trace.attempt_ids == attempt).sum())
+
+
 def edit_ratio(trace: Trace, reward: Verdict, attempt: int) -> float | None:
     """Edit distance in characters between the attempt and the one before, over their summed length."""
     before, now = trace.attempts[attempt - 2], trace.attempts[attempt - 1]
@@ -56,7 +66,7 @@ def changed_answer(trace: Trace, reward: Verdict, attempt: int) -> float | None:
 
 
 # Name in the metrics table -> measure; the second group needs an attempt before.
-SINGLE: dict[str, Measure] = {"acc": accuracy}
+SINGLE: dict[str, Measure] = {"acc": accuracy, "truncated": truncated, "length": length}
 PAIRED: dict[str, Measure] = {
     "delta": delta,
     "i_to_c": incorrect_to_correct,

@@ -47,6 +47,22 @@ def test_metrics_are_fractions_of_what_could_be_scored() -> None:
     assert found["changed@t2"]["value"] == pytest.approx(3 / 5)
 
 
+def test_lengths_and_cuts_are_of_what_was_sampled_whether_it_was_scored_or_not() -> None:
+    def trace(ids: list[int], reasons: list[str], given: int) -> Trace:
+        return Trace("a", 0, ["", ""], reasons, np.zeros(len(ids)), np.array(ids), np.zeros(len(ids)), given)
+
+    traces = [
+        trace([0, 1, 1, 1, 0, 2], ["length", "stop"], 0),
+        trace([0, 0, 1, 0, 2, 2], ["stop", "length"], 0),
+        trace([0, 1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 2], ["length", "length"], 1),  # its first attempt was given
+    ]
+    verdicts = [Verdict("a", 0, [None, None], ["unscored", "truncated"], [None, 0.0])] * 3
+    rows = metric_rows(traces, verdicts, policy="base", decoding="sampled")
+    found = {row["name"]: (row["value"], row["count"]) for row in rows}
+    assert found["length@t1"] == (2.0, 2) and found["length@t2"] == (3.0, 3)
+    assert found["truncated@t1"] == (0.5, 2) and found["truncated@t2"] == (pytest.approx(2 / 3), 3)
+
+
 def test_edit_ratio_is_edit_distance_over_the_summed_length() -> None:
     # 0/8, one substitution of 8, four of 8, four insertions of 8, and nothing of nothing.
     assert measured()["edit_ratio@t2"]["value"] == pytest.approx((0 + 1 / 8 + 4 / 8 + 4 / 8 + 0) / 5)
@@ -214,7 +230,7 @@ def test_every_pair_of_neighbouring_attempts_is_measured() -> None:
     assert values["i_to_c@t3"] == (0, 3) and values["c_to_i@t3"] == (1 / 3, 3)
     assert values["delta@t4"] == (0, 3) and values["i_to_c@t4"] == (1 / 3, 3) and values["c_to_i@t4"] == (1 / 3, 3)
     assert values["changed@t3"] == (2 / 4, 4)
-    assert not [name for name in found if name.endswith("@t1") and not name.startswith("acc")]
+    assert {name for name in found if name.endswith("@t1")} == {"acc@t1", "truncated@t1", "length@t1"}
 
 
 def test_the_histogram_shares_out_every_trace_and_bounds_belong_to_the_upper_bin() -> None:

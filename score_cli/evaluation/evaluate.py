@@ -2,7 +2,8 @@
 
 Names of the metrics table, for attempts t1, t2, ... and their neighbours:
 
-    acc@t1  delta@t2  i_to_c@t2  c_to_i@t2  edit_ratio@t2  changed@t2    see `metrics.measures_of`
+    acc@t1  truncated@t1  length@t1  delta@t2  i_to_c@t2  c_to_i@t2      see `metrics.measures_of`
+    edit_ratio@t2  changed@t2
     acc@t1|level=5  delta@t2|subject=Algebra                             the same, over the problems of one level
                                                                          or subject, where there are several
     edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there

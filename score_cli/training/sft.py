@@ -29,7 +29,7 @@ from score_cli.training.head import Head
 from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
 from score_cli.training.optimizer import make_adam
 from score_cli.training.sft_examples import Example, build_examples
-from score_cli.training.train_metrics import answer_rows
+from score_cli.training.train_metrics import answer_rows, length_rows
 
 STAGE = "sft"
 
@@ -85,7 +85,11 @@ def sft_round(
     """
     iteration = policy.state.iteration
     measured = fine_tune(policy.model, examples, config, iteration=iteration, progress=progress)
-    values = [*answer_rows(traces, verdicts), *((name, None, value) for name, value in measured.items())]
+    values = [
+        *length_rows(traces, verdicts),
+        *answer_rows(traces, verdicts),
+        *((name, None, value) for name, value in measured.items()),
+    ]
     trained = _advance(policy)
     return SftRound(
         policy=trained,

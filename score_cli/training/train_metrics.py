@@ -1,7 +1,7 @@
 """The metrics of one update, as rows of the curve table.
 
 Per attempt (`attempt` 1..A): `reward` (shaped, before KL), `accuracy`, `kl` (sampled log-ratio, nats an
-attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated`,
+attempt), `k3`, `full_kl` (where computed), `entropy` (nats a token), `length` (tokens), `truncated` (share),
 `advantage_sd`, `frac_zero_advantage` (share of problems whose rewards, shaped, give no advantage), `logprob_diff` and
 `logprob_diff_abs` (trainer minus sampler logprob, nats a token), `grad_norm` (where asked for). Over all
 attempts (`attempt` null): `grad_norm`, `grad_clipped` (1 where the gradient was scaled down, so that its mean
@@ -20,12 +20,15 @@ from typing import Any
 
 import torch
 
-from score_cli.metrics import measure_dialogues, measures_of, solves_of
+from score_cli.metrics import SINGLE, measure_dialogues, measures_of, solves_of
 from score_cli.tables.records import Trace, Verdict
-from score_cli.tables.schemas import LENGTH, UNGRADED, UNSCORED
+from score_cli.tables.schemas import UNGRADED, UNSCORED
 from score_cli.training.step import StepStats, TrainBatch
 
 Row = tuple[str, int | None, float]
+
+# Measures that turns of every kind have, not solves alone.
+LENGTHS = ("length", "truncated")
 
 
 def train_metric_rows(
@@ -41,6 +44,7 @@ def train_metric_rows(
     """Rows of the train metrics for one update; what could not be measured has no row."""
     found = [
         *_per_attempt(batch, stats),
+        *length_rows(batch.traces, batch.verdicts),
         *answer_rows(batch.traces, batch.verdicts),
         ("grad_norm", None, grad_norm),
         ("grad_clipped", None, float(grad_clipped)),
@@ -60,7 +64,6 @@ def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
         taking_part = batch.trainable[:, column] > 0
         tokens = sums.tokens[taking_part, column].sum()
         yield "reward", attempt, batch.shaped_rewards[taking_part, column].nanmean().item()
-        yield "length", attempt, sums.tokens[taking_part, column].mean().item()
         for name in ("kl", "k3", "full_kl") if stats.has_full_kl else ("kl", "k3"):
             yield name, attempt, getattr(sums, name)[taking_part, column].mean().item()
         for name in ("entropy", "logprob_diff", "logprob_diff_abs"):
@@ -72,10 +75,18 @@ def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
         signal = batch.reward_advantages[:, column].abs()
         silent = torch.zeros(int(batch.groups.max()) + 1).index_add(0, batch.groups, signal) == 0
         yield "frac_zero_advantage", attempt, silent.float().mean().item()
-        reasons = [trace.finish_reasons[column] for trace in batch.traces if column < len(trace.finish_reasons)]
-        yield "truncated", attempt, sum(reason == LENGTH for reason in reasons) / len(reasons)
     for column, norm in enumerate(stats.grad_norms_by_attempt):
         yield "grad_norm", column + 1, norm
+
+
+def length_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
+    """(name, turn, value): mean tokens sampled in a turn, and the share of such turns that were cut off."""
+    for turn in range(1, max(len(trace.attempts) for trace in traces) + 1):
+        for name in LENGTHS:
+            pairs = [pair for pair in zip(traces, rewards, strict=True) if len(pair[0].attempts) >= turn]
+            known = [value for pair in pairs if (value := SINGLE[name](*pair, turn)) is not None]
+            if known:
+                yield name, turn, sum(known) / len(known)
 
 
 def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
@@ -86,9 +97,10 @@ def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator
         known = [value for pair in long_enough if (value := measure(*pair, attempt)) is not None]
         if not known:
             continue
-        if name.startswith("acc@"):
+        own = name.partition("@")[0]
+        if own == "acc":
             yield "accuracy", attempt, sum(known) / len(known)
-        else:
+        elif own not in LENGTHS:
             yield name, None, sum(known) / len(known)
     for name, values in measure_dialogues(traces, rewards).items():
         yield name, None, sum(value for _, value in values) / len(values)
