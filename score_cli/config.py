@@ -340,7 +340,8 @@ class UpdateConfig(OptimizerConfig):
     logprob_tolerance: float | None = option(
         None,
         "Largest mean gap, in nats a token, between trainer and sampler logprobs, above which the update is refused; "
-        "if left out, 0.001 in float32 and 0.05 in bfloat16.",
+        "if left out, 0.001 in float32, and in bfloat16 0.15 times the mean entropy (at most 1 nat) over the "
+        "temperature, at least 0.075. From 0.05 on an update is warned of.",
         above=0,
     )
     log_grad_norm_by_attempt: bool = option(

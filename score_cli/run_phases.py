@@ -266,6 +266,8 @@ class _Journal:
         folder, finished = self._phases.folder, trainer.policy.state.iteration
         metrics = folder.iteration(finished - 1) / METRICS_FILE
         write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
+        for warning in trainer.warnings:
+            self._phases.progress.line(f"warning: {warning}")
         traces, verdicts = self._graded
         log, configs = self._phases.log, self._phases.configs
         entry = log.entry(self._phase, finished - 1, traces=traces, verdicts=verdicts, metrics=trainer.metrics)

@@ -1,17 +1,21 @@
 """The arithmetic of a GPU, on the CPU: autocast to bfloat16 through engine and trainer."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_cli import Grader, Loop, SampleConfig, Sampler, Stage2Config, Trainer, VerifyConfig, run_updates
+from score_cli.errors import JobError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables import device
-from score_cli.tables.checkpoints import Policy
+from score_cli.tables.checkpoints import Policy, TrainerState
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
 from score_cli.training import step
@@ -19,8 +23,9 @@ from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
 from score_cli.training.logprobs import add_gradient, batch_logprobs
-from score_cli.training.step import TrainBatch
-from tests.conftest import small_policy
+from score_cli.training.on_policy import logprob_limit
+from score_cli.training.step import StepStats, TrainBatch
+from tests.conftest import small_model, small_policy
 from tests.test_logprobs import traces_of
 from tests.test_run_phases import GRADE, invented
 from tests.test_sampling import rollouts
@@ -175,3 +180,56 @@ def test_updates_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPa
     assert all(parameter.dtype == torch.float32 for parameter in trainer.policy.model.parameters())
     differences = [row["value"] for row in trainer.metrics if row["name"] == "logprob_diff_abs"]
     assert all(1e-6 < difference < 0.05 for difference in differences) and differences
+
+
+def difference(traces: list[Trace], trainer: Trainer, temperature: float) -> StepStats:
+    verdicts = [Verdict(t.problem_id, t.sample_index, [None] * 2, ["incorrect"] * 2, [0.0] * 2) for t in traces]
+    return trainer.forward_backward(trainer.prepare(traces, verdicts, temperature=temperature))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+@pytest.mark.parametrize(
+    ("scale", "temperature", "entropies"),
+    [(12.0, 0.1, (0.02, 0.2)), (12.0, 1.0, (0.5, 1.5)), (1.0, 1.0, (2.9, 3.14)), (1.0, 3.0, (3.1, 3.14))],
+)
+def test_a_strangers_batch_is_refused_and_rounding_is_not_at_any_entropy(
+    architecture: str, scale: float, temperature: float, entropies: tuple[float, float]
+) -> None:
+    """From one token sure to all tokens alike; small weights make policies of other seeds as alike as they get."""
+    own, other = (
+        Policy(
+            small_model(architecture, seed, scale), small_policy().tokenizer, TrainerState(fingerprint=str(seed)), ""
+        )
+        for seed in (0, 1)
+    )
+    config = SampleConfig(samples=4, max_tokens=10, temperature=temperature, threads=1)
+    traces = Sampler(config, own).sample(division.split_problems("train")[:8])
+    trainer, stranger = (Trainer(Stage2Config(kl="full", threads=1), policy) for policy in (own, other))
+    stats = difference(traces, trainer, temperature)
+    assert entropies[0] < stats.entropy < entropies[1]
+    assert 1e-5 < stats.logprob_diff < 0.2 * trainer.logprob_tolerance
+    trainer.check_batch_is_on_policy(stats)
+    assert not trainer.warnings
+    with pytest.raises(JobError, match="not on policy"):
+        stranger.check_batch_is_on_policy(difference(traces, stranger, temperature))
+
+
+def test_a_difference_that_rounding_may_just_explain_is_warned_of(policy: Policy) -> None:
+    traces = Sampler(SampleConfig(samples=2, max_tokens=6, threads=1), policy).sample(
+        division.split_problems("train")[:4]
+    )
+    moved = [replace(trace, logprobs=trace.logprobs - np.float32(0.08) * (trace.attempt_ids > 0)) for trace in traces]
+    trainer = Trainer(Stage2Config(threads=1), policy)
+    stats = difference(moved, trainer, 1.0)
+    trainer.check_batch_is_on_policy(stats)
+    assert len(trainer.warnings) == 1
+    assert re.search(r"differ by 0.08\d? nats a token at update 0 \(limit 0.15\)", trainer.warnings[0])
+
+
+def test_limits_by_hand() -> None:
+    """0.15 x min(1, entropy) / temperature, at least 0.075; float32 has one of its own."""
+    assert logprob_limit(2.5, 1.0, bfloat16=True) == pytest.approx(0.15)
+    assert logprob_limit(0.8, 1.0, bfloat16=True) == pytest.approx(0.12)
+    assert logprob_limit(0.3, 1.0, bfloat16=True) == logprob_limit(3.0, 3.0, bfloat16=True) == 0.075
+    assert logprob_limit(0.2, 0.1, bfloat16=True) == pytest.approx(0.3)
+    assert logprob_limit(2.5, 1.0, bfloat16=False) == 1e-3

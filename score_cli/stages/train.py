@@ -88,6 +88,7 @@ def _summary(trainer: Trainer) -> str:
         f"policy {short_digest(state.fingerprint)}, update {state.iteration} ({trainer.stage}); "
         f"on its traces {', '.join(accuracies)}, KL by attempt {', '.join(kls)} nats, "
         f"gradient norm {values['grad_norm', None]:.3g}"
+        + "".join(f"; warning: {warning}" for warning in trainer.warnings)
     )
 
 

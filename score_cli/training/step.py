@@ -103,7 +103,15 @@ class StepStats:
     @property
     def logprob_diff(self) -> float:
         """Mean absolute difference between the trainer's and the sampler's logprob of a token, nats."""
-        return self.sums.logprob_diff_abs.sum().item() / max(1.0, self.sums.tokens.sum().item())
+        return self._mean(self.sums.logprob_diff_abs)
+
+    @property
+    def entropy(self) -> float:
+        """Mean entropy of the distributions that the tokens were sampled from, nats."""
+        return self._mean(self.sums.entropy)
+
+    def _mean(self, sums: Tensor) -> float:
+        return sums.sum().item() / max(1.0, self.sums.tokens.sum().item())
 
 
 def prepare(

@@ -16,7 +16,7 @@ from score_cli.config import Stage1Config, check_config
 from score_cli.errors import JobError, UserError
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerState, fingerprint, save_policy
-from score_cli.tables.device import setup_device
+from score_cli.tables.device import computes_in_bfloat16, setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Trace, Verdict
@@ -24,6 +24,7 @@ from score_cli.training import step
 from score_cli.training.batching import micro_batches
 from score_cli.training.head import Head
 from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.on_policy import FLOAT32_LIMIT, WARNING, logprob_limit
 from score_cli.training.optimizer import Optimizer
 from score_cli.training.step import StageConfig, StepStats, TrainBatch
 from score_cli.training.train_metrics import train_metric_rows
@@ -61,6 +62,8 @@ class Trainer:
         self._reference_fingerprint = self.reference.state.fingerprint
         self.metrics: list[dict[str, Any]] = []
         self._measured: tuple[TrainBatch, StepStats] | None = None
+        self._limit = FLOAT32_LIMIT
+        self.warnings: list[str] = []
         self._optimizer = Optimizer(config, dict(policy.model.named_parameters()))
         if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_moments(optimizer_state)
@@ -122,14 +125,19 @@ class Trainer:
         self.policy.model.zero_grad()
         stats = step.forward_backward(self.policy.model, self.reference.model, batch, self.config)
         self._measured = batch, stats
+        bfloat16 = computes_in_bfloat16(self.policy.model)
+        self._limit = logprob_limit(stats.entropy, batch.temperature, bfloat16=bfloat16)
         return stats
 
     def check_batch_is_on_policy(self, stats: StepStats) -> None:
         """See that the traces were sampled from the weights about to be updated: by the logprobs themselves.
 
+        A difference that rounding may just explain becomes one of `warnings`.
+
         Raises:
             JobError: the trainer's logprobs are not those the tokens were sampled with; the gradient is dropped.
         """
+        self.warnings.clear()
         # `not <=`, so that a NaN fails.
         if not stats.logprob_diff <= self.logprob_tolerance:
             self.policy.model.zero_grad()
@@ -137,6 +145,12 @@ class Trainer:
                 f"the batch is not on policy: trainer and sampler logprobs differ by {stats.logprob_diff:.2g} nats a "
                 f"token (limit {self.logprob_tolerance:g}): these tokens were not sampled from this policy; "
                 "sample again"
+            )
+        if stats.logprob_diff > WARNING:
+            self.warnings.append(
+                f"trainer and sampler logprobs differ by {stats.logprob_diff:.2g} nats a token at update "
+                f"{self.policy.state.iteration} (limit {self.logprob_tolerance:.2g}): more than rounding has been seen "
+                "to explain"
             )
 
     def optim_step(self) -> list[dict[str, Any]]:
@@ -223,10 +237,11 @@ class Trainer:
 
     @property
     def logprob_tolerance(self) -> float:
-        """Largest mean difference between trainer and sampler that rounding explains, nats a token."""
-        if self.config.logprob_tolerance is not None:
-            return self.config.logprob_tolerance
-        return 0.05 if self.policy.model.device.type == "cuda" else 1e-3
+        """Largest mean difference between trainer and sampler that rounding explains on the latest batch, nats a token.
+
+        The one of the settings, or that of `on_policy.logprob_limit`.
+        """
+        return self._limit if self.config.logprob_tolerance is None else self.config.logprob_tolerance
 
     def _load_moments(self, saved: dict[str, Tensor]) -> None:
         try:
