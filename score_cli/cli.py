@@ -433,6 +433,35 @@ def status(
         typer.echo(line)
 
 
+@app.command(short_help="Take an update of a run again, and prove its policy.")
+def replay(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    iteration: Annotated[int, typer.Option(help="Number of the update, as its folder under iterations/ has it.")],
+    token: Annotated[
+        tuple[str, int] | None,
+        typer.Option(
+            metavar="PROBLEM SAMPLE",
+            help="Show each sampled token of this trace: advantage, weight, and its logprob by sampler, trainer and "
+            "reference.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Policy that the run was started from, where it was given.")
+    ] = None,
+) -> None:
+    """Take an update of a run again from its files, and prove that it gives the policy that the run went on with."""
+    from score_cli.console import make_progress
+    from score_cli.replay import TraceName, replay
+    from score_cli.show import print_credits
+
+    trace = None if token is None else TraceName(*token)
+    found = replay(run, iteration, model=model, trace=trace, progress=make_progress())
+    if found.credits:
+        print_credits(found.credits, model or run / "base")
+    proof = "which the run has not come to use yet" if found.proved_by is None else f"as {found.proved_by} has it"
+    typer.echo(f"update {iteration} gives policy {found.policy[:12]}, {proof}")
+
+
 @app.command(short_help="Write one self-contained page of a run or a study.")
 @with_settings(ReportConfig, table="report")
 def report(

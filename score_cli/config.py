@@ -5,12 +5,14 @@ Defaults stand here and nowhere else. `options.py` turns the fields into command
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from score_cli.errors import UserError
 from score_cli.tasks.script import Script
+
+Config = TypeVar("Config")
 
 EngineName = Literal["auto", "transformers", "vllm"]
 Baseline = Literal["leave-one-out", "conditional"]
@@ -79,6 +81,19 @@ def check_config(settings: Any) -> None:
         expected = [text for holds, text in bounds if not holds]
         if expected:
             raise UserError(f"{each.name} is {value}, expected {expected[0]}")
+
+
+def config_of(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A dataclass from the JSON of one; a key that is not written down is its default."""
+    hints = get_type_hints(kind)
+    found = {}
+    for each in fields(kind):  # type: ignore[arg-type]
+        if each.name in values:
+            hint = hints[each.name]
+            kinds = [one for one in (*get_args(hint), hint) if isinstance(one, type) and is_dataclass(one)]
+            nested = isinstance(values[each.name], dict) and kinds
+            found[each.name] = config_of(kinds[0], values[each.name]) if nested else values[each.name]
+    return kind(**found)
 
 
 @dataclass(frozen=True, kw_only=True)

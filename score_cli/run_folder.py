@@ -160,9 +160,10 @@ class RunFolder:
                 f"{path} was not made from the traces of {traces.parent}: move it away, or name another --out"
             )
 
-    def kept(self, phase: Phase) -> Path | None:
-        """The newest checkpoint inside a phase."""
-        inside = [path for path in self._latest.glob("[0-9]*") if phase.first < int(path.name) < phase.last]
+    def kept(self, phase: Phase, most: int | None = None) -> Path | None:
+        """The newest checkpoint inside a phase, of at most so many updates."""
+        last = phase.last - 1 if most is None else most
+        inside = [path for path in self._latest.glob("[0-9]*") if phase.first < int(path.name) <= last]
         return max(inside, key=lambda path: int(path.name), default=None)
 
     def next_kept(self, finished: int) -> Path:

@@ -1,9 +1,11 @@
 """`score show`: traces as a person reads them; and tables on the terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +16,9 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH
 from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
+
+if TYPE_CHECKING:
+    from score_cli.training.token_credit import TokenCredit
 
 _COLOURS = {"c": "green", "i": "red", "u": "yellow"}
 
@@ -30,6 +35,26 @@ def print_table(text: TextTable) -> None:
         print(f"\n{text.caption}")
     # Wider than most terminals rather than cut: a figure that lost its last digits is worse than a folded line.
     Console(highlight=False, width=max(Console().width, 160)).print(table)
+
+
+def print_credits(credits: "Sequence[TokenCredit]", model: Path) -> None:
+    """Print what an update credits each sampled token of a trace with."""
+    spell = _speller(model)
+    lines = [
+        [
+            str(each.position),
+            str(each.attempt),
+            escape(repr(spell(each.token))),
+            f"{each.advantage:+.4f}",
+            f"{each.weight:.4f}",
+            f"{each.sampler:.4f}",
+            f"{each.trainer:.4f}",
+            f"{each.reference:.4f}",
+        ]
+        for each in credits
+    ]
+    titles = ["position", "attempt", "token", "advantage", "weight", "sampler", "trainer", "reference"]
+    print_table(TextTable("Sampled tokens; logprobs in nats", titles, lines, names=3))
 
 
 def show_traces(

@@ -7,6 +7,7 @@ computed, and by the logprobs themselves before a step is taken.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -27,7 +28,7 @@ from score_cli.tables.checkpoints import (
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import Trace
+from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.traces import read_graded
 from score_cli.training.sft import STAGE, SftRound, make_examples, sft_round
 from score_cli.training.sft_examples import Example
@@ -55,28 +56,59 @@ def train(
     Raises:
         UserError, JobError: see `Trainer`; nothing is written.
     """
+    trainer = open_trainer(config, model=model, reference=reference, new_phase=new_phase)
+    batch = read_batch(trainer, traces, rewards, allow_foreign=allow_foreign)
+    trainer.update(
+        batch.traces,
+        batch.verdicts,
+        temperature=batch.temperature,
+        other_engine=batch.other_engine,
+        check=batch.proved,
+    )
+    trainer.save(out)
+    return _summary(trainer)
+
+
+class GradedBatch(NamedTuple):
+    """A file of traces with their rewards, seen to be of the policy that is to be updated.
+
+    Attributes:
+        other_engine: than the trainer's own sampled them; proved: their footer says from which policy.
+    """
+
+    traces: Sequence[Trace]
+    verdicts: Sequence[Verdict]
+    temperature: float
+    other_engine: bool
+    proved: bool
+
+
+def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, new_phase: bool = False) -> Trainer:
+    """A trainer with the policy, the reference and the moments of checkpoints; arguments and errors as `train`."""
     device = setup_device(config)
     policy = load_policy(model, device=device)
     if new_phase and reference is None:
         reference = model
     other = None if reference is None else load_policy(reference, device=device)
-    trainer = Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
+    return Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
+
+
+def read_batch(trainer: Trainer, traces: Path, rewards: Path, *, allow_foreign: bool = False) -> GradedBatch:
+    """Traces and rewards to update a trainer's policy on.
+
+    Raises:
+        UserError: they are another policy's, or cannot be trained on.
+    """
+    policy = trainer.policy
     graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
     _check_policy(graded.footer, traces, {policy.state.fingerprint}, policy)
     settings = graded.footer.config if graded.footer else {}
-    temperature = float(settings.get("temperature", config.temperature))
+    temperature = float(settings.get("temperature", trainer.config.temperature))
     _check_distribution(settings, temperature, traces)
     check_tokens(graded.traces, policy.model, traces)
     _check_logprobs(graded.traces, traces)
-    trainer.update(
-        graded.traces,
-        graded.verdicts,
-        temperature=temperature,
-        other_engine=settings.get("engine") != "transformers",
-        check=graded.footer is not None,
-    )
-    trainer.save(out)
-    return _summary(trainer)
+    other_engine = settings.get("engine") != "transformers"
+    return GradedBatch(graded.traces, graded.verdicts, temperature, other_engine, graded.footer is not None)
 
 
 def _summary(trainer: Trainer) -> str:

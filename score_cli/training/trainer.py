@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, check_config
 from score_cli.errors import JobError, UserError
@@ -211,11 +212,14 @@ class Trainer:
             self.check_batch_is_on_policy(stats)
         return self.optim_step()
 
-    def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
-        """The trainer's logprob of each sampled token of some traces; 0.0 on context."""
+    def token_logprobs(
+        self, traces: Sequence[Trace], temperature: float, model: PreTrainedModel | None = None
+    ) -> list[list[float]]:
+        """The policy's logprob of each sampled token of some traces, or another model's; 0.0 on context."""
+        model = self.policy.model if model is None else model
         result: list[list[float]] = [[0.0] * len(trace.token_ids) for trace in traces]
-        head = Head(self.policy.model)
-        for batch in micro_batches(traces, self.config.micro_batch_tokens, self.policy.model.device):
+        head = Head(model)
+        for batch in micro_batches(traces, self.config.micro_batch_tokens, model.device):
             own = batch_logprobs(head, batch, temperature).tolist()
             sampled = (batch.sampled_attempt_ids > 0).tolist()
             for index, row in enumerate(batch.rows):
