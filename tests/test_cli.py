@@ -18,7 +18,7 @@ from score_cli.recipe import TABLES, read_recipe
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
-COMMANDS = [name for name in TABLES if name != "run"]
+COMMANDS = [name for name in TABLES if not name.startswith("run")]
 RECIPES = sorted((Path(__file__).parents[1] / "pipelines").rglob("*.toml"))
 
 
@@ -55,7 +55,7 @@ def test_the_paper_defaults_stand() -> None:
     ("place", "advice"),
     [
         ("score_cli.sampling.transformers_engine.TransformersEngine._forward", "lower batch_size or max_tokens"),
-        ("score_cli.training.logprobs.compute_precision", "lower micro_batch_tokens of the training stage"),
+        ("score_cli.training.head.compute_precision", "lower micro_batch_tokens of the training stage"),
     ],
 )
 def test_a_gpu_without_memory_is_one_line_that_names_what_to_lower(

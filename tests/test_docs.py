@@ -45,6 +45,7 @@ NOT_RUN = {
     "for i in 1 2; do CUDA_VISIBLE_DEVICES=$((i-1)) score sample --shard $i/2 --out $i.parquet & done; wait": (
         "needs two GPUs; the shards themselves run in the block above it"
     ),
+    "pip install '.[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
     "make setup": "installs from the network",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }

@@ -141,7 +141,7 @@ def test_baseline_that_includes_the_sample_itself(monkeypatch: pytest.MonkeyPatc
 
 
 def test_fresh_adam_moments_at_every_iteration(monkeypatch: pytest.MonkeyPatch, batch: Path) -> None:
-    monkeypatch.setattr(Trainer, "_load_optimizer", lambda self, saved: None)
+    monkeypatch.setattr(Trainer, "_load_moments", lambda self, saved: None)
     test_train.reward_some(batch)
     caught(lambda: test_train.test_moments_and_step_are_carried_from_one_command_to_the_next(batch))
 
