@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 """
 
 import errno
+import json
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from score_cli.config import (
     DataConfig,
     EvalConfig,
     ReportConfig,
+    RunConfig,
     SampleConfig,
     SftConfig,
     Stage1Config,
@@ -527,12 +529,52 @@ def show(
     )
 
 
-@app.command()
-def doctor() -> None:
-    """Show versions, devices, and what would run where."""
-    from score_cli.doctor import report
+@app.command(short_help="Show what is installed; predict a recipe's memory and hours.")
+def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Predict what training this model takes: a folder with a config.json, or a hub id."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe (TOML) to predict; every default and --set if left out.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a key of the recipe, as for `score run`."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="rtx4090, l40s, a100, h100, h200, or cpu; by --gpu-memory, or h100, if left out."),
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="Its memory in GiB, where it is not the usual one.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Mean tokens of a problem as it is asked.")] = 150,
+    attempt_share: Annotated[
+        float, typer.Option(help="Mean length of an attempt, as a share of the longest it may have.")
+    ] = 0.4,
+    mfu: Annotated[float, typer.Option(help="Share of the GPU's rate that training reaches.")] = 0.35,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what is installed and what would run where; with --model, predict a recipe's memory, hours and disk.
 
-    typer.echo(report())
+    Nothing is loaded or downloaded but the model's configuration.
+    """
+    from score_cli.doctor import environment
+
+    if model is None:
+        if recipe is not None or changes or gpu is not None or gpu_memory is not None:
+            raise UserError("a prediction is of a model: add --model, such as Qwen/Qwen2.5-1.5B-Instruct")
+        typer.echo(environment.as_json() if as_json else environment.as_text())
+        return
+    from score_cli.doctor.cards import Assumptions, choose_card
+    from score_cli.doctor.predict import make_job, predict
+    from score_cli.doctor.show import as_text, as_values
+    from score_cli.recipe import read_recipe
+
+    plan = read_recipe(recipe) if recipe is not None else Recipe({})
+    plan.change(changes or [])
+    given = Assumptions(prompt_tokens=prompt_tokens, attempt_share=attempt_share, mfu=mfu)
+    found = predict(make_job(model, plan, choose_card(gpu, gpu_memory), given), plan.settings("run", RunConfig))
+    typer.echo(json.dumps(as_values(found), indent=2) if as_json else as_text(found))
 
 
 @app.callback(invoke_without_command=True)
