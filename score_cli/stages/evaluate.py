@@ -258,7 +258,9 @@ def _write_metrics(
         for decoding in eval_samplings(config)
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
-    apart = {"device", "ray", "ray_samplers"} | ({"script"} if config.script is None else set())
+    apart = {"device", "ray", "ray_samplers"}
+    if config.script is None or config.script.plain:
+        apart.add("script")
     settings = {key: value for key, value in asdict(config).items() if key not in apart}
     footer = Footer(
         table=METRICS.name,
