@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from score_cli.errors import UserError
+from score_cli.tasks.pay import Pay
 from score_cli.tasks.script import Script
 
 Config = TypeVar("Config")
@@ -382,6 +383,7 @@ class Stage2Config(UpdateConfig):
     stagnation_penalty: float = option(
         0.0, "Taken from an attempt that is wrong after a wrong one, from attempt 2 on; SCoRe has none.", least=0
     )
+    pay: Pay | None = None  # from a recipe's table [pay], in place of alpha and stagnation_penalty
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from score_cli import config
 from score_cli.errors import UserError
+from score_cli.tasks.pay import check_pay, read_pay
 from score_cli.tasks.prompts import check_prompts
 from score_cli.tasks.script import check_script, read_script
 
@@ -34,10 +35,13 @@ TABLES: dict[str, type] = {
 SEED = "seed"
 PROMPTS = "prompts"
 SCRIPT = "script"
+PAY = "pay"
 EXTENDS = "extends"
 STUDY = "study"
 # Fields of settings that tables of their own fill.
-_APART = (PROMPTS, SCRIPT)
+_APART = (PROMPTS, SCRIPT, PAY)
+# Tables that hold tables, with what checks their keys.
+_NESTED = {SCRIPT: check_script, PAY: check_pay}
 
 Nested = dict[str, Any]
 
@@ -55,11 +59,11 @@ class Recipe:
         seed: int | None = None,
         prompts: config.Overrides = (),
         study: dict[str, Any] | None = None,
-        script: Nested | None = None,
+        nested: dict[str, Nested] | None = None,
     ) -> None:
         self._tables = tables
         self._prompts = prompts
-        self._script = script or {}
+        self._nested = nested or {}
         self.seed = seed
         self.study = study
 
@@ -75,14 +79,17 @@ class Recipe:
         if PROMPTS in names:
             values[PROMPTS] = self._prompts
         values.update({name: value for name, value in overrides.items() if value is not None})
-        if self._script and SCRIPT in names:
-            values[SCRIPT] = read_script(self._script)
+        script = read_script(self._nested[SCRIPT]) if self._nested.get(SCRIPT) else None
+        if script is not None and SCRIPT in names:
+            values[SCRIPT] = script
             if issubclass(kind, config.SamplingConfig):
                 if "attempts" in values:
                     raise UserError(
                         f"{table}.attempts is {values['attempts']}, and [script] says what the turns are: leave one out"
                     )
-                values["attempts"] = values[SCRIPT].longest
+                values["attempts"] = script.longest
+        if self._nested.get(PAY) and PAY in names:
+            values[PAY] = read_pay(self._nested[PAY], script)
         settings = kind(**values)
         config.check_config(settings)
         return settings
@@ -98,7 +105,7 @@ class Recipe:
             self.seed if child.seed is None else child.seed,
             [[task, field, text] for (task, field), text in prompts.items()],
             self.study if child.study is None else child.study,
-            _merged(self._script, child._script),
+            {name: _merged(self._nested.get(name, {}), child._nested.get(name, {})) for name in _NESTED},
         )
 
     def as_toml(self) -> str:
@@ -106,7 +113,8 @@ class Recipe:
         tables = dict(self._tables)
         for task, field, text in self._prompts:
             tables.setdefault(f"{PROMPTS}.{task}", {})[field] = text
-        tables |= _flat(SCRIPT, self._script)
+        for name, table in self._nested.items():
+            tables |= _flat(name, table)
         lines = [] if self.seed is None else [f"{SEED} = {self.seed}"]
         for name, values in tables.items():
             # JSON's numbers, truth values and strings are TOML's too.
@@ -124,18 +132,19 @@ class Recipe:
             UserError: an assignment is not of that form, or would not be allowed in a recipe.
         """
         for assignment in assignments:
-            name, equals, value = assignment.partition("=")
-            table, dot, key = name.strip().rpartition(".")
+            place, equals, value = assignment.partition("=")
+            table, dot, key = place.strip().rpartition(".")
             if not (equals and dot):
                 raise UserError(f"--set {assignment}: expected TABLE.KEY=VALUE, such as sample.max_tokens=64")
             try:
                 parsed = tomllib.loads(f"value = {value}")["value"]
             except tomllib.TOMLDecodeError:
                 parsed = value.strip()
-            if table.partition(".")[0] == SCRIPT:
-                change = {key: parsed} if table == SCRIPT else {table.partition(".")[2]: {key: parsed}}
-                check_script(change, "--set: ")
-                self._script = _merged(self._script, change)
+            name, _, within = table.partition(".")
+            if name in _NESTED:
+                change = {within: {key: parsed}} if within else {key: parsed}
+                _NESTED[name](change, "--set: ")
+                self._nested[name] = _merged(self._nested.get(name, {}), change)
                 continue
             checked = check_table(Path("--set"), table, {key: parsed})
             self._tables.setdefault(table, {}).update(checked)
@@ -170,16 +179,17 @@ def _read_chain(path: Path, children: list[Path], beneath: Recipe) -> Recipe:
     if seed is not None:
         _check_value(path, SEED, seed, int)
     prompts = _check_prompts(path, content.pop(PROMPTS, {}))
-    script = content.pop(SCRIPT, {})
-    _check_value(path, SCRIPT, script, dict)
-    check_script(script, f"{path}: ")
+    nested = {name: content.pop(name, {}) for name in _NESTED}
+    for name, table in nested.items():
+        _check_value(path, name, table, dict)
+        _NESTED[name](table, f"{path}: ")
     study = content.pop(STUDY, None)
     if study is not None:
         _check_value(path, STUDY, study, dict)
     if isinstance(content.get("run"), dict) and "alarms" in content["run"]:
         content["run.alarms"] = content["run"].pop("alarms")
     tables = {table: check_table(path, table, values) for table, values in content.items()}
-    return base.extended(beneath).extended(Recipe(tables, seed, prompts, study, script))
+    return base.extended(beneath).extended(Recipe(tables, seed, prompts, study, nested))
 
 
 def _merged(under: Nested, over: Nested) -> Nested:
@@ -219,7 +229,7 @@ def _check_prompts(path: Path, tables: Any) -> list[list[str]]:
 def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     """A recipe's table, checked key by key; whole numbers become floats where a float is meant."""
     if table not in TABLES:
-        known = [EXTENDS, SEED, PROMPTS, SCRIPT, STUDY, *TABLES]
+        known = [EXTENDS, SEED, PROMPTS, *_NESTED, STUDY, *TABLES]
         raise UserError(f"{path}: no table is called [{table}]{did_you_mean(table, known)}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: {table} is a value, expected a table: write [{table}]")

@@ -14,11 +14,22 @@ from score_cli import metrics
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.tables.records import Trace, Verdict
-from score_cli.training import credit, losses
+from score_cli.tasks.script import Script
+from score_cli.training import credit, losses, step
 from score_cli.training.batching import MicroBatch
 from score_cli.training.head import Head
 from score_cli.training.trainer import Trainer
-from tests import test_checkpoints, test_logprobs, test_metrics, test_objectives, test_sampling, test_train
+from tests import (
+    test_checkpoints,
+    test_dialogue_objectives,
+    test_logprobs,
+    test_losses,
+    test_metrics,
+    test_objectives,
+    test_sampling,
+    test_script,
+    test_train,
+)
 from tests.conftest import sampler_of, small_policy
 
 CASE = ("stage2", 0.0, "leave-one-out", "sampled")
@@ -207,3 +218,92 @@ def test_weights_saved_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(conftest, "save_policy", lambda path, model, *rest: real(path, model.bfloat16(), *rest))
     with pytest.raises(Exception, match="the weights were changed"):
         test_checkpoints.test_a_checkpoint_comes_back_bit_for_bit(tmp_path)
+
+
+# Of released codes that train on dialogues.
+
+
+def test_a_loss_made_of_negative_logprobs_with_the_usual_minus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2R's outcome level: the helper gives minus the logprob, and the loss takes minus its product again."""
+    real = losses.policy_gradient_loss
+    monkeypatch.setattr(losses, "policy_gradient_loss", lambda *args, **kw: -real(*args, **kw))
+    for name in ("process", "outcome"):
+        caught(lambda name=name: test_dialogue_objectives.test_what_was_paid_more_becomes_likelier(name))  # type: ignore[misc]
+
+
+def inclusive_mean(values: Tensor, groups: Tensor) -> Tensor:
+    known, scored = values.nan_to_num(0.0), (~values.isnan()).to(values.dtype)
+    zeros = values.new_zeros(int(groups.max()) + 1, *values.shape[1:])
+    return (zeros.index_add(0, groups, known) / zeros.index_add(0, groups, scored))[groups]
+
+
+@pytest.mark.parametrize("name", ["process", "outcome"])
+def test_a_mean_over_dialogues_that_includes_the_dialogue_itself(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It does not only shrink the gradient: where turns are reached by some alone, it tilts it."""
+    monkeypatch.setattr(credit, "group_baseline", inclusive_mean)
+    caught(lambda: exact_from_two_dialogues(name))
+    _, discount, method = test_dialogue_objectives.PAYS[name]
+    exact = test_dialogue_objectives.tiny.exact_gradient(
+        test_dialogue_objectives.POLICY, test_dialogue_objectives.REFERENCE, method, discount=discount, beta=0.0
+    )
+    found = test_dialogue_objectives.expected_from_advantages(name, "conditional", 2)
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0).item()
+    assert 0.5 < cosine < 0.999
+
+
+def exact_from_two_dialogues(name: str) -> None:
+    assert test_dialogue_objectives.gap_of_advantages(name, "leave-one-out", 2) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["process", "outcome"])
+def test_an_advantage_of_nothing_where_all_siblings_ended_earlier(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = credit.advantages
+    monkeypatch.setattr(credit, "advantages", lambda *args, present, kinds: real(*args, kinds=kinds))
+    caught(lambda: exact_from_two_dialogues(name))
+
+
+@pytest.mark.parametrize("default", [0, 1])
+def test_a_claim_that_cannot_be_read_counted_as_one(monkeypatch: pytest.MonkeyPatch, default: int) -> None:
+    """S2R takes a missing verdict for `correct` where the dialogue ends and for `incorrect` elsewhere."""
+    real = Script.read_claim
+    monkeypatch.setattr(
+        Script, "read_claim", lambda self, role, text: real(self, role, text) or self.claims[role][default]
+    )
+    caught(lambda: test_script.test_a_claim_is_correct_where_it_tells_what_the_solve_is(42, "dunno", "no_answer"))
+    if default == 1:
+        caught(
+            lambda: test_script.test_a_dialogue_goes_on_after_the_claim_that_the_solve_is_wrong_and_after_no_other(
+                "no idea", 2
+            )
+        )
+
+
+def test_a_ratio_of_mean_logprobs_in_place_of_each_tokens_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        losses,
+        "importance_weights",
+        lambda trainer, sampler, cap: (trainer - sampler).mean().exp().clamp(max=cap).expand_as(trainer),
+    )
+    caught(test_losses.test_importance_weights_are_ratios_cut_at_the_cap)
+
+
+def test_turns_averaged_over_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = losses.sum_by_attempt
+    monkeypatch.setattr(losses, "sum_by_attempt", lambda v, m: real(v, m) / m.sum(-1).clamp(min=1))
+    caught(lambda: test_dialogue_objectives.test_the_expected_update_is_the_exact_gradient("process", "leave-one-out"))
+
+
+def test_later_turns_pay_that_reaches_a_verdict_at_the_process_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = credit.returns
+    monkeypatch.setattr(credit, "returns", lambda shaped, discount: real(shaped, 1.0))
+    caught(lambda: exact_from_two_dialogues("process"))
+
+
+def test_an_absent_turn_taken_for_an_unscored_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = step.shaped_rewards
+
+    def unknown(config: object, rewards: Tensor, *rest: object) -> Tensor:
+        return real(config, rewards, *rest).masked_fill(rewards.isnan(), torch.nan)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step, "shaped_rewards", unknown)
+    caught(test_dialogue_objectives.test_an_absent_turn_is_not_an_unscored_one)

@@ -4,6 +4,7 @@ Shapes: M traces, A turns of the longest. Rewards are 0 to 1, NaN where unscored
 paid 0, which is not the same: it adds nothing to what earlier turns are credited with.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from score_cli.tables.records import SOLVE
 from score_cli.tables.schemas import NO_ANSWER, TRUNCATED
-from score_cli.tasks.pay import FINAL, FORMAT, GAIN, RIGHT, STUCK, Pay
+from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, STUCK, Pay
+from score_cli.training.trajectory import trajectory_reward
 
+# Verdicts of turns in which no answer, and no claim, was found.
+UNREAD = (NO_ANSWER, TRUNCATED)
 Roles = Sequence[Sequence[str]]
 
 
@@ -32,8 +36,8 @@ class Paid:
     verdicts: Sequence[Sequence[str]] = ()
 
     def has(self, role: str) -> Tensor:
-        """[M, A] whether a turn is there and has that role."""
-        return _mask(self.rewards, [[own == role for own in row] for row in self.roles])
+        """[M, A] whether a turn is there and has that role, or any."""
+        return _mask(self.rewards, [[role in (own, EVERY) for own in row] for row in self.roles])
 
     @property
     def last(self) -> Tensor:
@@ -82,8 +86,10 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
     if name == RIGHT:
         return _valued(pay, paid)
     if name == FORMAT:
-        unread = {NO_ANSWER, TRUNCATED}
-        return _mask(rewards, [[verdict not in unread for verdict in row] for row in paid.verdicts]).to(rewards.dtype)
+        assert paid.verdicts, "whether turns could be read stands in verdicts"
+        return _mask(rewards, [[verdict not in UNREAD for verdict in row] for row in paid.verdicts]).to(rewards.dtype)
+    if name == REFLEXICODER:
+        return torch.where(paid.last, _trajectories(paid, solves)[:, None], torch.zeros_like(rewards))
     if name == FINAL:
         newest = _newest_solve(rewards, solves)
         return torch.where(paid.last, newest, torch.zeros_like(rewards))
@@ -93,6 +99,19 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
     first = solves.cumsum(1) <= 1
     earned = rewards - before if name == GAIN else ((before == 0) & (rewards == 0)).to(rewards.dtype)
     return torch.where(solves & ~first, earned, torch.zeros_like(rewards))
+
+
+def _trajectories(paid: Paid, solves: Tensor) -> Tensor:
+    """[M] ReflexiCoder's reward of each trace's solves; NaN where one of them is unscored."""
+    assert paid.verdicts, "whether answers could be read stands in verdicts"
+    found = []
+    for rewards, own, verdicts in zip(paid.rewards.tolist(), solves.tolist(), paid.verdicts, strict=True):
+        turns = [turn for turn, is_solve in enumerate(own) if is_solve]
+        scored = [rewards[turn] for turn in turns]
+        well_formed = not any(verdicts[turn] in UNREAD for turn in turns)
+        unknown = any(math.isnan(reward) for reward in scored)
+        found.append(math.nan if unknown else trajectory_reward(scored, well_formed=well_formed))
+    return torch.tensor(found, dtype=paid.rewards.dtype, device=paid.rewards.device)
 
 
 def _newest_solve(rewards: Tensor, solves: Tensor) -> Tensor:
@@ -108,6 +127,7 @@ def _valued(pay: Pay, paid: Paid) -> Tensor:
     """[M, A] rewards, or what the pay says verdicts are worth; unscored stays unscored."""
     if not pay.values:
         return paid.rewards
+    assert paid.verdicts, "values are of verdicts"
     valued = paid.rewards.clone()
     for row, verdicts in enumerate(paid.verdicts):
         for turn, verdict in enumerate(verdicts):

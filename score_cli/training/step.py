@@ -138,7 +138,7 @@ def prepare(
     batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
     coefficients = kl_coefficients(config, rewards.shape[1])
     roles = [trace.turn_roles for trace in traces]
-    shaped = shaped_rewards(config, rewards, roles)
+    shaped = shaped_rewards(config, rewards, roles, verdicts)
     groups = group_numbers(traces)
     # Among solves alone, a state is told by the attempt before; a script's turns look at all that was before them.
     scripted = any(trace.roles is not None for trace in traces)
@@ -229,20 +229,25 @@ def group_numbers(traces: Sequence[Trace]) -> Tensor:
     return torch.tensor([numbers.setdefault(trace.problem_id, len(numbers)) for trace in traces])
 
 
-def shaped_rewards(config: StageConfig, rewards: Tensor, roles: Roles | None = None) -> Tensor:
+def shaped_rewards(
+    config: StageConfig, rewards: Tensor, roles: Roles | None = None, verdicts: Sequence[Verdict] = ()
+) -> Tensor:
     """The stage's reward of each attempt, [M, A].
 
     Args:
         roles: of each trace's turns; all are solves if left out.
+        verdicts: what the rewards come from; some sources of pay need them.
     """
-    paid = Paid(rewards, [[SOLVE] * rewards.shape[1]] * len(rewards) if roles is None else roles)
-    return pay_shaped(pay_of(config), paid)
+    roles = [[SOLVE] * rewards.shape[1]] * len(rewards) if roles is None else roles
+    return pay_shaped(pay_of(config), Paid(rewards, roles, [verdict.verdicts for verdict in verdicts]))
 
 
 def pay_of(config: StageConfig) -> Pay:
-    """What a stage pays: Eq. 3 or Eq. 4."""
+    """What a stage pays: Eq. 3 or Eq. 4, or what the recipe says in place of the latter."""
     if isinstance(config, Stage1Config):
         return stage1_pay()
+    if config.pay is not None:
+        return config.pay
     return stage2_pay(config.alpha, config.stagnation_penalty)
 
 
