@@ -244,6 +244,19 @@ def train_sft(
     typer.echo(f"{out}: {summary}", err=True)
 
 
+@app.command("merge-adapter", short_help="Write a policy trained with LoRA as a whole model.")
+def merge_adapter(
+    model: Annotated[Path, typer.Argument(help="Checkpoint that holds an adapter.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-merged"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a policy that was trained with LoRA as a whole model, which starts a chain of its own."""
+    from score_cli.stages.merge_adapter import merge_adapter
+
+    summary = merge_adapter(model, out=out, overwrite=overwrite)
+    typer.echo(f"{out}: {summary}", err=True)
+
+
 @app.command("eval", short_help="Measure policies side by side.")
 @with_settings(EvalConfig, table="eval", beside={"grading": ("verify", VerifyConfig)})
 def evaluate(

@@ -311,6 +311,26 @@ class OptimizerConfig(DeviceConfig):
     micro_batch_tokens: int = option(
         4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )
+    lora_rank: int = option(
+        0,
+        "Rank of a LoRA adapter, the only thing then trained. At 0 all weights are, or the adapter that --model has.",
+        least=0,
+    )
+    lora_alpha: float = option(32.0, "The adapter's output is multiplied with this over its rank.", above=0)
+    lora_targets: str = option(
+        "all-linear", "Linear layers with an adapter, as q_proj,v_proj; all-linear means all but the output head."
+    )
+    lora_seed: int = option(0, "Seed of a new adapter's weights.", least=0, most=2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """A recipe's table [lora]: the `lora_` settings of every stage that trains and has none of its own."""
+
+    rank: int | None = None
+    alpha: float | None = None
+    targets: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,10 @@ TABLES: dict[str, type] = {
     "report": config.ReportConfig,
     "run": config.RunConfig,
     "run.alarms": config.AlarmsConfig,
+    "lora": config.LoraConfig,
 }
 SEED = "seed"
+LORA = "lora"
 PROMPTS = "prompts"
 SCRIPT = "script"
 PAY = "pay"
@@ -70,12 +72,14 @@ class Recipe:
     def settings(self, table: str, kind: type[Settings], **overrides: Any) -> Settings:
         """One stage's settings: overrides beat the recipe, the recipe beats the defaults.
 
-        The recipe's top-level `seed` is the seed of every stage whose table has none of its own.
+        The recipe's top-level `seed`, and its table [lora], are those of every stage whose table has none of its own.
         """
         values = dict(self._tables.get(table, {}))
         names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        if self.seed is not None and SEED in names:
-            values.setdefault(SEED, self.seed)
+        shared = {f"{LORA}_{key}": value for key, value in self._tables.get(LORA, {}).items()}
+        if self.seed is not None:
+            shared |= {SEED: self.seed} | ({} if f"{LORA}_{SEED}" in shared else {f"{LORA}_{SEED}": self.seed})
+        values = {name: value for name, value in shared.items() if name in names} | values
         if PROMPTS in names:
             values[PROMPTS] = self._prompts
         values.update({name: value for name, value in overrides.items() if value is not None})

@@ -1,6 +1,5 @@
 """The phases of a run, one after another: what they share stays warm, and what each update makes goes into files."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from score_cli.config import (
     AlarmsConfig,
     BaseConfig,
     EvalConfig,
+    OptimizerConfig,
     RunConfig,
     SampleConfig,
     SftConfig,
@@ -30,12 +30,14 @@ from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.train import save_sft_round, write_examples
 from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.stopwatch import Stopwatch
+from score_cli.tables.adapters import has_adapter, settle_precision
 from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT
+from score_cli.training.adapt import copy_to_train
 from score_cli.training.sft import make_examples, sft_round
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader, check_unscored
@@ -127,9 +129,15 @@ class RunPhases:
         device = self._device if device is None else device
         held = self.base if name == BASE else self._newest if name == next(reversed(self.ends)) else None
         if held is None:
-            return load_policy(self.ends[name], device=device)
+            return self._load(self.ends[name], device)
         held.model.to(device)
+        settle_precision(held.model)
         return held
+
+    def _load(self, path: Path, device: str) -> Policy:
+        """Load a checkpoint; an adapter over the weights of a policy in memory, if it is their adapter."""
+        beside = (self._newest or self.base) if has_adapter(path) else None
+        return load_policy(path, device=device, beside=beside)
 
     def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> str:
         """Write the traces and rewards of an update as the commands do; returns the sha256 of the traces.
@@ -147,16 +155,16 @@ class RunPhases:
         write_verdicts(folder / "rewards.parquet", verdicts, footer)
         return digest
 
-    def _begin(self, kept: Path | None, reference: Policy) -> Policy:
+    def _begin(self, config: OptimizerConfig, kept: Path | None, reference: Policy) -> Policy:
         """The policy to train: the checkpoint kept, or the newest end of a phase.
 
         It is a copy where the newest must stay as it is, because KL is measured from it, now or later.
         """
         if kept is not None:
-            return load_policy(kept, device=self._device)
+            return self._load(kept, self._device)
         newest = self.load(next(reversed(self.ends)))
         frozen = newest.model in (self.base.model, reference.model)
-        return replace(newest, model=copy.deepcopy(newest.model)) if frozen else newest
+        return copy_to_train(newest, config) if frozen else newest
 
     def _train(self, phase: Phase, config: Stage1Config | Stage2Config, kept: Path | None) -> None:
         """The updates of a phase of reinforcement learning, from its start or from the checkpoint kept."""
@@ -164,12 +172,12 @@ class RunPhases:
         if share and isinstance(config, Stage2Config):
             offline = self._offline_first_attempts()
         reference = self.load(phase.reference)
-        policy = self._begin(kept, reference)
+        policy = self._begin(config, kept, reference)
         moments = None if kept is None else load_optimizer(kept)
         trainer = Trainer(config, policy, reference, moments, new_phase=kept is None and phase.first > 0)
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
-            self.sampler.load(policy)
+            self.sampler.load(trainer.policy)
             self.log.go_on_from(policy.state.iteration)
             loop = Loop(
                 sampler=self.sampler,
@@ -182,7 +190,8 @@ class RunPhases:
             )
             with stopping_between_updates(self.progress) as asked:
                 run_updates(loop, phase.last, _Journal(self, phase, loop.watch, task, asked))
-        self._newest = trainer.policy
+        # An adapter of a later phase says where its base lies.
+        self._newest = replace(trainer.policy, name=str(self.folder.policy(phase.name)))
 
     def _offline_first_attempts(self) -> OfflineAttempts:
         """First attempts of the base at every training problem, drawn once for the whole run."""
@@ -204,7 +213,7 @@ class RunPhases:
         """Rounds of a supervised baseline: collect with the newest policy, grade, train on the examples, again."""
         if kept is not None:
             self.folder.copy_metrics(kept)
-        policy, configs = self._begin(kept, self.base), self.configs
+        policy, configs = self._begin(config, kept, self.base), self.configs
         most = configs.run.sft_problems
         count = None if most is None else min(most, len(self.problems))
         sampling = replace(configs.sample, problems_per_iteration=count, attempts=phase.attempts)
@@ -231,7 +240,7 @@ class RunPhases:
             done = sft_round(config, policy, traces, verdicts, examples, progress=self.progress)
             watch.lap("train")
             self.progress.line(f"{phase.name}: {done.summary}")
-            policy = self._newest = done.policy
+            policy = done.policy
             finished = policy.state.iteration
             last = finished == phase.last
             out = self.folder.policy(phase.name) if last else self.folder.next_kept(finished)
@@ -241,6 +250,7 @@ class RunPhases:
             watch.lap("write")
             entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
             self.log.write(entry, watch.take())
+        self._newest = replace(policy, name=str(self.folder.policy(phase.name)))
 
 
 class _Journal:

@@ -8,6 +8,8 @@ records.
 
 import functools
 import itertools
+import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,6 +122,25 @@ def trajectory_probabilities(policy: TablePolicy, problem: str) -> Tensor:
         for first, second in trajectories()
     ]
     return torch.stack(logs).exp()
+
+
+def batches(policy: TablePolicy, sizes: dict[str, int]) -> Iterator[tuple[float, list[tuple[str, int]]]]:
+    """Every batch of `sizes[problem]` samples with its probability: (problem, number of the trajectory) of each trace.
+
+    Samples of a problem are exchangeable, so batches are visited as multisets with their multiplicity.
+    """
+    choices = []
+    for problem, size in sizes.items():
+        probabilities = trajectory_probabilities(policy, problem).tolist()
+        weighted = []
+        for members in itertools.combinations_with_replacement(range(9), size):
+            ways = math.factorial(size)
+            for number in set(members):
+                ways //= math.factorial(members.count(number))
+            weighted.append((ways * math.prod(probabilities[m] for m in members), [(problem, m) for m in members]))
+        choices.append(weighted)
+    for parts in itertools.product(*choices):
+        yield math.prod(part[0] for part in parts), [member for part in parts for member in part[1]]
 
 
 def make_trace(policy: TablePolicy, problem: str, index: int, first: list[int], second: list[int]) -> Trace:

@@ -14,7 +14,8 @@ from score_cli import Grader, Loop, SampleConfig, Sampler, Stage2Config, Trainer
 from score_cli.errors import JobError
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.transformers_engine import TransformersEngine
-from score_cli.tables import device
+from score_cli.sampling.vllm_weights import sampler_weights
+from score_cli.tables import adapters, device
 from score_cli.tables.checkpoints import Policy, TrainerState
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
@@ -26,6 +27,7 @@ from score_cli.training.logprobs import add_gradient, batch_logprobs
 from score_cli.training.on_policy import logprob_limit
 from score_cli.training.step import StepStats, TrainBatch
 from tests.conftest import small_model, small_policy
+from tests.test_adapters import moved
 from tests.test_logprobs import traces_of
 from tests.test_run_phases import GRADE, invented
 from tests.test_sampling import rollouts
@@ -233,3 +235,74 @@ def test_limits_by_hand() -> None:
     assert logprob_limit(0.3, 1.0, bfloat16=True) == logprob_limit(3.0, 3.0, bfloat16=True) == 0.075
     assert logprob_limit(0.2, 0.1, bfloat16=True) == pytest.approx(0.3)
     assert logprob_limit(2.5, 1.0, bfloat16=False) == 1e-3
+
+
+def rounded_policy() -> Policy:
+    """A policy as it is published: every weight a bfloat16 number."""
+    policy = small_policy("qwen2")
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return policy
+
+
+def token_logprobs(policy: Policy) -> torch.Tensor:
+    scores = TransformersEngine(policy.model, batch_size=4).token_logprobs(SEQUENCES, 1.0)
+    return torch.tensor([score for row in scores for score in row[1:]])
+
+
+SEQUENCES = [[1 + (3 * row + 5 * place) % 20 for place in range(24)] for row in range(4)]
+
+
+def test_frozen_layers_are_held_in_bfloat16_where_that_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings, norms and the head stay in float32, and so do weights that are no bfloat16 numbers."""
+    made = moved(rounded_policy())
+    held = {name: weight.dtype for name, weight in made.model.named_parameters() if ".lora_" not in name}
+    assert {name.split(".")[-3] for name, kind in held.items() if kind is torch.bfloat16} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    assert held["model.embed_tokens.weight"] is held["model.norm.weight"] is torch.float32
+    odd = moved(small_policy("qwen2")).model
+    assert {weight.dtype for weight in odd.parameters() if weight.dim() == 2} == {torch.float32}
+    monkeypatch.setattr(adapters, "settle_precision", lambda model: None)
+    wide = moved(rounded_policy())
+    assert {weight.dtype for weight in wide.model.parameters()} == {torch.float32}
+    assert torch.equal(token_logprobs(made), token_logprobs(wide))
+    monkeypatch.undo()
+    monkeypatch.setattr(device, "BFLOAT16_DEVICES", {"cuda"})
+    adapters.settle_precision(made.model)  # as a policy that moves to the CPU
+    assert torch.equal(token_logprobs(made), token_logprobs(wide))
+
+
+def test_a_merged_adapter_differs_by_the_rounding_of_its_sums() -> None:
+    """What another engine samples from: off the trainer's policy as far as bfloat16 is, whom it is compared with."""
+    made = moved(rounded_policy())
+    weights = sampler_weights(made.model, torch.bfloat16)
+    merged = rounded_policy()
+    for name, weight in merged.model.named_parameters():
+        weight.data.copy_(weights.pop(name))
+    assert not weights
+    own, other = token_logprobs(made), token_logprobs(merged)
+    with pytest.MonkeyPatch.context() as exactly:
+        exactly.setattr(device, "BFLOAT16_DEVICES", set())
+        adapters.settle_precision(made.model)
+        exact = token_logprobs(made)
+        base = token_logprobs(rounded_policy())
+    gaps = [(a - b).abs().mean().item() for a, b in ((own, exact), (other, exact), (own, other), (own, base))]
+    assert all(1e-4 < gap < 0.02 for gap in gaps[:3]) and gaps[3] > 0.1, gaps
+
+
+def test_updates_of_an_adapter_from_bfloat16_are_proved_on_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grade(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
+        return [invented(verdict) for verdict in GRADE(grader, traces, problems)]
+
+    monkeypatch.setattr(Grader, "grade", grade)
+    policy = rounded_policy()
+    trainer = Trainer(Stage2Config(learning_rate=1e-3, logprob_tolerance=0.05, threads=1, lora_rank=2), policy)
+    sampler = Sampler(SampleConfig(samples=4, problems_per_iteration=3, max_tokens=6, threads=1), policy)
+    problems = division.split_problems("train")[:12]
+    run_updates(Loop(sampler=sampler, grader=Grader(VerifyConfig()), trainer=trainer, problems=problems), 2)
+    kinds = {weight.dtype for weight in adapters.adapter_parameters(trainer.policy.model).values()}
+    assert trainer.policy.state.iteration == 2 and kinds == {torch.float32}
+    for own, other in zip(policy.model.parameters(), rounded_policy().model.parameters(), strict=True):
+        assert torch.equal(own.float(), other)

@@ -14,11 +14,12 @@ import torch
 
 from score_cli import config
 from score_cli.cli import run_command
+from score_cli.errors import UserError
 from score_cli.recipe import TABLES, read_recipe
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
-COMMANDS = [name for name in TABLES if not name.startswith("run")]
+COMMANDS = [name for name in TABLES if name not in ("run", "run.alarms", "lora")]
 RECIPES = sorted((Path(__file__).parents[1] / "pipelines").rglob("*.toml"))
 
 
@@ -255,6 +256,20 @@ def test_the_command_line_beats_the_recipe_and_the_recipe_beats_the_default(tmp_
     assert (settings.samples, settings.attempts, settings.seed) == (7, 2, 5)
     assert recipe.settings("sample", config.SampleConfig).samples == 3
     assert type(settings.temperature) is float
+
+
+def test_a_recipes_lora_is_that_of_every_stage_that_trains_and_has_none_of_its_own(tmp_path: Path) -> None:
+    text = "seed = 5\n[lora]\nrank = 16\ntargets = 'q_proj'\n[train-stage2]\nlora_rank = 4"
+    recipe = read_recipe(write_recipe(tmp_path, text))
+    recipe.change(["lora.alpha=8"])
+    kinds = {"train-stage1": config.Stage1Config, "train-stage2": config.Stage2Config, "train-sft": config.SftConfig}
+    found = [recipe.settings(table, kind) for table, kind in kinds.items()]
+    assert [(each.lora_rank, each.lora_alpha, each.lora_targets, each.lora_seed) for each in found] == [
+        *((rank, 8.0, "q_proj", 5) for rank in (16, 4, 16))
+    ]
+    assert recipe.settings("train-sft", config.SftConfig, lora_rank=2).lora_rank == 2
+    with pytest.raises(UserError, match=r"\[lora\] has no key ranks: did you mean rank"):
+        recipe.change(["lora.ranks=8"])
 
 
 def test_a_recipes_prompts_reach_the_conversation(tmp_path: Path, batch: Path) -> None:

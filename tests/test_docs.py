@@ -46,6 +46,7 @@ NOT_RUN = {
         "needs two GPUs; the shards themselves run in the block above it"
     ),
     "pip install '.[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
+    "pip install 'score-cli[lora]'": "installs from the network",
     "make setup": "installs from the network",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }

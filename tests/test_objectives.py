@@ -77,25 +77,10 @@ def expected_gradient(
     policy: tiny.TablePolicy = POLICY,
     reference: tiny.TablePolicy = REFERENCE,
 ) -> Tensor:
-    """Sum over every batch of `sizes[problem]` samples of its probability times its gradient.
-
-    Samples of a problem are exchangeable, so batches are visited as multisets with their multiplicity.
-    """
+    """Sum over every batch of `sizes[problem]` samples of its probability times its gradient."""
     total = torch.zeros(())
-    choices = []
-    for problem, size in sizes.items():
-        probabilities = tiny.trajectory_probabilities(policy, problem).tolist()
-        weighted = []
-        for members in itertools.combinations_with_replacement(range(9), size):
-            ways = math.factorial(size)
-            for number in set(members):
-                ways //= math.factorial(members.count(number))
-            weighted.append((ways * math.prod(probabilities[m] for m in members), [(problem, m) for m in members]))
-        choices.append(weighted)
-    for parts in itertools.product(*choices):
-        weight = math.prod(part[0] for part in parts)
-        drawn = [member for part in parts for member in part[1]]
-        total = total + weight * estimate(config, drawn, policy, reference)
+    for probability, drawn in tiny.batches(policy, sizes):
+        total = total + probability * estimate(config, drawn, policy, reference)
     return total
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from score_cli import loop, run_phases
 from score_cli import run as run_module
-from score_cli.config import SampleConfig, SftConfig, VerifyConfig
+from score_cli.config import SampleConfig, SftConfig, Stage1Config, Stage2Config, VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.recipe import Recipe
 from score_cli.run import Run, RunInputs
@@ -28,7 +28,7 @@ from score_cli.sampling import sampler
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.sampler import make_engine
 from score_cli.stages.sample import sample
-from score_cli.stages.train import train_sft
+from score_cli.stages.train import train, train_sft
 from score_cli.stages.verify import verify
 from score_cli.status import status_lines
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
@@ -84,7 +84,7 @@ ROUNDS = {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 3, "sft_
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("*.parquet"), *folder.glob("iterations/*/*.parquet"), *folder.glob("*/model.safetensors")]
+    files = [*folder.glob("*.parquet"), *folder.glob("iterations/*/*.parquet"), *folder.glob("*/*model.safetensors")]
     return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
@@ -458,3 +458,70 @@ def test_training_problems_that_the_evaluation_asks_too_are_refused_or_dropped(
     assert [problem.problem_id for problem in kept] == [problem.problem_id for problem in train[5:]]
     with pytest.raises(UserError, match=r"12 of 12 training problems ask a question"):
         Run(recipe(overlap="drop"), tmp_path / "none", start).execute()
+
+
+LORA = {"lora": {"rank": 2, "targets": "c_attn,c_fc"}}
+ADAPTER = "adapter_model.safetensors"
+
+
+def test_the_stages_called_one_by_one_give_the_bytes_of_a_run_with_adapters(start: RunInputs, tmp_path: Path) -> None:
+    folder, made = tmp_path / "run", recipe(stage1_iterations=2, stage2_iterations=2).extended(Recipe(LORA))
+    Run(made, folder, start).execute()
+    base = model = tmp_path / "ckpt"
+    for number in range(4):
+        files = {name: tmp_path / f"{name}{number}.parquet" for name in ("traces", "rewards")}
+        settings = made.settings("sample", SampleConfig)
+        sample(settings, policy=load_policy(model), problems=folder / "train.parquet", out=files["traces"])
+        verify(VerifyConfig(), traces=files["traces"], problems=folder / "train.parquet", out=files["rewards"])
+        table, kind = ("train-stage1", Stage1Config) if number < 2 else ("train-stage2", Stage2Config)
+        train(made.settings(table, kind), model=model, reference=base, out=tmp_path / f"next{number}", **files)
+        model = tmp_path / f"next{number}"
+        for name in files:
+            kept = folder / "iterations" / f"000{number}" / f"{name}.parquet"
+            assert files[name].read_bytes() == kept.read_bytes(), (name, number)
+    for name in (ADAPTER, "trainer/state.json", "trainer/optimizer.safetensors", "trainer/base.json"):
+        assert (model / name).read_bytes() == (folder / "stage2" / name).read_bytes(), name
+    assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert stored_state(model).reference == stored_state(base).fingerprint
+
+
+def test_a_run_with_adapters_stopped_anywhere_ends_with_the_same_bytes(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervised rounds between the stages go on from the adapter too."""
+    made = recipe(**ROUNDS).extended(Recipe(LORA))
+    Run(made, tmp_path / "whole", start).execute()
+    whole = digests(tmp_path / "whole")
+    assert {f"{name}/{ADAPTER}" for name in ("stage1", "sft", "stage2")} <= set(whole)
+    assert not {f"{name}/model.safetensors" for name in ("stage1", "sft", "stage2")} & set(whole)
+    moments: list[tuple[Any, str, int]] = [(run_phases, "sft_round", 2), (loop, "check_logprobs_match", 4)]
+    for module, function, call in moments:
+        folder = tmp_path / f"{function}{call}"
+        stop_and_go_on(made, start, folder, monkeypatch, module, function, call)
+        assert digests(folder) == whole, (function, call)
+
+
+def test_parts_of_stage_one_are_pinned_to_adapters_over_one_base(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is loaded once, whoever is the reference, and the files are those of a run that was stopped between."""
+    loads = []
+    own = load_policy
+
+    def counted(name: Path, **more: Any) -> Policy:
+        loads.append((str(name), more.get("beside") is not None))
+        return own(name, **more)
+
+    made = recipe(3, **THREE).extended(Recipe(LORA))
+    monkeypatch.setattr(run_phases, "load_policy", counted)
+    folder = tmp_path / "run"
+    Run(made, folder, start).execute()
+    assert loads and all(shared for _, shared in loads)
+    base = stored_state(tmp_path / "ckpt").fingerprint
+    part_a, part_b, score = (stored_state(folder / name) for name in ("stage1-t2", "stage1-t3", "stage2"))
+    assert (part_a.reference, part_b.reference, score.reference) == (base, part_a.fingerprint, base)
+    curve = pl.read_parquet(folder / "train_metrics.parquet").filter(pl.col("name") == "full_kl")
+    kl = {iteration: part["value"].to_list() for (iteration,), part in curve.group_by("iteration")}
+    assert max(kl[2]) < 1e-9 < 1e-8 < min(kl[4])
+    stop_and_go_on(made, start, tmp_path / "stopped", monkeypatch, loop, "check_logprobs_match", 4)
+    assert digests(tmp_path / "stopped") == digests(folder)

@@ -19,8 +19,10 @@ from score_cli.sampling.vllm_weights import (
     sampler_weights,
     tensor_digest,
 )
+from score_cli.tables.adapters import adapter_parameters
 from score_cli.tables.checkpoints import Policy
 from tests.conftest import small_policy
+from tests.test_adapters import moved
 
 ROOT = Path(__file__).parents[1]
 WRITER = """
@@ -53,6 +55,24 @@ def test_weights_are_written_once_each_in_the_samplers_precision(
     assert set(saved) == set(expected)
     assert all(torch.equal(saved[name], weight.detach().to(dtype)) for name, weight in expected.items())
     assert sum(weight.nbytes for weight in saved.values()) == dtype.itemsize * sum(w.numel() for w in expected.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_merged_into_what_is_written(dtype: torch.dtype, temporary: Path) -> None:
+    """By hand: W + alpha / rank x B A in float32, then rounded once; the names are those of the model without it."""
+    policy = small_policy("qwen2")
+    made = moved(policy)
+    saved = load_file(WeightsFolder().write(made, sampler_weights(made.model, dtype)) / "model.safetensors")
+    parts, plain = adapter_parameters(made.model), dict(policy.model.named_parameters())
+    assert set(saved) == set(plain)
+    for name, weight in plain.items():
+        own = name.removesuffix("weight")
+        if f"{own}lora_A.default.weight" in parts:
+            weight = weight + 2 * (parts[f"{own}lora_B.default.weight"] @ parts[f"{own}lora_A.default.weight"])
+        close = 1e-6 if dtype == torch.float32 else 4e-3
+        assert torch.allclose(saved[name].float(), weight.float(), rtol=close, atol=1e-6), name
+    norm = Held("bfloat16", [32], tensor_digest(plain["model.norm.weight"].detach().bfloat16()))
+    assert held_difference(made.model, {"model.norm.weight": norm}) is None
 
 
 def test_a_written_folder_loads_as_the_same_model(policy: Policy, temporary: Path) -> None:

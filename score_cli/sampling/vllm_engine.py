@@ -290,8 +290,10 @@ def _take_attempt(rollout: Rollout, completion: Any) -> None:
 
 
 def _own_folder(policy: Policy) -> Path | None:
-    """The folder this policy was loaded from, where it holds exactly this policy."""
+    """The folder this policy was loaded from, where it holds exactly this policy, and not its adapter alone."""
     folder = Path(policy.name)
+    if policy.base is not None:
+        return None
     if (folder / TRAINER / STATE_FILE).is_file():
         same = stored_state(folder).fingerprint == policy.state.fingerprint
     else:

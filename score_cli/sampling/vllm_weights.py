@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from score_cli.errors import UserError
+from score_cli.tables.adapters import adapted_layers, merged_weights
 from score_cli.tables.atomic import locked_folder
 from score_cli.tables.checkpoints import Policy, weight_bytes
 
@@ -43,9 +44,15 @@ def tensor_digest(values: Tensor) -> str:
 
 
 def sampler_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every weight by its name in a checkpoint, tied ones once, on the CPU in the sampler's precision."""
+    """Every weight by its name in a checkpoint, tied ones once, on the CPU in the sampler's precision.
+
+    An adapter is added to the weights that it sits on.
+    """
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     weights = {name: weight for name, weight in model.state_dict().items() if name in own}
+    if adapted_layers(model):
+        buffers = {name: weight for name, weight in model.named_buffers() if name in weights}
+        weights = buffers | {name: weight.to(dtype).cpu() for name, weight in merged_weights(model)}
     return {
         name: (weight.to(dtype) if weight.is_floating_point() else weight).detach().cpu().contiguous()
         for name, weight in revert_weight_conversion(model, weights).items()
@@ -71,11 +78,12 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str | N
 def held_difference(model: PreTrainedModel, held: Mapping[str, Held]) -> str | None:
     """As `difference`, over the weights in a worker's memory that have a name and a shape in the model too.
 
-    Others are parts of a weight, or packed together with their neighbours or for a kernel.
+    Others are parts of a weight, or packed together with their neighbours or for a kernel. Of an adapter nothing is
+    seen here: it moves matrices alone, whose arrival `read_weights` proves.
     """
     own = {
         name: weight
-        for name, weight in model.named_parameters()
+        for name, weight in merged_weights(model)
         if name in held and list(weight.shape) == list(held[name].shape)
     }
     if not own:

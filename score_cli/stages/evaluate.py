@@ -228,7 +228,7 @@ def evaluate_checkpoints(
     device = policy_device(config, setup_device(config))
     rows = evaluate_policies(
         config,
-        policies=((name, load_policy(path, device=device)) for path, name in zip(checkpoints, names, strict=True)),
+        policies=zip(names, _loaded(checkpoints, device), strict=True),
         problems=problems,
         folder=folder,
         out=out,
@@ -239,6 +239,14 @@ def evaluate_checkpoints(
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(_eval_tables(config, names, folder), known))
     return rows
+
+
+def _loaded(checkpoints: Sequence[Path], device: str) -> Iterator[Policy]:
+    """Policies one after another. Nothing is trained here, so that adapters over one base can share it."""
+    policy: Policy | None = None
+    for path in checkpoints:
+        policy = load_policy(path, device=device, beside=policy)
+        yield policy
 
 
 def _write_metrics(

@@ -30,6 +30,7 @@ from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.traces import read_graded
+from score_cli.training.adapt import keeps_base
 from score_cli.training.sft import STAGE, SftRound, make_examples, sft_round
 from score_cli.training.sft_examples import Example
 from score_cli.training.step import StageConfig
@@ -89,7 +90,9 @@ def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, ne
     policy = load_policy(model, device=device)
     if new_phase and reference is None:
         reference = model
-    other = None if reference is None else load_policy(reference, device=device)
+    # Where the policy's weights stay, the reference may be made of them too.
+    beside = policy if keeps_base(policy, config) else None
+    other = None if reference is None else load_policy(reference, device=device, beside=beside)
     return Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
 
 
@@ -186,7 +189,7 @@ def save_sft_round(out: Path, done: SftRound, *, examples: str) -> None:
     state = done.policy.state
     footer = Footer(table=TRAIN_METRICS.name, stage=STAGE, policy=state.parent, inputs={"examples": examples})
     with replacing_folder(out) as folder:
-        save_policy(folder, done.policy.model, done.policy.tokenizer, state)
+        save_policy(folder, done.policy.model, done.policy.tokenizer, state, base=done.policy.base)
         write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, done.metrics, footer)
 
 

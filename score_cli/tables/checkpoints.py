@@ -5,14 +5,14 @@
     ckpt/trainer/optimizer.safetensors                          Adam moments (float32) and step
     ckpt/trainer/metrics.parquet                                what the update logged
 
-No pickle anywhere.
+Where an adapter was trained (`adapters.py`), its files stand in place of the model's. No pickle anywhere.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from score_cli.errors import UserError
+from score_cli.tables import adapters
 from score_cli.tables.provenance import short_digest
 
 TRAINER = "trainer"
@@ -81,6 +82,7 @@ class Policy:
 
     Attributes:
         digests: what was hashed once for this policy and all that are made from it by updates (`renderer_digest`).
+        base: what the model's adapter sits on, over the same tensors; None where the model has no adapter.
     """
 
     model: PreTrainedModel
@@ -88,17 +90,38 @@ class Policy:
     state: TrainerState
     name: str
     digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    base: "Policy | None" = None
+
+    def fingerprint(self) -> str:
+        """Of the weights as they are now; see `fingerprint`."""
+        return fingerprint(self.model, None if self.base is None else self.base.state.fingerprint)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, base: str | None = None) -> str:
     """sha256 over the model's configuration and every weight: equal policies, equal fingerprints.
 
     Tied weights count once. The digest does not depend on the folder, the file layout or the device.
+
+    Args:
+        base: the fingerprint of what the model's adapter sits on, which stands for its configuration and all weights
+            but the adapter's.
     """
+    if base is not None:
+        return _adapter_fingerprint(model, base)
     config: Any = model.config
     settings = {key: value for key, value in config.to_diff_dict().items() if key not in _UNSPECIFIC_KEYS}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight_bytes(weight))
+    return digest.hexdigest()
+
+
+def _adapter_fingerprint(model: nn.Module, base: str) -> str:
+    digest = hashlib.sha256(base.encode())
+    for name, layer in sorted(adapters.adapted_layers(model).items()):
+        digest.update(f"{name} {layer.scaling[adapters.NAME]!r}".encode())
+    for name, weight in sorted(adapters.adapter_parameters(model).items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight_bytes(weight))
     return digest.hexdigest()
@@ -119,6 +142,10 @@ def check_checkpoint(name: str | Path) -> None:
                 f"{name} is not a checkpoint folder: name one (`score base` makes the built-in task's), or a Hugging "
                 "Face id such as Qwen/Qwen2.5-1.5B-Instruct"
             )
+        return
+    if adapters.has_adapter(path):
+        if not (path / adapters.ADAPTER_WEIGHTS).exists():
+            raise UserError(f"{path} is no checkpoint: it lacks {adapters.ADAPTER_WEIGHTS}: name a folder that has it")
         return
     parts = {
         "config.json": ["config.json"],
@@ -155,6 +182,9 @@ def _digest_renderer(policy: Policy) -> str:
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint; errors as `load_policy`."""
     check_checkpoint(name)
+    path = Path(name)
+    if adapters.has_adapter(path) and not (path / "tokenizer_config.json").exists():
+        return load_tokenizer(adapters.base_places(path, adapters.read_adapter_config(path))[0])
     with _loading(name):
         return AutoTokenizer.from_pretrained(str(name))
 
@@ -170,14 +200,23 @@ def _loading(name: str | Path) -> Iterator[None]:
         raise UserError(f"{name} cannot be loaded as a model ({reason}): name a folder or hub id that can") from None
 
 
-def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
+def load_policy(name: str | Path, *, device: str = "cpu", beside: Policy | None = None) -> Policy:
     """Load a checkpoint folder, or a model of the Hugging Face hub by its id.
 
     Weights come as float32: bfloat16 weights lose updates of 5e-6.
 
+    Args:
+        beside: a policy in memory. What is loaded shares the weights of its base, or its own where it has no
+            adapter, if they are the same: only for policies whose base stays as it is.
     Raises:
         UserError: no such folder or model, or a part of it is missing or damaged.
     """
+    check_checkpoint(name)
+    if adapters.has_adapter(name):
+        return _load_adapted(Path(name), device, beside)
+    held = None if beside is None else beside.base or beside
+    if held is not None and _is_the_same(name, held):
+        return held
     tokenizer = load_tokenizer(name)
     with _loading(name):
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -190,6 +229,8 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
             f"{name} lacks weights that its config.json asks for ({absent[0]} and {len(absent) - 1} more): "
             "the folder is incomplete, or its config.json is another model's"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name} is an adapter on the hub: download it, and name the folder")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise UserError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary: use its own"
@@ -203,6 +244,70 @@ def load_policy(name: str | Path, *, device: str = "cpu") -> Policy:
         parameter.data = parameter.data.clone()
     model.to(device).eval()
     return Policy(model, tokenizer, read_state(Path(name), model), str(name))
+
+
+def _is_the_same(name: str | Path, held: Policy) -> bool:
+    """Whether a whole checkpoint is the policy held, as far as its state or its place says."""
+    path = Path(name)
+    if (path / TRAINER / STATE_FILE).exists():
+        return stored_state(path).fingerprint == held.state.fingerprint
+    # An update in place would have given the policy held a parent.
+    return held.state.parent is None and (
+        str(name) == held.name if not path.is_dir() else path.resolve() == Path(held.name).resolve()
+    )
+
+
+def _load_adapted(path: Path, device: str, beside: Policy | None) -> Policy:
+    """Load an adapter and the base that it sits on, which is shared with a policy in memory if it is its base too."""
+    config = adapters.read_adapter_config(path)
+    expected = adapters.base_fingerprint(path)
+    base = None if beside is None else beside.base or beside
+    if base is None or expected is None or base.state.fingerprint != expected:
+        places = adapters.base_places(path, config)
+        same = [p for p in places if (Path(p) / TRAINER / STATE_FILE).exists()]
+        same = [p for p in same if stored_state(Path(p)).fingerprint == expected]
+        place = (same or places)[0]
+        if adapters.has_adapter(place):
+            raise UserError(
+                f"{path} is an adapter over an adapter, {place}: merge that one first (score merge-adapter)"
+            )
+        base = load_policy(place, device=device, beside=beside)
+    if expected not in (None, base.state.fingerprint):
+        raise UserError(
+            f"{path} was trained over policy {short_digest(expected)}, but {base.name} is "
+            f"{short_digest(base.state.fingerprint)}: put the base back, or write its place into "
+            f"{path / adapters.ADAPTER_CONFIG}"
+        )
+    model = adapters.with_adapter(base.model, config)
+    adapters.load_adapter_weights(model, path)
+    policy = Policy(model, load_tokenizer(path), base.state, str(path), base=base)
+    return replace(policy, state=_checked_state(path, policy.fingerprint()))
+
+
+def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, seed: int = 0) -> Policy:
+    """A policy whose training moves an adapter alone: its own, or a fresh one, which changes nothing yet.
+
+    The weights beneath are shared with the policy given, and frozen; its state stays, since it computes the same.
+
+    Raises:
+        UserError: it has an adapter of another kind already, or no layer that the adapter could sit on.
+    """
+    beneath = policy if policy.base is None else policy.base
+    config = adapters.lora_config(beneath.model, rank=rank, alpha=alpha, targets=targets)
+    if policy.base is None:
+        return replace(policy, model=adapters.with_adapter(policy.model, config, seed=seed), base=policy)
+    own: Any = policy.model.peft_config[adapters.NAME]
+    for name, asked, has in (
+        ("lora_rank", rank, own.r),
+        ("lora_alpha", alpha, own.lora_alpha),
+        ("lora_targets", sorted(config.target_modules), sorted(own.target_modules)),
+    ):
+        if asked != has:
+            raise UserError(
+                f"{name} is {asked}, but {policy.name} has an adapter of {has}: set no lora_rank to go on with it, or "
+                "merge it first (score merge-adapter)"
+            )
+    return policy
 
 
 def _make_savable(model: PreTrainedModel) -> None:
@@ -243,7 +348,10 @@ def read_state(path: Path, model: PreTrainedModel) -> TrainerState:
     Raises:
         UserError: the weights are not those that `state.json` was written for.
     """
-    found = fingerprint(model)
+    return _checked_state(path, fingerprint(model))
+
+
+def _checked_state(path: Path, found: str) -> TrainerState:
     file = path / TRAINER / STATE_FILE
     if not file.exists():
         return TrainerState(fingerprint=found)
@@ -263,12 +371,21 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     state: TrainerState,
     optimizer: dict[str, torch.Tensor] | None = None,
+    *,
+    base: Policy | None = None,
 ) -> None:
-    """Write a checkpoint's files into an existing empty folder (see `tables.atomic.replacing_folder`)."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write a checkpoint's files into an existing empty folder (see `tables.atomic.replacing_folder`).
+
+    Args:
+        base: what the model's adapter sits on; then the adapter alone is written.
+    """
     trainer = folder / TRAINER
     trainer.mkdir()
+    if base is None:
+        model.save_pretrained(folder)
+    else:
+        adapters.save_adapter(folder, model, base=base.name, fingerprint=base.state.fingerprint)
+    tokenizer.save_pretrained(folder)
     if optimizer is not None:
         save_file(optimizer, trainer / OPTIMIZER_FILE)
     (trainer / STATE_FILE).write_text(json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")

@@ -155,7 +155,7 @@ def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
         seen.append(hidden)
         return given.clone()
 
-    with torch.no_grad(), _replaced(layer, give):
+    with torch.no_grad(), compute_precision(model), _replaced(layer, give):
         tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         keep = torch.ones(1, dtype=torch.long, device=model.device)
         found = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits

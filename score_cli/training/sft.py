@@ -19,10 +19,12 @@ from transformers import PreTrainedModel
 from score_cli.config import LossOn, SftConfig
 from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.tables.checkpoints import Policy, TrainerState, context_length, fingerprint
+from score_cli.tables.adapters import only_adapter_learns
+from score_cli.tables.checkpoints import Policy, TrainerState, context_length
 from score_cli.tables.provenance import short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import STOP
+from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
@@ -81,8 +83,10 @@ def sft_round(
     """Train a policy, in place, on the examples of its traces.
 
     Raises:
+        UserError: it has another adapter than the settings ask for.
         JobError: a gradient is not finite.
     """
+    policy = trainable(policy, config)
     iteration = policy.state.iteration
     measured = fine_tune(policy.model, examples, config, iteration=iteration, progress=progress)
     values = [
@@ -122,7 +126,7 @@ def fine_tune(
         JobError: a gradient is not finite.
     """
     rows = [learned_trace(example, config.loss_on) for example in examples]
-    optimizer = make_adam(config, model.parameters(), weight_decay=config.weight_decay)
+    optimizer = make_adam(config, trained_weights(model).values(), weight_decay=config.weight_decay)
     before = mean_loss(model, rows, config)
     norms = []
     steps = config.epochs * math.ceil(len(rows) / config.batch_size)
@@ -166,13 +170,14 @@ def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config:
     Micro-batches change the order of additions, nothing else.
     """
     count = _count_tokens(batch)
-    head, gradients = Head(model), Gradients(model)
 
     def loss_of(tokens: TokenLoss) -> Tensor:
         return -tokens.logprobs.sum(0, keepdim=True) / count
 
     parts = micro_batches(batch, config.micro_batch_tokens, model.device)
-    scores = [add_gradient(head, part, 1.0, loss_of, gradients).logprobs.sum() for part in parts]
+    with only_adapter_learns(model):
+        head, gradients = Head(model), Gradients(model)
+        scores = [add_gradient(head, part, 1.0, loss_of, gradients).logprobs.sum() for part in parts]
     return -math.fsum(score.item() for score in scores) / count
 
 
@@ -217,7 +222,7 @@ def _advance(policy: Policy) -> Policy:
         state=TrainerState(
             stage=STAGE,
             iteration=state.iteration + 1,
-            fingerprint=fingerprint(policy.model),
+            fingerprint=policy.fingerprint(),
             parent=state.fingerprint,
             reference=state.reference or state.fingerprint,
         ),

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, Stage2Config
+from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.device import computes_in_bfloat16
 from score_cli.tables.records import SOLVE, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED
@@ -193,11 +194,12 @@ def forward_backward(
     """
     stats = StepStats(AttemptSums.zeros(*batch.trainable.shape), has_full_kl=config.kl == "full")
     attempts = batch.trainable.shape[1]
-    gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
-    head, known = Head(model), Head(reference) if config.kl == "full" else None
-    for number in range(len(batch.micro_batches)):
-        # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
-        _add_gradient(head, known, batch, number, config, gradients, stats.sums)
+    with only_adapter_learns(model):
+        gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
+        head, known = Head(model), Head(reference) if config.kl == "full" else None
+        for number in range(len(batch.micro_batches)):
+            # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
+            _add_gradient(head, known, batch, number, config, gradients, stats.sums)
     stats.grad_norms_by_attempt = gradients.finish()
     return stats
 

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from score_cli.config import Stage1Config, check_config
 from score_cli.errors import JobError, UserError
 from score_cli.tables.atomic import replacing_folder
-from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerState, fingerprint, save_policy
+from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerState, save_policy
 from score_cli.tables.device import computes_in_bfloat16, setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import step
+from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.batching import micro_batches
 from score_cli.training.head import Head
 from score_cli.training.logprobs import batch_logprobs
@@ -44,8 +45,10 @@ class Trainer:
         new_phase: bool = False,
     ) -> None:
         """Args:
-            reference: the policy that KL is measured from. None where the policy itself is the start of its chain: it
-                can then be updated once, since a reference must stay as it is.
+            policy: is updated in place; with `config.lora_rank`, and where it has none yet, it is given an adapter.
+            reference: the policy that KL is measured from. None where that is the base of the policy's adapter, or
+                where the policy itself is the start of its chain: without an adapter it can then be updated once,
+                since a reference must stay as it is.
             optimizer_state: as saved with the checkpoint; used only within one stage, since the
                 next stage maximises something of another scale.
             new_phase: the policy is the end of one phase and the start of another, which has moments
@@ -55,9 +58,9 @@ class Trainer:
         """
         check_config(config)
         self.config = config
-        self.policy = policy
+        self.policy = trainable(policy, config)
         self.stage = "stage1" if isinstance(config, Stage1Config) else "stage2"
-        self.reference = reference or policy
+        self.reference = reference or _start_of_chain(policy)
         if not new_phase:
             _check_reference(policy, self.reference)
         self._reference_fingerprint = self.reference.state.fingerprint
@@ -65,7 +68,7 @@ class Trainer:
         self._measured: tuple[TrainBatch, StepStats] | None = None
         self._limit = FLOAT32_LIMIT
         self.warnings: list[str] = []
-        self._optimizer = Optimizer(config, dict(policy.model.named_parameters()))
+        self._optimizer = Optimizer(config, trained_weights(self.policy.model))
         if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_moments(optimizer_state)
 
@@ -185,7 +188,7 @@ class Trainer:
             state=TrainerState(
                 stage=self.stage,
                 iteration=state.iteration + 1,
-                fingerprint=fingerprint(model),
+                fingerprint=self.policy.fingerprint(),
                 parent=state.fingerprint,
                 reference=self._reference_fingerprint,
             ),
@@ -231,7 +234,14 @@ class Trainer:
     def save(self, out: Path) -> None:
         """Write the checkpoint as a whole; an existing one is replaced."""
         with replacing_folder(out) as folder:
-            save_policy(folder, self.policy.model, self.policy.tokenizer, self.policy.state, self._optimizer.moments())
+            save_policy(
+                folder,
+                self.policy.model,
+                self.policy.tokenizer,
+                self.policy.state,
+                self._optimizer.moments(),
+                base=self.policy.base,
+            )
             if self.metrics:
                 write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, self.metrics, self.metrics_footer())
 
@@ -255,6 +265,12 @@ class Trainer:
                 f"the optimiser state of {self.policy.name} belongs to another model or --optimizer ({error}): name "
                 f"the one it was made with, or delete its {TRAINER} folder to start anew"
             ) from None
+
+
+def _start_of_chain(policy: Policy) -> Policy:
+    """The base of a policy's adapter, where its chain started from that; else the policy itself."""
+    base = policy.base
+    return policy if base is None or base.state.fingerprint != policy.state.reference else base
 
 
 def _check_reference(policy: Policy, reference: Policy) -> None:

@@ -79,6 +79,30 @@ def test_three_updates_each_proved_on_policy(engine: str) -> None:
             check_logprobs_match(Trainer(TRAIN, qwen2(seed=1), qwen2(seed=1)), sampler, probe, 1.0)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_three_updates_of_an_adapter_leave_its_base_as_it_was(engine: str) -> None:
+    """The frozen matrices lie in bfloat16, over which the adapter is float32; vLLM is sent the sum of both."""
+    policy, before = qwen2(), qwen2(device="cpu").model
+    with torch.no_grad():
+        for model in (policy.model, before):
+            for weight in model.parameters():
+                weight.copy_(weight.bfloat16())
+    policy = replace(policy, state=TrainerState(fingerprint=fingerprint(policy.model)))
+    with Sampler(replace(SAMPLE, engine=engine), policy) as sampler:  # type: ignore[arg-type]
+        trainer = Trainer(replace(TRAIN, learning_rate=1e-2, lora_rank=8), policy)
+        problems = division.split_problems("train")[:64]
+        run_updates(Loop(sampler=sampler, grader=Grader(VerifyConfig()), trainer=trainer, problems=problems), 3)
+        assert trainer.policy.state.iteration == 3 and trainer.reference is policy
+        kinds = {name.split(".")[-3]: weight.dtype for name, weight in trainer.policy.model.named_parameters()}
+        assert kinds["lora_A"] == kinds["lora_B"] == torch.float32 and kinds["q_proj"] == torch.bfloat16
+        for own, other in zip(policy.model.parameters(), before.parameters(), strict=True):
+            assert torch.equal(own.cpu().float(), other)
+        probe = sampler.sample(problems[:4])
+        check_logprobs_match(trainer, sampler, probe, 1.0)
+        with pytest.raises(JobError, match="the sampler holds another policy"):
+            check_logprobs_match(Trainer(TRAIN, qwen2(seed=1), qwen2(seed=1)), sampler, probe, 1.0)
+
+
 def rollouts(policy: Policy) -> list[Rollout]:
     config = replace(SAMPLE, iteration=0)
     renderer = Renderer(policy, config)
