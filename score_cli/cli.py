@@ -647,7 +647,10 @@ def _out_of_memory(error: RuntimeError) -> str:
     if any(module.startswith("score_cli.sampling") for module in modules):
         advice = "lower batch_size or max_tokens of sample and eval"
     else:
-        advice = "lower micro_batch_tokens of the training stage, or gpu_memory_utilization if vLLM runs beside it"
+        advice = (
+            "lower micro_batch_tokens or scoring_tokens of the training stage, or gpu_memory_utilization if vLLM runs "
+            "beside it"
+        )
     # torch says more, line after line; its first sentences tell how much was asked for and how much was free.
     reason = ". ".join(str(error).split(". ")[:2])
     return f"the GPU has no memory left ({reason}): {advice}"

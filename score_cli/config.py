@@ -311,6 +311,12 @@ class OptimizerConfig(DeviceConfig):
     micro_batch_tokens: int = option(
         4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )
+    scoring_tokens: int = option(
+        16384,
+        "Padded tokens a pass without gradient, which holds much less: the reference's logprobs, and another engine's "
+        "tokens. Changes memory and speed.",
+        least=1,
+    )
     lora_rank: int = option(
         0,
         "Rank of a LoRA adapter, the only thing then trained. At 0 all weights are, or the adapter that --model has.",

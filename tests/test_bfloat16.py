@@ -115,7 +115,7 @@ def test_an_updates_logprobs_are_those_of_the_models_own_pass_and_its_gradient_n
     added = Gradients(model)
     found = batch_logprobs(Head(model), batch, 1.0)
     with device.compute_precision(model), torch.no_grad():
-        logits = model(input_ids=batch.token_ids, attention_mask=batch.attention).logits[:, batch.positions - 1]
+        logits = model(input_ids=batch.token_ids).logits[:, batch.positions - 1]
     expected = logits.log_softmax(-1).gather(-1, batch.token_ids[:, batch.positions][..., None])[..., 0]
     assert logits.dtype == torch.float32
     assert (found - expected)[taken].abs().max() < 1e-5

@@ -42,6 +42,9 @@ HEADS = {
     "gemma3": ("Gemma3", SMALL | {"final_logit_softcapping": 3.0}, (1.0, 3.0)),
     "gemma3-uncapped": ("Gemma3", SMALL, (1.0, None)),
     "cohere": ("Cohere", SMALL | {"logit_scale": 0.25}, (0.25, None)),
+    "opt": ("OPT", SMALL | {"ffn_dim": 40, "word_embed_proj_dim": 24}, (1.0, None)),
+    "bloom": ("Bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 4}, (1.0, None)),
+    "mistral-sliding": ("Mistral", SMALL | {"sliding_window": 4}, (1.0, None)),
     "granite": ("Granite", SMALL | {"logits_scaling": 7.0}, (1 / 7, None)),
 }
 
@@ -73,10 +76,14 @@ def make_batch(vocabulary: int = VOCABULARY, repeats: int = 1) -> MicroBatch:
 
 
 def naive(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """[B, P, V] log-probabilities by the model's own forward pass."""
-    output = model(input_ids=batch.token_ids, attention_mask=batch.attention, use_cache=False)
-    logits: Tensor = output.logits[:, batch.positions - 1]
-    return (logits / TEMPERATURE).log_softmax(-1)
+    """[B, P, V] log-probabilities by the model's own forward pass over each trace by itself; flat after its end."""
+    found = []
+    for tokens in batch.token_ids:
+        alone = tokens[tokens > 0][None]
+        logits = model(input_ids=alone, attention_mask=torch.ones_like(alone), use_cache=False).logits[0]
+        missing = len(tokens) - len(logits)
+        found.append(torch.cat([logits, logits.new_zeros(missing, VOCABULARY)])[batch.positions - 1])
+    return (torch.stack(found) / TEMPERATURE).log_softmax(-1)
 
 
 def weights_of(batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -139,15 +146,14 @@ def check(model: PreTrainedModel, reference: PreTrainedModel, parts: int) -> Non
         assert own is not None and other is not None
         assert (own - other)[taken].abs().max() < 1e-12
         assert (own[~taken] == 0).all() and not taken.all()
-    assert scores.divergence is not None and scores.divergence.mean() > 0.1
+    assert scores.divergence is not None and scores.divergence[taken].mean() > 0.05
     theirs = gradients(model)
     largest = max(each.abs().max().item() for each in theirs)
     assert largest > 0.1
-    # Norms compute in float32 whatever they are given, and a backward pass an attempt is rounded otherwise there.
-    limit = 1e-11 if parts == 1 else 1e-6 * largest
-    assert max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) < limit
+    # Norms compute in float32 whatever they are given, and another shape is rounded otherwise there.
+    assert max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) < 1e-6 * largest
     if parts > 1:
-        assert norms == pytest.approx(expected_norms, rel=1e-10)
+        assert norms == pytest.approx(expected_norms, rel=1e-8)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from score_cli.training import logprobs as logprobs_module
 from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
-from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
+from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs, trace_logprobs
 from tests.conftest import small_policy
 from tests.test_sampling import rollouts
 
@@ -75,7 +75,7 @@ def test_states_are_kept_at_sampled_positions_and_logits_made_of_sampled_tokens_
     batch = next(micro_batches(traces_of(policy), 10_000))
     columns = [t for t in range(batch.token_ids.shape[1]) if (batch.attempt_ids[:, t] > 0).any()]
     assert batch.positions.tolist() == columns
-    assert Head(policy.model).hidden(batch).shape[:2] == (len(batch.rows), len(columns))
+    assert len(Head(policy.model).states(batch)) == len(batch.places)
     owners = [int(batch.attempt_ids[row, t]) for row in range(len(batch.rows)) for t in columns]
     by_attempt = [[place for place, owner in enumerate(owners) if owner == attempt] for attempt in (1, 2)]
     assert batch.places.tolist() == by_attempt[0] + by_attempt[1]
@@ -103,7 +103,7 @@ def test_scores_and_gradients_in_chunks_are_those_of_the_whole_distribution(
     found = add_gradient(Head(model), batch, 0.7, loss_of, Gradients(model))
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
-    logits = model(input_ids=batch.token_ids, attention_mask=batch.attention).logits[:, batch.positions - 1]
+    logits = model(input_ids=batch.token_ids).logits[:, batch.positions - 1]
     whole = torch.distributions.Categorical(logits=logits / 0.7)
     expected = whole.log_prob(batch.token_ids[:, batch.positions])
     (expected * pulls)[taken].sum().backward()
@@ -114,3 +114,19 @@ def test_scores_and_gradients_in_chunks_are_those_of_the_whole_distribution(
     exact = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert max(gradient.abs().max() for gradient in exact) > 1e-2
     assert all((a - b).abs().max() < 1e-12 for a, b in zip(gradients, exact, strict=True))
+
+
+@pytest.mark.parametrize("budget", [1, 100])
+def test_logprobs_of_traces_stand_at_their_tokens_whatever_is_scored_together(policy: Policy, budget: int) -> None:
+    """Against a pass over each trace alone; 0 on context and past the end."""
+    traces = traces_of(policy)
+    found = trace_logprobs(policy.model, traces, 0.7, budget)
+    assert found.shape == (len(traces), max(len(trace.token_ids) for trace in traces))
+    for trace, row in zip(traces, found, strict=True):
+        tokens = torch.tensor(trace.token_ids.tolist())
+        with torch.no_grad():
+            alone = (policy.model(input_ids=tokens[None]).logits[0] / 0.7).log_softmax(-1)
+        expected = torch.zeros(found.shape[1])
+        for place in np.flatnonzero(trace.attempt_ids > 0).tolist():
+            expected[place] = alone[place - 1, tokens[place]]
+        assert (row - expected).abs().max() < 1e-5

@@ -160,8 +160,9 @@ def test_discount_at_alpha_ten_pays_the_first_attempt_for_being_wrong() -> None:
 @pytest.mark.parametrize("kl", ["sampled", "full"])
 def test_splitting_a_batch_keeps_the_gradient(budget: int, kl: str) -> None:
     drawn = [("p", 0), ("q", 4), ("p", 7), ("q", 8), ("p", 2), ("q", 1)]
+    sizes = {"micro_batch_tokens": budget, "scoring_tokens": 60}
     whole = estimate(config_of("stage2", 0.0, "conditional", kl, micro_batch_tokens=10_000), drawn)
-    split = estimate(config_of("stage2", 0.0, "conditional", kl, micro_batch_tokens=budget), drawn)
+    split = estimate(config_of("stage2", 0.0, "conditional", kl, **sizes), drawn)
     assert whole.abs().max() > 0.1
     assert (whole - split).abs().max() < 1e-12
 

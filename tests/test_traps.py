@@ -83,13 +83,13 @@ def test_tokens_charged_with_the_kl_before_them(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_second_attempt_trained_on_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Head.hidden
+    real = Head.states
 
     def without_first_attempt(head: Head, batch: MicroBatch) -> Tensor:
         blanked = batch.token_ids.masked_fill(batch.attempt_ids == 1, 0)
         return real(head, batch._replace(token_ids=torch.where(batch.attempt_ids == 2, batch.token_ids, blanked)))
 
-    monkeypatch.setattr(Head, "hidden", without_first_attempt)
+    monkeypatch.setattr(Head, "states", without_first_attempt)
     caught(lambda: test_logprobs.test_the_trainer_gives_the_logprobs_that_the_sampler_wrote(small_policy()))
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 
@@ -108,12 +108,12 @@ def test_tokens_after_the_first_end_of_sequence(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_logits_not_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Head.hidden
+    real = Head.states
 
     def unshifted(head: Head, batch: MicroBatch) -> Tensor:
         return real(head, batch._replace(positions=torch.clamp(batch.positions + 1, max=batch.token_ids.shape[1] - 1)))
 
-    monkeypatch.setattr(Head, "hidden", unshifted)
+    monkeypatch.setattr(Head, "states", unshifted)
     caught(lambda: test_logprobs.test_padding_and_batching_do_not_change_logprobs(small_policy(), 10_000))
     caught(lambda: test_objectives.test_expected_gradient_is_the_exact_gradient(CASE))
 

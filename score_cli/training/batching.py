@@ -15,14 +15,13 @@ class MicroBatch(NamedTuple):
 
     At P positions some trace has a sampled token; n tokens were sampled.
 
-    Causal attention never looks right, so padding there cannot reach a real token.
+    Causal attention never looks right, so padding there cannot reach a real token, and no mask is needed.
     """
 
     rows: list[int]
     attempt_sizes: list[int]  # [A] sampled tokens of each attempt
     token_ids: Tensor  # [B, T] int64, 0 on padding
     attempt_ids: Tensor  # [B, T] int64, 0 on context and padding
-    attention: Tensor  # [B, T] 1 on real tokens
     sampler_logprobs: Tensor  # [B, T] float32, 0 on context and padding
     positions: Tensor  # [P] int64, where any trace of the batch has a sampled token: states are kept there alone
     places: Tensor  # [n] int64, the sampled tokens among [B * P], attempt after attempt: logits are made there alone
@@ -59,19 +58,17 @@ def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -
     width = max(len(traces[row].token_ids) for row in rows)
     tokens = np.zeros((len(rows), width), dtype=np.int64)
     attempt_ids = np.zeros((len(rows), width), dtype=np.int64)
-    attention = np.zeros((len(rows), width), dtype=np.int64)
     logprobs = np.zeros((len(rows), width), dtype=traces[rows[0]].logprobs.dtype)
     for index, row in enumerate(rows):
         trace = traces[row]
         length = len(trace.token_ids)
         tokens[index, :length] = trace.token_ids
         attempt_ids[index, :length] = trace.attempt_ids
-        attention[index, :length] = 1
         logprobs[index, :length] = trace.logprobs
     positions = np.flatnonzero((attempt_ids > 0).any(0))
     owners = attempt_ids[:, positions].ravel()
     # A stable order, and no token of a context.
     places = np.argsort(owners, kind="stable")[np.count_nonzero(owners == 0) :]
     sizes = np.bincount(owners, minlength=len(traces[rows[0]].attempts) + 1)[1:].tolist()
-    arrays = (tokens, attempt_ids, attention, logprobs, positions, places)
+    arrays = (tokens, attempt_ids, logprobs, positions, places)
     return MicroBatch(rows, sizes, *(torch.from_numpy(array).to(device) for array in arrays))

@@ -56,8 +56,12 @@ class Head:
         """What the layer's logits are multiplied with."""
         return 1.0 if self._kind is None else self._kind.scale
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """[B, P, d] what the head predicts the tokens at `batch.positions` from: the states one place before."""
+    def states(self, batch: MicroBatch) -> Tensor:
+        """[n, d] what the head predicts the sampled tokens from: the hidden states one place before each.
+
+        Padding stands to the right, where causal attention never looks, so the model is told of none: attention kernels
+        that take no mask are the fast ones, and share keys between heads without a copy for each.
+        """
         seen: list[Tensor] = []
 
         def stop(hidden: Tensor) -> Tensor:
@@ -65,13 +69,9 @@ class Head:
             return hidden.new_zeros(*hidden.shape[:-1], 1)
 
         with compute_precision(self.model), _replaced(None if self._kind is None else self._kind.layer, stop):
-            output = self.model(
-                input_ids=batch.token_ids,
-                attention_mask=batch.attention,
-                use_cache=False,
-                logits_to_keep=batch.positions - 1,
-            )
-        return output.logits if self._kind is None else seen[0]
+            output = self.model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=batch.positions - 1)
+        found: Tensor = output.logits if self._kind is None else seen[0]
+        return found.flatten(0, 1).index_select(0, batch.places)
 
     def operand(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states as the layer multiplies them, without history."""

@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from score_cli.training.batching import MicroBatch
+from score_cli.tables.device import compute_precision
+from score_cli.tables.records import Trace
+from score_cli.training.batching import MicroBatch, micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head, Logits
 
@@ -51,12 +54,32 @@ def batch_logprobs(head: Head, batch: MicroBatch, temperature: float) -> Tensor:
     Args:
         temperature: divides the logits, as it did when the tokens were sampled.
     """
-    states, tokens = _States(head, head.hidden(batch).flatten(0, 1), temperature), batch.sampled_tokens
+    states, tokens = _States(head, head.states(batch), temperature), batch.sampled_tokens
     found = []
     for rows in states.chunks(0, len(tokens)):
-        logits = states.logits(states.operand(batch.places[rows])).values
+        logits = states.logits(states.operand(rows)).values
         found += [_of_tokens(logits[block].log_softmax(-1), tokens[rows][block]) for block in _blocks(logits)]
     return _spread(torch.cat(found), batch)
+
+
+@torch.no_grad()
+def trace_logprobs(model: PreTrainedModel, traces: Sequence[Trace], temperature: float, token_budget: int) -> Tensor:
+    """[M, T] logprobs of the sampled tokens of M traces, at their places in them, without gradient; 0 elsewhere.
+
+    Args:
+        token_budget: padded tokens a pass, which changes the last bits at most.
+    """
+    head = Head(model)
+    found = None
+    # Held around all passes, so that a GPU casts the weights once.
+    with compute_precision(model):
+        for batch in micro_batches(traces, token_budget, model.device):
+            own = batch_logprobs(head, batch, temperature)
+            if found is None:
+                found = own.new_zeros(len(traces), max(len(trace.token_ids) for trace in traces))
+            found[torch.tensor(batch.rows)[:, None].to(own.device), batch.positions] = own
+    assert found is not None, "there are no traces"
+    return found
 
 
 def add_gradient(
@@ -75,33 +98,31 @@ def add_gradient(
         gradients: of several parts, where the loss of each attempt is a part.
         reference: what the divergence is measured from.
     """
-    hidden = head.hidden(batch)
-    states = _States(head, hidden.detach().flatten(0, 1), temperature)
+    hidden, tokens = head.states(batch), batch.sampled_tokens
+    states = _States(head, hidden.detach(), temperature)
     known = None
     if reference is not None:
         with torch.no_grad():
-            known = _States(reference, reference.hidden(batch).flatten(0, 1), temperature)
+            known = _States(reference, reference.states(batch), temperature)
     pulled = [torch.zeros_like(states.values) for _ in range(gradients.parts)]
-    measured, every_token = [], batch.sampled_tokens
-    first, sizes = 0, batch.attempt_sizes if gradients.parts > 1 else [len(batch.places)]
+    measured = []
+    first, sizes = 0, batch.attempt_sizes if gradients.parts > 1 else [len(tokens)]
     for part, size in enumerate(sizes):
         for rows in states.chunks(first, first + size):
-            places, tokens = batch.places[rows], every_token[rows]
-            operand = states.operand(places)
+            operand = states.operand(rows)
             logits, slope = states.logits(operand, slope=True)
-            other = None if known is None else known.logits(known.operand(places)).values
-            measured.append(found := _measure(logits, tokens, other))
-            _to_gradient(logits, tokens, other, found, _pulls(loss_of, places, found))
-            pull = head.pull_back(operand, states.before_scaling(logits, slope), gradients, part)
-            pulled[part][places] = pull.to(hidden.dtype)
+            other = None if known is None else known.logits(known.operand(rows)).values
+            measured.append(found := _measure(logits, tokens[rows], other))
+            _to_gradient(logits, tokens[rows], other, found, _pulls(loss_of, batch.places[rows], found))
+            pulled[part][rows] = head.pull_back(operand, states.before_scaling(logits, slope), gradients, part)
         first += size
-    gradients.add(hidden, [each.view_as(hidden) for each in pulled])
+    gradients.add(hidden, pulled)
     found = _joined(measured)
     return Scores(*(None if values is None else _spread(values, batch) for values in found))  # type: ignore[arg-type]
 
 
 class _States(NamedTuple):
-    """What a pass gives the head, [B * P, d], and the temperature that its logits are divided by."""
+    """What a pass gives the head, [n, d], and the temperature that its logits are divided by."""
 
     head: Head
     values: Tensor
@@ -114,9 +135,9 @@ class _States(NamedTuple):
         for number in range(count):
             yield slice(first + (last - first) * number // count, first + (last - first) * (number + 1) // count)
 
-    def operand(self, places: Tensor) -> Tensor:
-        """[m, d] the states at these places as the head multiplies them."""
-        return self.head.operand(self.values[places])
+    def operand(self, rows: slice) -> Tensor:
+        """[m, d] some states as the head multiplies them."""
+        return self.head.operand(self.values[rows])
 
     def logits(self, operand: Tensor, *, slope: bool = False) -> Logits:
         """[m, V] logits at the temperature."""

@@ -28,7 +28,7 @@ from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
-from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
+from score_cli.training.logprobs import TokenLoss, add_gradient, trace_logprobs
 from score_cli.training.optimizer import make_adam
 from score_cli.training.sft_examples import Example, build_examples
 from score_cli.training.train_metrics import answer_rows, length_rows
@@ -183,10 +183,7 @@ def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config:
 
 def mean_loss(model: PreTrainedModel, rows: Sequence[Trace], config: SftConfig) -> float:
     """Mean loss a learned token over all rows, nats, without gradient."""
-    head = Head(model)
-    parts = micro_batches(rows, config.micro_batch_tokens, model.device)
-    scores = [batch_logprobs(head, part, 1.0).sum() for part in parts]
-    return -math.fsum(score.item() for score in scores) / _count_tokens(rows)
+    return -trace_logprobs(model, rows, 1.0, config.scoring_tokens).double().sum().item() / _count_tokens(rows)
 
 
 def _count_tokens(rows: Sequence[Trace]) -> int:

@@ -5,8 +5,9 @@ Shapes: M traces, A attempts, B traces of a micro-batch, P positions with sample
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ from score_cli.training import credit, losses
 from score_cli.training.batching import MicroBatch, micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
-from score_cli.training.logprobs import TokenLoss, add_gradient, batch_logprobs
+from score_cli.training.logprobs import TokenLoss, add_gradient, trace_logprobs
 from score_cli.training.pay import Paid, Roles, stage1_pay, stage2_pay
 from score_cli.training.pay import shaped_rewards as pay_shaped
 
@@ -83,9 +84,13 @@ class AttemptSums:
     tokens: Tensor
 
     @staticmethod
-    def zeros(traces: int, attempts: int) -> "AttemptSums":
+    def zeros(traces: int, attempts: int, device: torch.device) -> "AttemptSums":
         """Nothing counted yet."""
-        return AttemptSums(*(torch.zeros(traces, attempts) for _ in range(7)))
+        return AttemptSums(*torch.zeros(7, traces, attempts, device=device))
+
+    def cpu(self) -> "AttemptSums":
+        """The same where whoever reads them is: a GPU is waited for once, and not for each number."""
+        return AttemptSums(*torch.stack([getattr(self, each.name) for each in fields(self)]).cpu())
 
     def record(self, name: str, batch: MicroBatch, values: Tensor, masks: Tensor) -> None:
         """Sum a micro-batch's [B, P] values by attempt into its rows."""
@@ -158,8 +163,11 @@ def prepare(
     reward_advantages = advantages = advantages_of(returns)
     if config.kl == "sampled":
         # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
-        reference_logprobs = _token_logprobs(reference, batches, temperature)
-        log_ratios = _log_ratios(model, batches, reference_logprobs, shaped, temperature, other_engine=other_engine)
+        known = trace_logprobs(reference, traces, temperature, config.scoring_tokens)
+        reference_logprobs = [known[batch.rows][:, batch.positions] for batch in batches]
+        # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
+        own = trace_logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
+        log_ratios = _log_ratios(traces, shaped.shape[1], batches, reference_logprobs, own).to(shaped)
         returns = returns_of(shaped - coefficients * log_ratios.sum(-1))
         by_token = advantages_of(credit.token_returns(returns, log_ratios, coefficients))
         for batch in batches:
@@ -192,16 +200,15 @@ def forward_backward(
     The loss is the mean over traces of minus the sum over tokens of advantage times logprob, plus,
     with `kl="full"`, the KL terms. Micro-batches change the order of additions, nothing else.
     """
-    stats = StepStats(AttemptSums.zeros(*batch.trainable.shape), has_full_kl=config.kl == "full")
-    attempts = batch.trainable.shape[1]
+    traces, attempts = batch.trainable.shape
+    sums = AttemptSums.zeros(traces, attempts, model.device)
     with only_adapter_learns(model):
         gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
         head, known = Head(model), Head(reference) if config.kl == "full" else None
         for number in range(len(batch.micro_batches)):
             # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
-            _add_gradient(head, known, batch, number, config, gradients, stats.sums)
-    stats.grad_norms_by_attempt = gradients.finish()
-    return stats
+            _add_gradient(head, known, batch, number, config, gradients, sums)
+    return StepStats(sums.cpu(), has_full_kl=config.kl == "full", grad_norms_by_attempt=gradients.finish())
 
 
 def reward_matrix(verdicts: Sequence[Verdict], *, ragged: bool = False) -> Tensor:
@@ -270,33 +277,24 @@ def _trainable(traces: Sequence[Trace], rewards: Tensor, present: Tensor, verdic
 
 
 def _log_ratios(
-    model: PreTrainedModel,
+    traces: Sequence[Trace],
+    attempts: int,
     batches: Sequence[MicroBatch],
     reference_logprobs: Sequence[Tensor],
-    shaped: Tensor,
-    temperature: float,
-    *,
-    other_engine: bool,
+    own: Tensor | None,
 ) -> Tensor:
-    """[M, A, T] policy minus reference logprob of each attempt's tokens, 0 after its last."""
-    attempts = shaped.shape[1]
-    masks = [losses.attempt_masks(batch.sampled_attempt_ids, attempts) for batch in batches]
-    longest = max(int(mask.sum(-1).max()) for mask in masks)
-    found = shaped.new_zeros(*shaped.shape, longest)
-    # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
-    if other_engine:
-        owns = _token_logprobs(model, batches, temperature)
-    else:
-        owns = [batch.sampler_logprobs[:, batch.positions] for batch in batches]
-    for batch, own, known, mask in zip(batches, owns, reference_logprobs, masks, strict=True):
-        found[batch.rows] = losses.by_token_number(own - known, mask, longest).to(found)
+    """[M, A, T] policy minus reference logprob of each attempt's tokens, 0 after its last.
+
+    Args:
+        own: [M, ...] the policy's logprobs at the traces' tokens; the sampler's if left out.
+    """
+    longest = max(int(np.bincount(trace.attempt_ids)[1:].max()) for trace in traces)
+    found = reference_logprobs[0].new_zeros(len(traces), attempts, longest)
+    for batch, known in zip(batches, reference_logprobs, strict=True):
+        masks = losses.attempt_masks(batch.sampled_attempt_ids, attempts)
+        ours = batch.sampler_logprobs if own is None else own[batch.rows]
+        found[batch.rows] = losses.by_token_number(ours[:, batch.positions] - known, masks, longest).to(found)
     return found
-
-
-def _token_logprobs(model: PreTrainedModel, batches: Sequence[MicroBatch], temperature: float) -> list[Tensor]:
-    """[B, P] logprobs of each batch's tokens, without gradient."""
-    head = Head(model)
-    return [batch_logprobs(head, batch, temperature) for batch in batches]
 
 
 def _add_gradient(
@@ -320,7 +318,7 @@ def _add_gradient(
         advantages = batch.advantages[micro.rows].to(device)[:, :, None].expand_as(masks)
     # A token stands by itself in the loss: [A, B * P].
     each_mask, each_advantage = (values.transpose(0, 1).flatten(1) for values in (masks, advantages))
-    coefficients = batch.kl_coefficients.to(device)
+    coefficients, count = batch.kl_coefficients.to(device), batch.count
 
     def loss_of(tokens: TokenLoss) -> Tensor:
         mask, weights = each_mask[None, :, tokens.places], None
@@ -331,7 +329,7 @@ def _add_gradient(
         loss = losses.policy_gradient_loss(logprobs, each_advantage[None, :, tokens.places], mask, weights)
         if tokens.divergence is not None:
             loss = loss + losses.kl_loss(tokens.divergence[None], mask, coefficients)
-        return loss / batch.count
+        return loss / count
 
     own = add_gradient(head, micro, batch.temperature, loss_of, gradients, reference=reference)
     known = batch.reference_logprobs[number] if own.reference_logprobs is None else own.reference_logprobs

@@ -23,9 +23,7 @@ from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import step
 from score_cli.training.adapt import trainable, trained_weights
-from score_cli.training.batching import micro_batches
-from score_cli.training.head import Head
-from score_cli.training.logprobs import batch_logprobs
+from score_cli.training.logprobs import trace_logprobs
 from score_cli.training.on_policy import FLOAT32_LIMIT, WARNING, logprob_limit
 from score_cli.training.optimizer import Optimizer
 from score_cli.training.step import StageConfig, StepStats, TrainBatch
@@ -220,16 +218,8 @@ class Trainer:
     ) -> list[list[float]]:
         """The policy's logprob of each sampled token of some traces, or another model's; 0.0 on context."""
         model = self.policy.model if model is None else model
-        result: list[list[float]] = [[0.0] * len(trace.token_ids) for trace in traces]
-        head = Head(model)
-        for batch in micro_batches(traces, self.config.micro_batch_tokens, model.device):
-            own = batch_logprobs(head, batch, temperature).tolist()
-            sampled = (batch.sampled_attempt_ids > 0).tolist()
-            for index, row in enumerate(batch.rows):
-                for place, position in enumerate(batch.positions.tolist()):
-                    if sampled[index][place]:
-                        result[row][position] = own[index][place]
-        return result
+        scores = trace_logprobs(model, traces, temperature, self.config.scoring_tokens).tolist()
+        return [row[: len(trace.token_ids)] for row, trace in zip(scores, traces, strict=True)]
 
     def save(self, out: Path) -> None:
         """Write the checkpoint as a whole; an existing one is replaced."""
