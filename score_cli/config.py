@@ -311,6 +311,11 @@ class OptimizerConfig(DeviceConfig):
     micro_batch_tokens: int = option(
         4096, "Padded tokens a forward pass; changes memory and speed, not the gradient.", least=1
     )
+    gradient_checkpointing: bool = option(
+        False,
+        "Keep each layer's input alone for the backward pass, which computes the rest again: a third more computing, a "
+        "fraction of the memory.",
+    )
     scoring_tokens: int = option(
         16384,
         "Padded tokens a pass without gradient, which holds much less: the reference's logprobs, and another engine's "

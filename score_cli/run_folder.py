@@ -37,6 +37,7 @@ FREE = {
     *((stage, key) for stage in ("sample", "eval") for key in ("batch_size", "gpu_memory_utilization")),
     *((stage, key) for stage in ("sample", "eval") for key in ("tensor_parallel_size", "ray", "ray_samplers")),
     *((stage, key) for stage in ("stage1", "stage2", "sft") for key in ("micro_batch_tokens", "scoring_tokens")),
+    *((stage, "gradient_checkpointing") for stage in ("stage1", "stage2", "sft")),
     *((stage, "logprob_tolerance") for stage in ("stage1", "stage2")),
     *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),
     ("verify", "workers"),

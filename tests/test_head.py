@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from score_cli.errors import UserError
 from score_cli.tables import device
 from score_cli.tables.records import Trace
 from score_cli.training import logprobs
@@ -206,6 +207,35 @@ def test_a_frozen_head_and_a_frozen_body_get_no_gradient() -> None:
         add_gradient(Head(model), batch, TEMPERATURE, loss_of(batch), Gradients(model))
         for name, parameter in model.named_parameters():
             assert (parameter.grad is None) == name.startswith(frozen)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma2"])
+def test_checkpointing_gives_the_same_gradient_to_the_bit_from_less_memory(kind: str, parts: int) -> None:
+    batch, found, kept = make_batch(), [], []
+    for checkpointing in (False, True):
+        model, held = make(kind), {}
+
+        def keep(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        added = Gradients(model, parts)
+        head = Head(model, checkpointing=checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            add_gradient(head, batch, TEMPERATURE, loss_of(batch), added)
+        found.append([*added.finish(), *gradients(model)])
+        kept.append(sum(size for place, size in held.items() if place not in weights))
+        assert not any("forward" in vars(module) for module in model.modules())
+    assert max(each.abs().max() for each in found[0][-3:]) > 0.1
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_checkpointing_is_refused_where_a_model_has_no_layers_that_it_knows() -> None:
+    with pytest.raises(UserError, match="gradient checkpointing knows no layers of Linear"):
+        Head(torch.nn.Linear(2, 2), checkpointing=True)  # type: ignore[arg-type]
 
 
 class Largest(TorchDispatchMode):

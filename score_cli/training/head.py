@@ -4,15 +4,19 @@ A vocabulary is large: the logits of a batch's tokens would be most of what an u
 its head, and the head on a chunk of tokens after the other.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from score_cli.errors import UserError
 from score_cli.tables.device import compute_precision, computes_in_bfloat16, float32_product
 from score_cli.training.batching import MicroBatch
 from score_cli.training.gradients import Gradients
@@ -43,8 +47,12 @@ class Head:
     they are then what is called hidden states here, and nothing is left to do for the head.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, checkpointing: bool = False) -> None:
+        """Args:
+        checkpointing: keep each layer's input alone for the backward pass, which computes the rest again.
+        """
         self.model = model
+        self._layers = _layers_of(model) if checkpointing else []
         self._kind = _kind_of(model)
         if self._kind is not None:
             weight = self._kind.layer.weight.detach()
@@ -68,7 +76,12 @@ class Head:
             seen.append(hidden)
             return hidden.new_zeros(*hidden.shape[:-1], 1)
 
-        with compute_precision(self.model), _replaced(None if self._kind is None else self._kind.layer, stop):
+        changes: list[tuple[nn.Module, Callable[..., Any]]] = []
+        if self._kind is not None:
+            changes.append((self._kind.layer, stop))
+        if torch.is_grad_enabled():
+            changes += [(layer, _recomputing(layer)) for layer in self._layers]
+        with compute_precision(self.model), _replaced(changes):
             output = self.model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=batch.positions - 1)
         found: Tensor = output.logits if self._kind is None else seen[0]
         return found.flatten(0, 1).index_select(0, batch.places)
@@ -155,7 +168,7 @@ def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
         seen.append(hidden)
         return given.clone()
 
-    with torch.no_grad(), compute_precision(model), _replaced(layer, give):
+    with torch.no_grad(), compute_precision(model), _replaced([(layer, give)]):
         tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         keep = torch.ones(1, dtype=torch.long, device=model.device)
         found = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
@@ -170,17 +183,33 @@ def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
     return None
 
 
+def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, as transformers marks them.
+
+    Raises:
+        UserError: it has none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"gradient checkpointing knows no layers of {type(model).__name__}: leave it off")
+    return layers
+
+
+def _recomputing(layer: nn.Module) -> Callable[..., Any]:
+    """A layer's forward pass that keeps its input alone. Nothing is drawn at random in it: dropout is off."""
+    return functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
 @contextmanager
-def _replaced(layer: nn.Linear | None, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block the layer computes something else."""
-    if layer is None:
-        yield
-        return
-    before = vars(layer).get("forward")
-    layer.forward = forward  # type: ignore[method-assign,assignment]
+def _replaced(changes: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the block some layers compute something else."""
+    before = [vars(layer).get("forward") for layer, _ in changes]
+    for layer, forward in changes:
+        layer.forward = forward
     try:
         yield
     finally:
-        del layer.forward
-        if before is not None:
-            layer.forward = before  # type: ignore[method-assign]
+        for (layer, _), own in zip(changes, before, strict=True):
+            del layer.forward
+            if own is not None:
+                layer.forward = own

@@ -204,7 +204,8 @@ def forward_backward(
     sums = AttemptSums.zeros(traces, attempts, model.device)
     with only_adapter_learns(model):
         gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
-        head, known = Head(model), Head(reference) if config.kl == "full" else None
+        head = Head(model, checkpointing=config.gradient_checkpointing)
+        known = Head(reference) if config.kl == "full" else None
         for number in range(len(batch.micro_batches)):
             # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
             _add_gradient(head, known, batch, number, config, gradients, sums)
