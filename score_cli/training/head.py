@@ -131,6 +131,7 @@ class Head:
     def _room(self, operand: Tensor) -> Tensor:
         """[m, V] of memory that was used before where there is some: fresh pages cost more than a pass over them."""
         if self._buffer is None or len(self._buffer) < len(operand):
+            self._buffer = None  # before there is another
             self._buffer = operand.new_empty(len(operand), len(self._weight))
         return self._buffer[: len(operand)]
 

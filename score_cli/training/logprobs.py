@@ -6,6 +6,7 @@ is known as soon as that logprob is: the gradient of the logits of a chunk of to
 Shapes: B traces, P positions with a sampled token, n sampled tokens, m of a chunk, V vocabulary, A parts of the loss.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -129,11 +130,11 @@ class _States(NamedTuple):
     temperature: float
 
     def chunks(self, first: int, last: int) -> Iterator[slice]:
-        """Rows from first to last in about equal pieces, one at least, of at most so many logits."""
+        """Rows from first to last in about equal pieces, the largest first, one at least, of at most so many logits."""
         limit = max(1, CHUNK_ELEMENTS[self.values.device.type] // self.head.vocabulary(self.values))
         count = max(1, math.ceil((last - first) / limit))
-        for number in range(count):
-            yield slice(first + (last - first) * number // count, first + (last - first) * (number + 1) // count)
+        ends = [last - (last - first) * (count - number) // count for number in range(count + 1)]
+        return itertools.starmap(slice, itertools.pairwise(ends))
 
     def operand(self, rows: slice) -> Tensor:
         """[m, d] some states as the head multiplies them."""
