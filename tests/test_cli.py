@@ -56,7 +56,10 @@ def test_the_paper_defaults_stand() -> None:
     ("place", "advice"),
     [
         ("score_cli.sampling.transformers_engine.TransformersEngine._forward", "lower batch_size or max_tokens"),
-        ("score_cli.training.head.compute_precision", "lower micro_batch_tokens or scoring_tokens of the training stage"),
+        (
+            "score_cli.training.head.compute_precision",
+            "lower micro_batch_tokens or scoring_tokens of the training stage",
+        ),
     ],
 )
 def test_a_gpu_without_memory_is_one_line_that_names_what_to_lower(
