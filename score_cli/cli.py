@@ -373,6 +373,10 @@ def run(
     eval_problems: Annotated[
         Path | None, typer.Option(help="Problems to evaluate on; left out, the built-in task's held-out ones.")
     ] = None,
+    validation_problems: Annotated[
+        Path | None,
+        typer.Option(help="Problems to choose the best policy by (run.best_every), neither trained on nor reported."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only the first N problems of each file, to try a recipe out.")
     ] = None,
@@ -393,7 +397,7 @@ def run(
     plan = read_recipe(recipe)
     plan.change(changes or [])
     if plan.study is not None:
-        if any(given is not None for given in (seed, model, problems, eval_problems, fork)):
+        if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork)):
             raise UserError(
                 "a study names its seeds itself and is on the built-in task: leave out --seed, --fork and files"
             )
@@ -414,7 +418,13 @@ def run(
     if fork is not None:
         RunFolder(folder).fork(fork)
         folder = fork
-    inputs = RunInputs(model=model, problems=problems, eval_problems=eval_problems, limit=limit)
+    inputs = RunInputs(
+        model=model,
+        problems=problems,
+        eval_problems=eval_problems,
+        validation_problems=validation_problems,
+        limit=limit,
+    )
     rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     policies = [row for row in rows if MINUS not in row["policy"]]

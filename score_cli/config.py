@@ -27,6 +27,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
 Overlap = Literal["refuse", "drop", "keep"]
+Evaluated = Literal["last", "best"]
 OnAlarm = Literal["off", "warn", "stop"]
 
 
@@ -491,6 +492,16 @@ class RunConfig:
         "or keep them.",
     )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)
+    keep_checkpoints: int = option(1, "How many of those stay, the newest; ends of phases always do.", least=1)
+    best_every: int | None = option(
+        None,
+        "Of the last phase's policies after every N updates, keep the best too, in RUN/best: by the validation "
+        "problems, or where there are none by the traces trained on. None is kept if left out.",
+        least=1,
+    )
+    evaluate: Evaluated = option(
+        "last", "Which policy of the last phase is measured in the end: its last, or its best."
+    )
     log_to: str = option(
         "",
         "Who draws the figures of each update, besides RUN/log.jsonl: tensorboard, wandb (offline, unless WANDB_MODE "

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from score_cli.config import DataConfig, SampleConfig, Stage1Config, Stage2Config
+from score_cli.config import DataConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
-from score_cli.phases import BASE, plan_phases
+from score_cli.phases import BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
+from score_cli.run_best import BestPolicy
 from score_cli.run_folder import RunFolder
 from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
@@ -40,6 +41,7 @@ class RunInputs:
     model: Path | None = None
     problems: Path | None = None
     eval_problems: Path | None = None
+    validation_problems: Path | None = None
     limit: int | None = None
 
 
@@ -60,6 +62,7 @@ class Run:
             sft=self.configs.sft,
             attempts=self.configs.sample.attempts,
         )
+        _check_best(self.configs.run, self.phases, inputs)
         for sampling in (self.configs.sample, self.configs.eval):
             engine_name(sampling)  # an engine that is not there is refused before anything is trained
         check_sinks(self._sinks)
@@ -82,6 +85,7 @@ class Run:
                 return measured
             self._prepare_problems()
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
+            validation = self._validation()
             check_eval_config(self.configs.eval, test)
             with Grader(self.configs.verify) as grader:
                 # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
@@ -99,12 +103,24 @@ class Run:
                     log=log,
                     progress=self.progress,
                 )
+                if self.configs.run.best_every is not None:
+                    phases.best = BestPolicy(
+                        folder=self.folder,
+                        phase=self.phases[-1],
+                        every=self.configs.run.best_every,
+                        validation=validation,
+                        sampler=sampler,
+                        grader=grader,
+                        config=self.configs.eval,
+                    )
                 try:
                     for phase in self.phases:
                         phases.do(phase)
                 finally:
                     log.close()
                     sampler.close()
+                if self.configs.run.evaluate == "best":
+                    phases.end_with_best()
                 self.folder.join_train_metrics(updates)
                 return self._evaluate(phases, grader)
 
@@ -117,6 +133,7 @@ class Run:
             "model": None if self._given is None else self._given.state.fingerprint,
             "problems": _digest(self.inputs.problems),
             "eval_problems": _digest(self.inputs.eval_problems),
+            "validation_problems": _digest(self.inputs.validation_problems),
             "limit": self.inputs.limit,
             "grader": None if self.configs.verify.grader is None else find_source(self.configs.verify.grader).sha256,
         }
@@ -135,18 +152,26 @@ class Run:
         if self.folder.problems("train").exists() and self.folder.problems("test").exists():
             return
         train, test = read_problems(self.inputs.problems), read_problems(self.inputs.eval_problems)
-        train = self._without_overlap(train, test)
-        for split, source, problems in (
-            ("train", self.inputs.problems, train),
-            ("test", self.inputs.eval_problems, test),
-        ):
+        train = self._without_overlap(train, test, self.inputs.eval_problems)
+        parts = [("train", self.inputs.problems, train), ("test", self.inputs.eval_problems, test)]
+        if self.inputs.validation_problems is not None:
+            validation = read_problems(self.inputs.validation_problems)
+            train = self._without_overlap(train, validation, self.inputs.validation_problems)
+            parts = [("train", self.inputs.problems, train), parts[1]]
+            parts.insert(0, ("validation", self.inputs.validation_problems, validation))
+        for split, source, problems in parts:
             out = self.folder.problems(split)
             if not out.exists():
                 footer = Footer(table=PROBLEMS.name, stage="run", inputs={"problems": file_sha256(source)})
                 write_problems_table(out, problems[: self.inputs.limit], footer)
 
-    def _without_overlap(self, train: list[Problem], test: list[Problem]) -> list[Problem]:
-        """The problems to train on, where some ask what the evaluation asks.
+    def _validation(self) -> list[Problem]:
+        """The problems that the best policy is chosen by; none where the run has none, or no best policy is kept."""
+        path = self.folder.problems("validation")
+        return read_problems(path) if self.configs.run.best_every is not None and path.exists() else []
+
+    def _without_overlap(self, train: list[Problem], test: list[Problem], asking: Path) -> list[Problem]:
+        """The problems to train on, where some ask what the evaluation or the validation asks.
 
         Raises:
             UserError: some do, and the recipe does not say what is to become of them; or none is left.
@@ -155,7 +180,7 @@ class Run:
         if not asked_twice:
             return train
         said = (
-            f"{len(asked_twice)} of {len(train)} training problems ask a question of {self.inputs.eval_problems} "
+            f"{len(asked_twice)} of {len(train)} training problems ask a question of {asking} "
             f"({asked_twice[0].problem_id} first)"
         )
         if self.configs.run.overlap == "refuse" or len(asked_twice) == len(train):
@@ -280,6 +305,19 @@ def _check_script(configs: RunConfigs) -> None:
         )
     if run.sft_rounds:
         raise UserError("run.sft_rounds is set, and its methods learn from two solves: with [script] leave it out")
+
+
+def _check_best(run: RunConfig, phases: Sequence[Phase], inputs: RunInputs) -> None:
+    """Refuse a best policy that nothing would choose, before anything is trained."""
+    if inputs.validation_problems is not None and (run.best_every is None or inputs.problems is None):
+        raise UserError(
+            "--validation-problems choose the best of the policies trained on --problems: give those too, and set "
+            "run.best_every"
+        )
+    if run.evaluate == "best" and run.best_every is None:
+        raise UserError("run.evaluate is best, and no best policy is kept: set run.best_every, or evaluate the last")
+    if run.best_every is not None and (not phases or isinstance(phases[-1].config, SftConfig)):
+        raise UserError("run.best_every chooses among the policies of a last phase of Stage I or II: leave it out")
 
 
 def _check_first_attempts(configs: RunConfigs) -> None:

@@ -5,7 +5,8 @@ RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
 RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
-RUN/latest/0010/                the newest checkpoint between those, to go on from
+RUN/latest/0010/                the newest checkpoints between those, to go on from
+RUN/best/, best.json            the best policy of the last phase, where asked for, and why it is the best
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
 RUN/train_metrics.parquet       every logged metric of every update
 RUN/log.jsonl                   a line an update as it ends: seconds by part, verdicts, metrics
@@ -32,6 +33,7 @@ Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
 
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.jsonl"
+BEST = "best"
 # What a run that goes on may be told otherwise: none of it changes what is computed beyond the last bits.
 FREE = {
     *((stage, key) for stage in ("sample", "eval") for key in ("batch_size", "gpu_memory_utilization")),
@@ -42,6 +44,7 @@ FREE = {
     *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),
     ("verify", "workers"),
     ("run", "save_every"),
+    ("run", "keep_checkpoints"),
     ("run", "log_to"),
     *(("alarms", field.name) for field in fields(AlarmsConfig)),
 }
@@ -59,6 +62,7 @@ class RunFolder:
         self.metrics = root / "metrics.parquet"
         self.evaluation = root / "eval"
         self.first_attempts = root / "first_attempts.parquet"
+        self.best_record = root / "best.json"
         self._latest = root / "latest"
 
     def problems(self, split: str) -> Path:
@@ -171,14 +175,13 @@ class RunFolder:
         """Where the checkpoint after so many updates is kept for a killed run to go on from."""
         return self._latest / f"{finished:04d}"
 
-    def drop_kept(self, before: int | None = None) -> None:
-        """Remove the checkpoints kept from before some update; all of them if left out."""
-        if before is None:
+    def drop_kept(self, newest: int = 0) -> None:
+        """Remove the checkpoints kept in between, but for so many of the newest."""
+        kept = sorted(self._latest.glob("[0-9]*"), key=lambda path: int(path.name))
+        for older in kept[: max(0, len(kept) - newest)]:
+            shutil.rmtree(older)
+        if not newest:
             shutil.rmtree(self._latest, ignore_errors=True)
-            return
-        for older in self._latest.glob("[0-9]*"):
-            if int(older.name) < before:
-                shutil.rmtree(older)
 
     def copy_metrics(self, checkpoint: Path) -> None:
         """Put the metrics of the update that made a checkpoint into its iteration's folder."""

@@ -22,7 +22,8 @@ from score_cli.loop import Loop, run_updates
 from score_cli.phases import BASE, Phase
 from score_cli.progress import Progress, Task
 from score_cli.recipe import Recipe
-from score_cli.run_folder import RunFolder
+from score_cli.run_best import BestPolicy
+from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import Entry, RunLog, overhead
 from score_cli.sampling.offline import OfflineAttempts, read_offline
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
@@ -99,6 +100,7 @@ class RunPhases:
         self.problems = problems
         self.log = log
         self.progress = progress
+        self.best: BestPolicy | None = None
         self.base = sampler.policy
         self.ends: dict[str, Path] = {BASE: base_path}
         self._device = str(self.base.model.device)
@@ -121,8 +123,15 @@ class RunPhases:
                 self._do_sft_rounds(phase, phase.config, kept)
             else:
                 self._train(phase, phase.config, kept)
-            self.folder.drop_kept()
+            # The phase's end is the newest of those to be kept.
+            self.folder.drop_kept(self.configs.run.keep_checkpoints - 1)
         self.ends[phase.name] = self.folder.policy(phase.name)
+
+    def end_with_best(self) -> None:
+        """Let the best policy of the last phase stand in its last one's place."""
+        self.ends.popitem()
+        self.ends[BEST] = self.folder.policy(BEST)
+        self._newest = None
 
     def load(self, name: str, device: str | None = None) -> Policy:
         """The policy that a phase ended in, from memory where it is still there."""
@@ -246,7 +255,7 @@ class RunPhases:
             out = self.folder.policy(phase.name) if last else self.folder.next_kept(finished)
             save_sft_round(out, done, examples=file_sha256(table))
             self.folder.copy_metrics(out)
-            self.folder.drop_kept(finished)
+            self.folder.drop_kept(configs.run.keep_checkpoints)
             watch.lap("write")
             entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
             self.log.write(entry, watch.take())
@@ -278,6 +287,10 @@ class _Journal:
         write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
         for warning in trainer.warnings:
             self._phases.progress.line(f"warning: {warning}")
+        best = self._phases.best
+        if best is not None and best.phase == self._phase and (found := best.consider(trainer)):
+            self._phases.progress.line(f"{self._phase.name}: {found}")
+            self._watch.lap("validate")
         traces, verdicts = self._graded
         log, configs = self._phases.log, self._phases.configs
         entry = log.entry(self._phase, finished - 1, traces=traces, verdicts=verdicts, metrics=trainer.metrics)
@@ -287,7 +300,7 @@ class _Journal:
             trainer.save(folder.policy(self._phase.name))
         elif finished % configs.run.save_every == 0 or self._asked_to_stop() or stopping:
             trainer.save(folder.next_kept(finished))
-            folder.drop_kept(finished)
+            folder.drop_kept(configs.run.keep_checkpoints)
         self._watch.lap("write")
         log.write(entry, self._watch.take(), alarms)
         for alarm in new:

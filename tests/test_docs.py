@@ -47,6 +47,9 @@ NOT_RUN = {
     ),
     "pip install '.[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
     "pip install 'score-cli[lora]'": "installs from the network",
+    "score run pipelines/math.toml --model Qwen/Qwen2.5-1.5B-Instruct --problems math.parquet --eval-problems "
+    "math500.parquet      --validation-problems validation.parquet --set run.best_every=100 --set run.evaluate=best "
+    "--out runs/math": "days on a GPU; tests/test_run_phases.py keeps the best policy of small runs",
     "make setup": "installs from the network",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }

@@ -221,15 +221,19 @@ class Trainer:
         scores = trace_logprobs(model, traces, temperature, self.config.scoring_tokens).tolist()
         return [row[: len(trace.token_ids)] for row, trace in zip(scores, traces, strict=True)]
 
-    def save(self, out: Path) -> None:
-        """Write the checkpoint as a whole; an existing one is replaced."""
+    def save(self, out: Path, *, moments: bool = True) -> None:
+        """Write the checkpoint as a whole; an existing one is replaced.
+
+        Args:
+            moments: write the optimiser's too, to go on from.
+        """
         with replacing_folder(out) as folder:
             save_policy(
                 folder,
                 self.policy.model,
                 self.policy.tokenizer,
                 self.policy.state,
-                self._optimizer.moments(),
+                self._optimizer.moments() if moments else None,
                 base=self.policy.base,
             )
             if self.metrics:

@@ -1,0 +1,106 @@
+"""The best policy of a run's last phase, kept beside its last: by validation problems, or else by training.
+
+RUN/best/      the policy, without moments: it is to be used, not to be trained on
+RUN/best.json  what it was chosen by, and what every candidate had
+
+Without validation problems the accuracy of the traces trained on decides, as in the paper. Each candidate is then
+judged by the updates since the one before it: one batch is noise.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from score_cli.config import EvalConfig
+from score_cli.evaluation.evaluate import GREEDY
+from score_cli.phases import Phase
+from score_cli.run_folder import BEST, RunFolder
+from score_cli.sampling.sampler import Sampler
+from score_cli.stages.evaluate import eval_samplings
+from score_cli.tables.atomic import replacing_file
+from score_cli.tables.checkpoints import METRICS_FILE
+from score_cli.tables.parquet import TRAIN_METRICS, read_table
+from score_cli.tables.records import Problem
+from score_cli.training.trainer import Trainer
+from score_cli.verification.grader import Grader
+
+TRAINING = "accuracy of the last attempt on the traces trained on, over the updates since the candidate before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestPolicy:
+    """Chooses among the policies after every `every` updates of a phase and at its end.
+
+    Attributes:
+        phase: the last of the run.
+        validation: problems that are neither trained on nor reported; none where the traces trained on decide.
+    """
+
+    folder: RunFolder
+    phase: Phase
+    every: int
+    validation: Sequence[Problem]
+    sampler: Sampler
+    grader: Grader
+    config: EvalConfig
+
+    @property
+    def measure(self) -> str:
+        """What decides, in words."""
+        if not self.validation:
+            return TRAINING
+        return f"accuracy of the last attempt, decoded greedily, on {len(self.validation)} validation problems"
+
+    def consider(self, trainer: Trainer) -> str | None:
+        """Measure the policy after an update, if it is a candidate, and keep it if no earlier one was as good.
+
+        To be called once the update's metrics are written, with a sampler that holds the policy.
+
+        Returns:
+            What was found, in words; None where it is no candidate.
+        """
+        finished = trainer.policy.state.iteration
+        if finished != self.phase.last and (finished - self.phase.first) % self.every:
+            return None
+        known = self._candidates()
+        policy = trainer.policy.state.fingerprint
+        # A run that was killed comes by policies again that it has measured already.
+        earlier = [each for each in known if each["iteration"] < finished]
+        again = [each for each in known if each["policy"] == policy]
+        value = again[0]["value"] if again else self._value(finished)
+        best = max((each["value"] for each in earlier), default=-1.0)
+        if value > best:
+            trainer.save(self.folder.policy(BEST), moments=False)
+        self._write([*earlier, {"iteration": finished, "policy": policy, "value": value}])
+        return f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if value > best else "")
+
+    def _value(self, finished: int) -> float:
+        return self._validated() if self.validation else self._trained(finished)
+
+    def _validated(self) -> float:
+        config = replace(eval_samplings(self.config)[GREEDY], attempts=self.phase.attempts)
+        traces = self.sampler.run(self.sampler.plan(self.validation, config))
+        verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in self.validation})
+        scored = [right for verdict in verdicts if (right := verdict.correct[-1]) is not None]
+        return sum(scored) / max(len(scored), 1)
+
+    def _trained(self, finished: int) -> float:
+        first = self.phase.first + (finished - 1 - self.phase.first) // self.every * self.every
+        found: list[float] = []
+        for iteration in range(first, finished):
+            rows = read_table(self.folder.iteration(iteration) / METRICS_FILE, TRAIN_METRICS).to_pylist()
+            accuracies = {row["attempt"]: row["value"] for row in rows if row["name"] == "accuracy"}
+            found += [accuracies[max(accuracies)]] if accuracies else []
+        return sum(found) / max(len(found), 1)
+
+    def _candidates(self) -> list[dict[str, Any]]:
+        file = self.folder.best_record
+        candidates: list[dict[str, Any]] = json.loads(file.read_text())["candidates"] if file.exists() else []
+        return candidates
+
+    def _write(self, candidates: list[dict[str, Any]]) -> None:
+        best = max(candidates, key=lambda each: each["value"])  # the first of equals
+        record = {"chosen_by": self.measure, "phase": self.phase.name, "best": best, "candidates": candidates}
+        with replacing_file(self.folder.best_record) as temporary:
+            temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
