@@ -23,6 +23,7 @@ from score_cli.config import (
     RunConfig,
     SampleConfig,
     SftConfig,
+    SignalConfig,
     Stage1Config,
     Stage2Config,
     VerifyConfig,
@@ -36,6 +37,7 @@ from score_cli.options import (
     Problems,
     Reference,
     Rewards,
+    Signals,
     Traces,
     with_settings,
 )
@@ -163,6 +165,25 @@ def verify(
     typer.echo(f"{out}: {counts}", err=True)
 
 
+@app.command("signal", short_help="Let a frozen policy say what solves are worth.")
+@with_settings(SignalConfig, table="signal")
+def make_signal(
+    settings: SignalConfig,
+    traces: Traces = Path("traces.parquet"),
+    problems: Problems = Path("problems.parquet"),
+    out: Annotated[Path, typer.Option(help="Signals table to write.")] = Path("signals.parquet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what a frozen policy says of traces, beside their exact rewards; training alone reads it."""
+    from score_cli.console import make_progress
+    from score_cli.stages import signal as stage
+
+    said = stage.signal(
+        settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
+    )
+    typer.echo(f"{out}: {said}", err=True)
+
+
 def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> None:
     """Add one of the two training stages: they differ in their settings alone."""
 
@@ -174,6 +195,7 @@ def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> 
         reference: Reference = None,
         traces: Traces = Path("traces.parquet"),
         rewards: Rewards = Path("rewards.parquet"),
+        signals: Signals = None,
         out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
         overwrite: Overwrite = False,
         allow_foreign: AllowForeign = False,
@@ -189,6 +211,7 @@ def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> 
             reference=reference,
             traces=traces,
             rewards=rewards,
+            signals=signals,
             out=out,
             allow_foreign=allow_foreign,
             new_phase=new_phase,

@@ -24,6 +24,8 @@ SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
 OptimizerName = Literal["adam", "adam8bit"]
 Schedule = Literal["constant", "linear", "cosine"]
+SignalKind = Literal["confidence", "judge"]
+ConfidenceForm = Literal["mean", "product"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
 Overlap = Literal["refuse", "drop", "keep"]
@@ -298,6 +300,35 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalConfig(DeviceConfig):
+    """`score signal`: traces to what a frozen policy says of them, for training alone to be paid by."""
+
+    kind: SignalKind = option(
+        "confidence",
+        "confidence: the probability that the policy gives an answer's own tokens. judge: that it calls a solve right.",
+    )
+    by: str | None = option(
+        None, "Checkpoint, or Hugging Face model id, whose policy makes the signal; in a run the base if left out."
+    )
+    over: ConfidenceForm = option("mean", "confidence: mean or product of the probabilities of the answer's tokens.")
+    ask: str = option(
+        "Is this answer correct? Say right or wrong.",
+        "judge: what it is asked after a solve. {answer} stands for the gold answer: the judge then sees it.",
+    )
+    claim: str = option("right|wrong", "judge: its word for a correct solve, a bar, its word for an incorrect one.")
+    accept_at: float = option(
+        0.4, "judge: probability of the first word, out of the two, from which a solve is accepted.", least=0, most=1
+    )
+    accepted: float = option(1.0, "judge: what a solve is worth that it accepts.")
+    rejected: float = option(0.1, "judge: what another is worth. A solve without an answer is worth 0.")
+    boxed: bool = option(
+        True, "judge: an answer stands in a box; a solve without one has none. Off, every finished solve is judged."
+    )
+    scoring_tokens: int = option(16384, "Padded tokens a pass; changes memory and speed.", least=1)
+    prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]: the problems' words for the judge
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(DeviceConfig):
     """What every stage that trains is told of its optimiser."""
 
@@ -449,6 +480,11 @@ class EvalConfig(SamplingConfig):
         counts=True,
     )
     vote_temperature: float = option(0.7, "Temperature of the traces that are voted on.", above=0)
+    calibration: bool = option(
+        False,
+        "Measure how far the probabilities that a policy gives its boxed answers' tokens are from the share that is "
+        "right.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

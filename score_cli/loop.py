@@ -5,7 +5,7 @@
     from score_cli import Grader, Loop, Sampler, Trainer, load_policy, run_updates
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,11 +13,18 @@ from score_cli.errors import JobError
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import SampleJob, Sampler
 from score_cli.stopwatch import Stopwatch
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import Problem, Signal, Trace, Verdict
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader, check_unscored
 
 PROBE_TRACES = 8
+
+
+class Signaller(Protocol):
+    """Who says something of traces that is no verdict, and that `[pay]` may pay for."""
+
+    def signals(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> Sequence[Signal]:
+        """One signal a trace, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,7 @@ class Loop:
         problems: to train on; every update draws `sampler.config.problems_per_iteration` of them.
         attempts: of a trace; the sampler's own setting if left out.
         offline: first attempts that `offline_share` of each problem's samples go on from.
+        signaller: makes what `[pay]` reads beside verdicts, with a policy that is never trained.
         watch: tells sampling, grading, learning, handing the policy over and the journal's writing apart.
     """
 
@@ -38,6 +46,7 @@ class Loop:
     attempts: int | None = None
     offline: OfflineAttempts | None = None
     offline_share: float | None = None
+    signaller: Signaller | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -47,12 +56,18 @@ class Journal(Protocol):
     def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
         """Take the traces of an update and their verdicts, before anything is learned from them."""
 
+    def signalled(self, signals: Sequence[Signal]) -> None:
+        """Take the signals of the traces taken last; only a loop with a signaller has any."""
+
     def updated(self, trainer: Trainer) -> None:
         """Take the policy after an update, proved to be the one that is sampled from next."""
 
 
 class _Nobody:
     def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
+        """Nothing is kept."""
+
+    def signalled(self, signals: Sequence[Signal]) -> None:
         """Nothing is kept."""
 
     def updated(self, trainer: Trainer) -> None:
@@ -83,10 +98,21 @@ def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
         watch.lap("verify")
         journal.sampled(job, traces, verdicts)
         watch.lap("write")
-        check_unscored(verdicts, grader.config.unscored_limit, grader.reasons)
+        signals: Sequence[Signal] = ()
+        if loop.signaller is not None:
+            signals = loop.signaller.signals(traces, by_id)
+            watch.lap("signal")
+            journal.signalled(signals)
+            watch.lap("write")
+        if trainer.pay.reads_rewards:
+            check_unscored(verdicts, grader.config.unscored_limit, grader.reasons)
         # Rewards -> shaped rewards (Eq. 3 or 4) -> minus KL to the reference -> minus a baseline: advantages.
         batch = trainer.prepare(
-            traces, verdicts, temperature=job.config.temperature, other_engine=sampler.engine_name != "transformers"
+            traces,
+            verdicts,
+            temperature=job.config.temperature,
+            other_engine=sampler.engine_name != "transformers",
+            signals=signals,
         )
         # Minus the sum over tokens of advantage x logprob, mean over traces. On policy: no ratio, no clip.
         stats = trainer.forward_backward(batch)

@@ -16,6 +16,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Problems = Annotated[Path, typer.Option(help="Problems table, made by `score data`.")]
 Traces = Annotated[Path, typer.Option(help="Traces table, made by `score sample`.")]
 Rewards = Annotated[Path, typer.Option(help="Rewards table, made by `score verify`.")]
+Signals = Annotated[
+    Path | None,
+    typer.Option(help="Signals table of these traces, made by `score signal`, where [pay] of --config reads it."),
+]
 Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
 Reference = Annotated[
     Path | None,

@@ -24,6 +24,7 @@ TABLES: dict[str, type] = {
     "base": config.BaseConfig,
     "sample": config.SampleConfig,
     "verify": config.VerifyConfig,
+    "signal": config.SignalConfig,
     "train-stage1": config.Stage1Config,
     "train-stage2": config.Stage2Config,
     "train-sft": config.SftConfig,
@@ -69,7 +70,7 @@ class Recipe:
         self.seed = seed
         self.study = study
 
-    def settings(self, table: str, kind: type[Settings], **overrides: Any) -> Settings:
+    def settings(self, table: str, kind: type[Settings], /, **overrides: Any) -> Settings:
         """One stage's settings: overrides beat the recipe, the recipe beats the defaults.
 
         The recipe's top-level `seed`, and its table [lora], are those of every stage whose table has none of its own.
@@ -122,7 +123,7 @@ class Recipe:
         lines = [] if self.seed is None else [f"{SEED} = {self.seed}"]
         for name, values in tables.items():
             # JSON's numbers, truth values and strings are TOML's too.
-            lines += ["", f"[{name}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in values.items())]
+            lines += ["", f"[{name}]", *(f"{_key(k)} = {json.dumps(v, ensure_ascii=False)}" for k, v in values.items())]
         return "\n".join(lines).lstrip() + "\n"
 
     def has(self, table: str) -> bool:
@@ -207,6 +208,11 @@ def _flat(name: str, table: Nested) -> dict[str, dict[str, Any]]:
     within = {f"{name}.{key}": value for key, value in table.items() if isinstance(value, dict)}
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     return ({name: plain} if plain else {}) | within
+
+
+def _key(name: str) -> str:
+    """A key as TOML has it: in quotes where it is more than letters, digits, dashes and underscores."""
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else json.dumps(name)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -76,10 +76,17 @@ def replay(
     with progress.phase("replaying", iteration + 1 - trainer.policy.state.iteration) as task:
         for number in range(trainer.policy.state.iteration, iteration + 1):
             files = folder.iteration(number)
-            batch = read_batch(trainer, files / "traces.parquet", files / "rewards.parquet")
+            signals = files / "signals.parquet" if trainer.pay.signals else None
+            batch = read_batch(trainer, files / "traces.parquet", files / "rewards.parquet", signals)
             if number == iteration and trace is not None:
                 credits = _credits(trainer, batch, trace, files / "traces.parquet")
-            trainer.update(batch.traces, batch.verdicts, temperature=batch.temperature, other_engine=batch.other_engine)
+            trainer.update(
+                batch.traces,
+                batch.verdicts,
+                temperature=batch.temperature,
+                other_engine=batch.other_engine,
+                signals=batch.signals,
+            )
             proof = _proof(folder, phase, number, trainer.policy.state.fingerprint)
             task.advance()
     return Replayed(trainer.policy.state.fingerprint, proof, credits)
@@ -137,7 +144,11 @@ def _credits(trainer: Trainer, batch: GradedBatch, name: TraceName, path: Path) 
             "sample from 0 on: `score show` lists them"
         )
     prepared = trainer.prepare(
-        batch.traces, batch.verdicts, temperature=batch.temperature, other_engine=batch.other_engine
+        batch.traces,
+        batch.verdicts,
+        temperature=batch.temperature,
+        other_engine=batch.other_engine,
+        signals=batch.signals,
     )
     return token_credit(trainer, prepared, rows[0])
 

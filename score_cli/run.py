@@ -20,6 +20,7 @@ from score_cli.sampling.samplers import make_sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.data import SPLITS, write_problems
 from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
+from score_cli.stages.signal import check_problems
 from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
@@ -87,6 +88,8 @@ class Run:
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             validation = self._validation()
             check_eval_config(self.configs.eval, test)
+            if self.configs.stage2.pay is not None and self.configs.stage2.pay.signals:
+                check_problems(self.configs.signal, train)
             with Grader(self.configs.verify) as grader:
                 # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
                 grader.start({problem.task for problem in [*train, *test]})
@@ -135,6 +138,7 @@ class Run:
             "eval_problems": _digest(self.inputs.eval_problems),
             "validation_problems": _digest(self.inputs.validation_problems),
             "limit": self.inputs.limit,
+            "signal": None if self.configs.signal.by is None else load_policy(self.configs.signal.by).state.fingerprint,
             "grader": None if self.configs.verify.grader is None else find_source(self.configs.verify.grader).sha256,
         }
         defaults = asdict(RunConfigs.of(Recipe({})))
@@ -250,6 +254,7 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
         )
     _check_sampling(configs.sample)
     _check_script(configs)
+    _check_signal(configs, asked=recipe.has("signal"))
     _check_first_attempts(configs)
     for stage in (configs.stage1, configs.stage2, configs.sft):
         check_optimizer(stage)
@@ -318,6 +323,20 @@ def _check_best(run: RunConfig, phases: Sequence[Phase], inputs: RunInputs) -> N
         raise UserError("run.evaluate is best, and no best policy is kept: set run.best_every, or evaluate the last")
     if run.best_every is not None and (not phases or isinstance(phases[-1].config, SftConfig)):
         raise UserError("run.best_every chooses among the policies of a last phase of Stage I or II: leave it out")
+
+
+def _check_signal(configs: RunConfigs, *, asked: bool) -> None:
+    """Refuse a signal that nothing is paid for, and pay for one that is not made, before anything is trained."""
+    paid = [] if configs.stage2.pay is None else configs.stage2.pay.signals
+    kind = configs.signal.kind
+    if asked and not paid:
+        raise UserError(
+            f'[signal] makes {kind}, and [pay] pays nothing for it: give [pay] solve = {{ "signal:{kind}" = 1.0 }}, or '
+            "leave [signal] out"
+        )
+    other = [name for name in paid if name != kind]
+    if other:
+        raise UserError(f'[pay] reads signal:{other[0]}, and a run makes {kind}: give [signal] kind = "{other[0]}"')
 
 
 def _check_first_attempts(configs: RunConfigs) -> None:

@@ -4,7 +4,7 @@ RUN/config.json                 what the run was started with; who goes on in it
 RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
-RUN/iterations/0007/            traces, rewards and metrics of the update from policy 7 to policy 8
+RUN/iterations/0007/            traces, rewards, signals where paid for, metrics: the update from policy 7 to policy 8
 RUN/latest/0010/                the newest checkpoints between those, to go on from
 RUN/best/, best.json            the best policy of the last phase, where asked for, and why it is the best
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
@@ -40,8 +40,13 @@ FREE = {
     *((stage, key) for stage in ("sample", "eval") for key in ("tensor_parallel_size", "ray", "ray_samplers")),
     *((stage, key) for stage in ("stage1", "stage2", "sft") for key in ("micro_batch_tokens", "scoring_tokens")),
     *((stage, "gradient_checkpointing") for stage in ("stage1", "stage2", "sft")),
+    ("signal", "scoring_tokens"),
     *((stage, "logprob_tolerance") for stage in ("stage1", "stage2")),
-    *((stage, key) for stage in ("sample", "stage1", "stage2", "sft", "eval") for key in ("device", "threads")),
+    *(
+        (stage, key)
+        for stage in ("sample", "signal", "stage1", "stage2", "sft", "eval")
+        for key in ("device", "threads")
+    ),
     ("verify", "workers"),
     ("run", "save_every"),
     ("run", "keep_checkpoints"),

@@ -22,7 +22,7 @@ from score_cli.tables.atomic import replacing_file
 from score_cli.tables.records import Trace, Verdict
 
 # The parts of an update that a policy learns by; whatever else takes time is overhead.
-BUSY = ("sample", "verify", "train", "refresh", "validate")
+BUSY = ("sample", "verify", "signal", "train", "refresh", "validate")
 SINKS = ("tensorboard", "wandb", "trackio")
 
 Entry = dict[str, Any]

@@ -12,6 +12,7 @@ from score_cli.config import (
     RunConfig,
     SampleConfig,
     SftConfig,
+    SignalConfig,
     Stage1Config,
     Stage2Config,
     VerifyConfig,
@@ -28,15 +29,16 @@ from score_cli.run_log import Entry, RunLog, overhead
 from score_cli.sampling.offline import OfflineAttempts, read_offline
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.stages.sample import sample, traces_footer, write_traces
+from score_cli.stages.signal import Signaller, check_same_tokens, write_signals
 from score_cli.stages.train import save_sft_round, write_examples
 from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.stopwatch import Stopwatch
 from score_cli.tables.adapters import has_adapter, settle_precision
-from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy
+from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, load_policy, renderer_digest
 from score_cli.tables.device import setup_device
-from score_cli.tables.parquet import TRAIN_METRICS, write_table
+from score_cli.tables.parquet import TRACES, TRAIN_METRICS, read_footer, write_table
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.records import Problem, Trace, Verdict
+from score_cli.tables.records import Problem, Signal, Trace, Verdict
 from score_cli.tables.schemas import CORRECT
 from score_cli.training.adapt import copy_to_train
 from score_cli.training.sft import make_examples, sft_round
@@ -51,6 +53,7 @@ class RunConfigs:
     base: BaseConfig
     sample: SampleConfig
     verify: VerifyConfig
+    signal: SignalConfig
     stage1: Stage1Config
     stage2: Stage2Config
     sft: SftConfig
@@ -65,6 +68,7 @@ class RunConfigs:
             base=recipe.settings("base", BaseConfig),
             sample=recipe.settings("sample", SampleConfig),
             verify=recipe.settings("verify", VerifyConfig),
+            signal=recipe.settings("signal", SignalConfig),
             stage1=recipe.settings("train-stage1", Stage1Config),
             stage2=recipe.settings("train-stage2", Stage2Config),
             sft=recipe.settings("train-sft", SftConfig),
@@ -106,6 +110,8 @@ class RunPhases:
         self._device = str(self.base.model.device)
         self._newest: Policy | None = self.base
         self._problems_sha256 = file_sha256(folder.problems("train"))
+        paid = configs.stage2.pay is not None and configs.stage2.pay.signals
+        self._signaller = self._frozen() if paid else None
 
     def do(self, phase: Phase) -> None:
         """Run a phase, or what is left of it, and keep its policy under RUN/name."""
@@ -164,6 +170,23 @@ class RunPhases:
         write_verdicts(folder / "rewards.parquet", verdicts, footer)
         return digest
 
+    def write_signals(self, iteration: int, signals: Sequence[Signal]) -> None:
+        """Write the signals of an update's traces as the command does."""
+        assert self._signaller is not None
+        folder = self.folder.iteration(iteration)
+        origin = read_footer(folder / "traces.parquet", TRACES)
+        assert origin is not None
+        footer = self._signaller.footer(traces=file_sha256(folder / "traces.parquet"), policy=origin.policy)
+        write_signals(folder / "signals.parquet", signals, footer)
+
+    def _frozen(self) -> Signaller:
+        """Who makes signals: the checkpoint that the recipe names, or the base; never the policy under training."""
+        config = self.configs.signal
+        frozen = self.base if config.by is None else load_policy(config.by, device=self._device)
+        if config.kind == "confidence":
+            check_same_tokens(frozen, renderer_digest(self.base), "the run")
+        return Signaller(config, frozen)
+
     def _begin(self, config: OptimizerConfig, kept: Path | None, reference: Policy) -> Policy:
         """The policy to train: the checkpoint kept, or the newest end of a phase.
 
@@ -196,6 +219,7 @@ class RunPhases:
                 attempts=phase.attempts,
                 offline=offline,
                 offline_share=share,
+                signaller=self._signaller if trainer.pay.signals else None,
             )
             with stopping_between_updates(self.progress) as asked:
                 run_updates(loop, phase.last, _Journal(self, phase, loop.watch, task, asked))
@@ -273,12 +297,19 @@ class _Journal:
         self._watch = watch
         self._task = task
         self._asked_to_stop = asked_to_stop
+        self._iteration = 0
         self._graded: tuple[Sequence[Trace], Sequence[Verdict]] = (), ()
 
     def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
         """See `loop.Journal`."""
         self._phases.write_update(job, traces, verdicts)
+        assert job.config.iteration is not None
+        self._iteration = job.config.iteration
         self._graded = traces, verdicts
+
+    def signalled(self, signals: Sequence[Signal]) -> None:
+        """See `loop.Journal`."""
+        self._phases.write_signals(self._iteration, signals)
 
     def updated(self, trainer: Trainer) -> None:
         """See `loop.Journal`."""

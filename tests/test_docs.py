@@ -71,6 +71,7 @@ SMALL = {
     "base": ["--steps", "10", "--layers", "1", "--width", "32", *_CPU],
     "sample": ["--samples", "2", "--chunk-problems", "4", *_CPU],
     "verify": ["--workers", "1"],
+    "signal": _CPU,
     "train-stage1": _CPU,
     "train-stage2": _CPU,
     "train-sft": _CPU,

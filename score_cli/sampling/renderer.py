@@ -216,6 +216,13 @@ class TaskRenderer:
             bridge = self._bridge(self._text_after_attempts(said)[0], self._encode)
         return bridge
 
+    def plain_tokens(self, text: str) -> list[int]:
+        """Tokens of a text of the model or of a table, control tokens in it written as text."""
+        if not self._tokenizer.is_fast:
+            return self._encode(self._control.without(text))
+        mark = self._control.mark_for(text)
+        return self._control.encode_hidden(self._control.hide(text, mark), mark)
+
     def text(self, token_ids: list[int]) -> str:
         """The text of sampled tokens, without the stop token that may end them."""
         if token_ids and token_ids[-1] in self.stop_ids:
@@ -231,11 +238,7 @@ class TaskRenderer:
 
     def _first_tokens(self, text: str, most: int) -> str:
         """As much of a text as so many tokens hold, control tokens in it written as text."""
-        if self._tokenizer.is_fast:
-            mark = self._control.mark_for(text)
-            tokens = self._control.encode_hidden(self._control.hide(text, mark), mark)
-        else:
-            tokens = self._encode(self._control.without(text))
+        tokens = self.plain_tokens(text)
         if len(tokens) <= most:
             return text
         return str(self._tokenizer.decode(tokens[:most], clean_up_tokenization_spaces=False))

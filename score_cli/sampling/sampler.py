@@ -175,6 +175,13 @@ class Sampler:
         """The engine's own logprob of every token of some traces; 0.0 for each first token."""
         return self.engine.token_logprobs([trace.token_ids.tolist() for trace in traces], temperature)
 
+    def text_of_tokens(self, tokens: Sequence[int]) -> str:
+        """The text that the policy's tokenizer makes of tokens, control tokens included."""
+        decoded = self.policy.tokenizer.decode(
+            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(decoded)
+
     def load(self, policy: Policy) -> None:
         """Sample from another policy of the same architecture from now on."""
         self.policy = policy

@@ -7,6 +7,7 @@ from typing import Any
 
 from score_cli.config import EvalConfig, SampleConfig, SamplingConfig, VerifyConfig, read_counts
 from score_cli.errors import UserError
+from score_cli.evaluation.calibration import calibration_rows
 from score_cli.evaluation.evaluate import (
     GREEDY,
     MINUS,
@@ -29,7 +30,7 @@ from score_cli.stages.verify import verify
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, check_checkpoint, load_policy
 from score_cli.tables.device import setup_device
-from score_cli.tables.parquet import METRICS, REWARDS, TRACES, read_footer, write_table
+from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, TRACES, names_table, read_footer, write_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
@@ -145,6 +146,9 @@ def evaluate_policy(
             else:
                 pass_at = read_counts(config.pass_at, "pass_at") if decoding == SAMPLED else []
                 rows += evaluate(traces, rewards, policy=name, decoding=decoding, problems=problems, pass_at=pass_at)
+                if config.calibration:
+                    decode = held.text_of_tokens
+                    rows += calibration_rows(*read_pair(traces, rewards), decode, policy=name, decoding=decoding)
     return rows
 
 
@@ -267,6 +271,8 @@ def _write_metrics(
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
     apart = {"device", "ray", "ray_samplers"}
+    if not config.calibration:
+        apart.add("calibration")
     if config.script is None or config.script.plain:
         apart.add("script")
     settings = {key: value for key, value in asdict(config).items() if key not in apart}
@@ -311,6 +317,14 @@ def evaluate_tables(
                 raise UserError(f"{path} has no rewards beside it (looked for {own}): pass --rewards")
     if len(rewards) != len(traces):
         raise UserError(f"--rewards is given {len(rewards)} times, --traces {len(traces)}: give one for each, in order")
+    for path in rewards:
+        if path.exists() and names_table(path) == SIGNALS.name:
+            raise UserError(
+                f"{path} holds signals, what a policy says of solves, and only training may read them: give "
+                "the rewards that `score verify` made"
+            )
+    if config.calibration:
+        raise UserError("--calibration spells tokens out, and tables alone have no tokenizer: name the policy, --model")
     tables = [_named(*pair) for pair in zip(traces, rewards, strict=True)]
     _check_names([table.policy for table in tables])
     known = read_problems(problems) if problems is not None else []

@@ -28,7 +28,8 @@ from score_cli.tables.checkpoints import (
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import Signal, Trace, Verdict
+from score_cli.tables.signals import read_signals
 from score_cli.tables.traces import read_graded
 from score_cli.training.adapt import keeps_base
 from score_cli.training.sft import STAGE, SftRound, make_examples, sft_round
@@ -45,12 +46,14 @@ def train(
     traces: Path,
     rewards: Path,
     out: Path,
+    signals: Path | None = None,
     allow_foreign: bool = False,
     new_phase: bool = False,
 ) -> str:
     """Load a policy, take one step on a file of its traces, and write the next policy.
 
     Args:
+        signals: of these traces, where [pay] reads them.
         new_phase: as for `Trainer`; the reference is then the policy itself if left out.
     Returns:
         One line that sums the update up.
@@ -58,12 +61,13 @@ def train(
         UserError, JobError: see `Trainer`; nothing is written.
     """
     trainer = open_trainer(config, model=model, reference=reference, new_phase=new_phase)
-    batch = read_batch(trainer, traces, rewards, allow_foreign=allow_foreign)
+    batch = read_batch(trainer, traces, rewards, signals, allow_foreign=allow_foreign)
     trainer.update(
         batch.traces,
         batch.verdicts,
         temperature=batch.temperature,
         other_engine=batch.other_engine,
+        signals=batch.signals,
         check=batch.proved,
     )
     trainer.save(out)
@@ -82,6 +86,7 @@ class GradedBatch(NamedTuple):
     temperature: float
     other_engine: bool
     proved: bool
+    signals: Sequence[Signal] = ()
 
 
 def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, new_phase: bool = False) -> Trainer:
@@ -96,8 +101,10 @@ def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, ne
     return Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
 
 
-def read_batch(trainer: Trainer, traces: Path, rewards: Path, *, allow_foreign: bool = False) -> GradedBatch:
-    """Traces and rewards to update a trainer's policy on.
+def read_batch(
+    trainer: Trainer, traces: Path, rewards: Path, signals: Path | None = None, *, allow_foreign: bool = False
+) -> GradedBatch:
+    """Traces, rewards and signals to update a trainer's policy on.
 
     Raises:
         UserError: they are another policy's, or cannot be trained on.
@@ -111,7 +118,8 @@ def read_batch(trainer: Trainer, traces: Path, rewards: Path, *, allow_foreign: 
     check_tokens(graded.traces, policy.model, traces)
     _check_logprobs(graded.traces, traces)
     other_engine = settings.get("engine") != "transformers"
-    return GradedBatch(graded.traces, graded.verdicts, temperature, other_engine, graded.footer is not None)
+    paid = [] if signals is None else read_signals(signals, graded.traces, traces)
+    return GradedBatch(graded.traces, graded.verdicts, temperature, other_engine, graded.footer is not None, paid)
 
 
 def _summary(trainer: Trainer) -> str:

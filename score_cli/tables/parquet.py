@@ -35,6 +35,7 @@ PROBLEMS = Table("problems", schemas.PROBLEMS, "score data", needed=("problem_id
 TRACES = Table("traces", schemas.TRACES, "score sample")
 TRACES_OF_ROLES = Table("traces", schemas.TRACES_OF_ROLES, "score sample")
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
+SIGNALS = Table("signals", schemas.SIGNALS, "score signal")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
 METRICS = Table("metrics", schemas.METRICS, "score eval")
 TRAIN_METRICS = Table("train_metrics", schemas.TRAIN_METRICS, "score run")
@@ -108,6 +109,15 @@ def read_footer(path: Path, table: Table) -> Footer | None:
     metadata = _open(path, table).schema_arrow.metadata or {}
     raw = metadata.get(FOOTER_KEY)
     return None if raw is None else Footer.from_bytes(raw, path)
+
+
+def names_table(path: Path) -> str | None:
+    """Which table a file says that it holds; None where it says nothing, or cannot be read."""
+    try:
+        raw = (pq.read_schema(path).metadata or {}).get(FOOTER_KEY)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return None if raw is None else Footer.from_bytes(raw, path).table
 
 
 class TableWriter:

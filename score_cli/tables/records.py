@@ -1,6 +1,8 @@
-"""The three records that the whole program passes around; each is a row of a table too.
+"""The records that the whole program passes around; each is a row of a table too.
 
 Problem --Sampler--> Trace --Grader--> Verdict        (Trace, Verdict) --Trainer--> the next policy
+
+A Signal may stand beside a Verdict, for the Trainer alone.
 """
 
 from dataclasses import dataclass, field, fields
@@ -117,3 +119,22 @@ class Verdict:
         """Whether each attempt was judged correct, which a reward below 1 may also be; None where it is unscored."""
         judged = zip(self.verdicts, self.rewards, strict=True)
         return [None if reward is None else verdict == "correct" for verdict, reward in judged]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a frozen policy says of each turn of one trace: one row of signals.parquet. It is no verdict.
+
+    Attributes:
+        name: `confidence` or `judge`.
+        scores: the policy's probability, a turn; None for turns that are no solves, and where a judge saw no answer.
+        accepted: whether a judge takes the solve for correct; None for other turns, and other signals.
+        values: what the turn is worth; None for turns that are no solves.
+    """
+
+    problem_id: str
+    sample_index: int
+    name: str
+    scores: list[float | None]
+    accepted: list[bool | None]
+    values: list[float | None]

@@ -77,6 +77,18 @@ REWARDS = pa.schema(
     ]
 )
 
+# What a frozen policy says of each turn of a trace; training alone reads it.
+SIGNALS = pa.schema(
+    [
+        _required("problem_id", pa.string()),
+        _required("sample_index", pa.int32()),
+        _required("name", pa.string()),
+        _required("scores", _list(pa.float32(), nullable=True)),
+        _required("accepted", _list(pa.bool_(), nullable=True)),
+        _required("values", _list(pa.float32(), nullable=True)),
+    ]
+)
+
 # One row per example of the supervised baselines: y1 of one trace, then a right response as y2.
 EXAMPLES = pa.schema(
     [

@@ -72,11 +72,18 @@ def _is_frame(text: str, outer: Box, inner: Box) -> bool:
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last non-empty `\boxed{...}` with balanced braces, or None."""
+    place = last_boxed_place(text)
+    return None if place is None else text[place]
+
+
+def last_boxed_place(text: str) -> slice | None:
+    """Where that content stands, without the spaces around it."""
     starts = [match.end() for match in _BOX.finditer(text)]
     closing = _closing_braces(text) if starts else {}
     for at in reversed(starts):
         if at in closing and (content := text[at + 1 : closing[at]].strip()):
-            return content
+            start = text.index(content, at + 1)
+            return slice(start, start + len(content))
     return None
 
 

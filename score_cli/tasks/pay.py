@@ -14,6 +14,7 @@
 | final  | the last solve's reward, at the turn that ends the dialogue                   |
 | format | 1 where an answer, or a claim, could be read                                  |
 | reflexicoder | that method's reward of the whole trajectory of solves, at the turn that ends it |
+| signal:confidence, signal:judge | a solve's value in signals.parquet, which a frozen policy made |
 """
 
 import difflib
@@ -28,12 +29,15 @@ from score_cli.tasks.script import Script
 
 RIGHT, GAIN, STUCK, FINAL, FORMAT = "right", "gain", "stuck", "final", "format"
 REFLEXICODER = "reflexicoder"
-SOURCES = (RIGHT, GAIN, STUCK, FINAL, FORMAT, REFLEXICODER)
+SIGNAL_KINDS = ("confidence", "judge")
+SIGNAL = "signal:"
+SOURCES = (RIGHT, GAIN, STUCK, FINAL, FORMAT, REFLEXICODER, *(SIGNAL + kind for kind in SIGNAL_KINDS))
 EVERY = "every"
 VALUES = "values"
 MOST_REFLECTIONS = 5
 # Sources that a role other than these could never earn.
 _EARNERS = {RIGHT: (SOLVE, *JUDGES), FORMAT: (SOLVE, *JUDGES), GAIN: (SOLVE,), STUCK: (SOLVE,)}
+_EARNERS |= {SIGNAL + kind: (SOLVE,) for kind in SIGNAL_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,20 @@ class Pay:
 
     weights: Mapping[str, Mapping[str, float]]
     values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def signals(self) -> list[str]:
+        """The signals that are paid."""
+        return sorted(source.removeprefix(SIGNAL) for source in self._sources if source.startswith(SIGNAL))
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether anything is paid that a verifier says: where not, gold answers have no part in training."""
+        return any(not source.startswith(SIGNAL) for source in self._sources)
+
+    @property
+    def _sources(self) -> set[str]:
+        return {source for sources in self.weights.values() for source in sources}
 
 
 def check_pay(table: Mapping[str, Any], where: str = "") -> None:

@@ -25,7 +25,9 @@ from score_cli.tables.records import JUDGES, ROLES, SOLVE, VERIFY
 
 NEVER, VERDICT_CORRECT = ENDS = ("never", "verdict correct")
 MOST_TURNS = 127
-_PLACES = re.compile("{(" + "|".join(ROLES) + ")}")
+# Stands for the gold answer, in the words for a judge that no policy is shown.
+ANSWER = "answer"
+_PLACES = re.compile("{(" + "|".join((*ROLES, ANSWER)) + ")}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +157,19 @@ def _check_role(role: str, table: Any, where: str) -> None:
     if "claim" in table:
         if role not in JUDGES:
             raise UserError(f"{where}[script.{role}] has a claim, and only {' and '.join(JUDGES)} turns judge: drop it")
-        _claim_words(role, table["claim"], where)
+        claim_words(table["claim"], f"{where}[script.{role}]")
 
 
-def _claim_words(role: str, claim: str, where: str = "") -> list[str]:
+def claim_words(claim: str, where: str) -> list[str]:
+    """The word for a correct solve and the word for an incorrect one.
+
+    Raises:
+        UserError: they cannot be told apart; `where` names the table that holds the claim.
+    """
     words = [word.strip() for word in claim.split("|")]
     if len(words) != 2 or not all(words) or words[0].casefold() == words[1].casefold():
         raise UserError(
-            f"{where}[script.{role}] claim is {claim!r}, which could not be read: expected the word for a correct "
+            f"{where} claim is {claim!r}, which could not be read: expected the word for a correct "
             'solve, a bar, and another word for an incorrect one, such as "right|wrong"'
         )
     return words
@@ -184,7 +191,9 @@ def read_script(table: Mapping[str, Any]) -> Script:
         most_turns=table.get("most_turns"),
         ends_when=table.get("ends_when", NEVER),
         asks={name: words["ask"] for name, words in roles.items() if "ask" in words},
-        claims={name: _claim_words(name, words["claim"]) for name, words in roles.items() if "claim" in words},
+        claims={
+            name: claim_words(words["claim"], f"[script.{name}]") for name, words in roles.items() if "claim" in words
+        },
     )
     _check_ends(script)
     _check_words(script, list(roles))
@@ -224,6 +233,8 @@ def _check_words(script: Script, given: Sequence[str]) -> None:
     if unused:
         raise UserError(f"[script.{unused[0]}] has words, and turns holds no {unused[0]}: add it, or drop them")
     for role, words in script.asks.items():
+        if ANSWER in places(words):
+            raise UserError(f"[script.{role}] ask speaks of {{{ANSWER}}}, and no policy is shown gold answers: drop it")
         early = [place for place in places(words) if place not in script.turns]
         if early:
             raise UserError(f"[script.{role}] ask speaks of {{{early[0]}}}, and turns holds no {early[0]}: add it")

@@ -5,15 +5,15 @@ paid 0, which is not the same: it adds nothing to what earlier turns are credite
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from score_cli.tables.records import SOLVE
 from score_cli.tables.schemas import NO_ANSWER, TRUNCATED
-from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, STUCK, Pay
+from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, SIGNAL, STUCK, Pay
 from score_cli.training.trajectory import trajectory_reward
 
 # Verdicts of turns in which no answer, and no claim, was found.
@@ -29,11 +29,13 @@ class Paid:
         rewards: [M, A] as verified.
         roles: of each trace's turns; it may have fewer than A.
         verdicts: of each trace's turns, where a source or the pay's values need them.
+        signals: [M, A] of each signal by its name, where a source needs it.
     """
 
     rewards: Tensor
     roles: Roles
     verdicts: Sequence[Sequence[str]] = ()
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
 
     def has(self, role: str) -> Tensor:
         """[M, A] whether a turn is there and has that role, or any."""
@@ -85,6 +87,8 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
     rewards, solves = paid.rewards, paid.has(SOLVE)
     if name == RIGHT:
         return _valued(pay, paid)
+    if name.startswith(SIGNAL):
+        return torch.where(solves, paid.signals[name.removeprefix(SIGNAL)], torch.zeros_like(rewards))
     if name == FORMAT:
         assert paid.verdicts, "whether turns could be read stands in verdicts"
         return _mask(rewards, [[verdict not in UNREAD for verdict in row] for row in paid.verdicts]).to(rewards.dtype)

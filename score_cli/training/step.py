@@ -4,7 +4,7 @@ Shapes: M traces, A attempts, B traces of a micro-batch, P positions with sample
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.device import computes_in_bfloat16
-from score_cli.tables.records import SOLVE, Trace, Verdict
+from score_cli.tables.records import SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED
 from score_cli.tasks.pay import Pay
 from score_cli.training import credit, losses
@@ -47,7 +47,7 @@ class TrainBatch:
         temperature: that the traces were sampled at.
         other_engine: the sampler computes a little otherwise than the trainer, as another engine does and our own does
             in bfloat16; importance weights correct it.
-        verdicts: what the rewards come from, for logging.
+        verdicts: what the rewards come from, for logging; signals: what else was paid, for the same.
     """
 
     traces: Sequence[Trace]
@@ -64,6 +64,7 @@ class TrainBatch:
     temperature: float
     other_engine: bool
     verdicts: Sequence[Verdict] = ()
+    signals: Sequence[Signal] = ()
 
     @property
     def count(self) -> float:
@@ -130,28 +131,34 @@ def prepare(
     temperature: float = 1.0,
     other_engine: bool = False,
     verdicts: Sequence[Verdict] = (),
+    signals: Sequence[Signal] = (),
 ) -> TrainBatch:
     """Turn traces and their rewards into advantages, on all traces at once: a baseline needs a problem's siblings.
 
     Args:
         rewards: [M, A], NaN where unscored, and past the end of a trace that has fewer turns than others.
         verdicts: what the rewards come from; traces of a script need them.
+        signals: one a trace, where the pay reads them. The baseline is then the leave-one-out mean, whatever the
+            settings say: another one would look at rewards.
     """
     # In bfloat16 a token decoded by itself and one of a whole conversation are rounded otherwise.
     other_engine = other_engine or computes_in_bfloat16(model)
     present = turns_present(traces, rewards.shape[1])
-    trainable = _trainable(traces, rewards, present, verdicts)
     batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
     coefficients = kl_coefficients(config, rewards.shape[1])
     roles = [trace.turn_roles for trace in traces]
-    shaped = shaped_rewards(config, rewards, roles, verdicts)
+    pay = pay_of(config)
+    by_name = {signals[0].name: signal_matrix(signals, rewards)} if signals else {}
+    shaped = shaped_rewards(config, rewards, roles, verdicts, by_name)
+    trainable = _trainable(traces, rewards, present, verdicts, pay=pay, shaped=shaped)
+    baseline = "leave-one-out" if pay.signals else config.baseline
     groups = group_numbers(traces)
     # Among solves alone, a state is told by the attempt before; a script's turns look at all that was before them.
     scripted = any(trace.roles is not None for trace in traces)
     kinds = credit.state_kinds(rewards, roles) if scripted else None
 
     def advantages_of(values: Tensor) -> Tensor:
-        return credit.advantages(values, groups, rewards, config.baseline, present=present, kinds=kinds)
+        return credit.advantages(values, groups, rewards, baseline, present=present, kinds=kinds)
 
     def returns_of(values: Tensor) -> Tensor:
         # What this policy did not sample, or nobody scored, is nobody's sibling either.
@@ -189,6 +196,7 @@ def prepare(
         temperature=temperature,
         other_engine=other_engine,
         verdicts=verdicts,
+        signals=signals,
     )
 
 
@@ -227,6 +235,15 @@ def reward_matrix(verdicts: Sequence[Verdict], *, ragged: bool = False) -> Tenso
     return torch.tensor([[*row, *[math.nan] * (widths[-1] - len(row))] for row in rows])
 
 
+def signal_matrix(signals: Sequence[Signal], rewards: Tensor) -> Tensor:
+    """[M, A] values of a signal as the rewards stand; NaN where a turn has none."""
+    found = torch.full_like(rewards, torch.nan)
+    for row, signal in enumerate(signals):
+        values = [math.nan if value is None else value for value in signal.values]
+        found[row, : len(values)] = torch.tensor(values, dtype=rewards.dtype)
+    return found
+
+
 def turns_present(traces: Sequence[Trace], turns: int) -> Tensor:
     """[M, turns] whether a trace has a turn."""
     counts = torch.tensor([len(trace.attempts) for trace in traces])
@@ -240,16 +257,20 @@ def group_numbers(traces: Sequence[Trace]) -> Tensor:
 
 
 def shaped_rewards(
-    config: StageConfig, rewards: Tensor, roles: Roles | None = None, verdicts: Sequence[Verdict] = ()
+    config: StageConfig,
+    rewards: Tensor,
+    roles: Roles | None = None,
+    verdicts: Sequence[Verdict] = (),
+    signals: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The stage's reward of each attempt, [M, A].
 
     Args:
         roles: of each trace's turns; all are solves if left out.
-        verdicts: what the rewards come from; some sources of pay need them.
+        verdicts: what the rewards come from; some sources of pay need them, and some need signals.
     """
     roles = [[SOLVE] * rewards.shape[1]] * len(rewards) if roles is None else roles
-    return pay_shaped(pay_of(config), Paid(rewards, roles, [verdict.verdicts for verdict in verdicts]))
+    return pay_shaped(pay_of(config), Paid(rewards, roles, [verdict.verdicts for verdict in verdicts], signals or {}))
 
 
 def pay_of(config: StageConfig) -> Pay:
@@ -268,9 +289,19 @@ def kl_coefficients(config: StageConfig, attempts: int) -> Tensor:
     return torch.tensor(credit.stage2_kl_coefficients(attempts, beta1=config.beta1))
 
 
-def _trainable(traces: Sequence[Trace], rewards: Tensor, present: Tensor, verdicts: Sequence[Verdict]) -> Tensor:
+def _trainable(
+    traces: Sequence[Trace],
+    rewards: Tensor,
+    present: Tensor,
+    verdicts: Sequence[Verdict],
+    *,
+    pay: Pay,
+    shaped: Tensor,
+) -> Tensor:
     offline = torch.tensor([trace.offline_attempts for trace in traces])
     sampled = torch.arange(1, rewards.shape[1] + 1)[None] > offline[:, None]
+    if not pay.reads_rewards:
+        return (sampled & present & ~shaped.isnan()).float()
     # Turns that claim nothing have no reward of their own, and may be paid for what comes of them.
     names = [[*verdict.verdicts, *[""] * (rewards.shape[1] - len(verdict.verdicts))] for verdict in verdicts]
     ungraded = torch.tensor([[name == UNGRADED for name in row] for row in names]) if names else torch.tensor(False)

@@ -9,6 +9,9 @@ is a share of updates), `learning_rate`, `unscored`, and `delta@t2`, `i_to_c@t2`
 `changed@t2` and so on as in the metrics table; of a script's traces also `verify_acc` and its kin. There `attempt`
 counts turns, and solves alone in `accuracy` and in `@t2`.
 
+Of a signal: `confidence` or `judge` (mean score), and of a judge `judged` (share of solves that it accepts),
+`judge_gap` (that minus the share that is right, over the scored ones) and `judge_agrees`; `attempt` counts solves.
+
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
 `examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
 `grad_norm` (mean over its steps).
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 
 from score_cli.metrics import SINGLE, measure_dialogues, measures_of, solves_of
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED, UNSCORED
 from score_cli.training.step import StepStats, TrainBatch
 
@@ -46,6 +49,7 @@ def train_metric_rows(
         *_per_attempt(batch, stats),
         *length_rows(batch.traces, batch.verdicts),
         *answer_rows(batch.traces, batch.verdicts),
+        *signal_rows(batch.traces, batch.verdicts, batch.signals),
         ("grad_norm", None, grad_norm),
         ("grad_clipped", None, float(grad_clipped)),
         ("learning_rate", None, learning_rate),
@@ -106,3 +110,24 @@ def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator
         yield name, None, sum(value for _, value in values) / len(values)
     verdicts = [name for reward in rewards for name in reward.verdicts if name != UNGRADED]
     yield "unscored", None, sum(name == UNSCORED for name in verdicts) / len(verdicts)
+
+
+def signal_rows(traces: Sequence[Trace], rewards: Sequence[Verdict], signals: Sequence[Signal]) -> Iterator[Row]:
+    """(name, solve, value) of a signal's scores, and of a judge's yes beside what is right."""
+    if not signals:
+        return
+    found: dict[tuple[str, int], list[float]] = {}
+    for trace, reward, signal in zip(traces, rewards, signals, strict=True):
+        solves = [turn for turn, role in enumerate(trace.turn_roles) if role == SOLVE]
+        for number, turn in enumerate(solves, start=1):
+            score, accepted, right = signal.scores[turn], signal.accepted[turn], reward.correct[turn]
+            if score is not None:
+                found.setdefault((signal.name, number), []).append(score)
+            if accepted is None:
+                continue
+            found.setdefault(("judged", number), []).append(float(accepted))
+            if right is not None:
+                found.setdefault(("judge_gap", number), []).append(float(accepted) - float(right))
+                found.setdefault(("judge_agrees", number), []).append(float(accepted == right))
+    for (name, number), values in sorted(found.items()):
+        yield name, number, sum(values) / len(values)

@@ -20,7 +20,7 @@ from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerS
 from score_cli.tables.device import computes_in_bfloat16, setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import Signal, Trace, Verdict
 from score_cli.training import step
 from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.logprobs import trace_logprobs
@@ -66,6 +66,7 @@ class Trainer:
         self._measured: tuple[TrainBatch, StepStats] | None = None
         self._limit = FLOAT32_LIMIT
         self.warnings: list[str] = []
+        self.pay = step.pay_of(config)
         self._optimizer = Optimizer(config, trained_weights(self.policy.model))
         if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_moments(optimizer_state)
@@ -77,6 +78,7 @@ class Trainer:
         *,
         temperature: float = 1.0,
         other_engine: bool = False,
+        signals: Sequence[Signal] = (),
     ) -> TrainBatch:
         """Reference logprobs, KL, returns and baselines: all that the gradient takes as given.
 
@@ -84,9 +86,10 @@ class Trainer:
             verdicts: of the traces, one for each.
             temperature: that the traces were sampled at.
             other_engine: another engine than ours sampled them; importance weights correct for how it computes.
+            signals: of the traces, one for each, where [pay] reads them.
         Raises:
-            UserError: no problem has a second trace to compare with, traces differ in their number of attempts, there
-                is no frozen reference, or the schedule has ended.
+            UserError: the signals are not those that [pay] reads, no problem has a second trace to compare with, traces
+                differ in their number of attempts, there is no frozen reference, or the schedule has ended.
             JobError: no attempt is scored and sampled from this policy.
         """
         setup_device(self.config)
@@ -98,6 +101,7 @@ class Trainer:
                 "there is one trace a problem, which leaves a leave-one-out baseline nothing to average: "
                 "sample with --samples 2 or more"
             )
+        _check_signals(self.pay.signals, signals)
         scripted = any(trace.roles is not None for trace in traces)
         if scripted and isinstance(self.config, Stage1Config):
             raise UserError(
@@ -117,6 +121,7 @@ class Trainer:
             temperature=temperature,
             other_engine=other_engine,
             verdicts=verdicts,
+            signals=signals,
         )
         if not batch.trainable.any():
             raise JobError("no attempt is scored and sampled from this policy: nothing to learn from")
@@ -200,6 +205,7 @@ class Trainer:
         *,
         temperature: float = 1.0,
         other_engine: bool = False,
+        signals: Sequence[Signal] = (),
         check: bool = True,
     ) -> list[dict[str, Any]]:
         """One update: the verbs one after another. On an error the policy is left as it was.
@@ -207,7 +213,7 @@ class Trainer:
         Args:
             check: see that the batch is on policy; off for traces that cannot be.
         """
-        batch = self.prepare(traces, verdicts, temperature=temperature, other_engine=other_engine)
+        batch = self.prepare(traces, verdicts, temperature=temperature, other_engine=other_engine, signals=signals)
         stats = self.forward_backward(batch)
         if check:
             self.check_batch_is_on_policy(stats)
@@ -273,4 +279,20 @@ def _check_reference(policy: Policy, reference: Policy) -> None:
         raise UserError(
             f"{policy.name} was trained against reference {short_digest(expected)}, not "
             f"{short_digest(reference.state.fingerprint)}: pass --reference with the checkpoint its chain started from"
+        )
+
+
+def _check_signals(paid: Sequence[str], signals: Sequence[Signal]) -> None:
+    """See that the signals are those that the pay reads."""
+    given = sorted({signal.name for signal in signals})
+    if given and not paid:
+        raise UserError(
+            f'signals are given, and nothing is paid for them: give [pay] solve = {{ "signal:{given[0]}" = 1.0 }}, or '
+            "leave the signals out"
+        )
+    missing = [name for name in paid if name not in given]
+    if missing:
+        raise UserError(
+            f"[pay] reads signal:{missing[0]}, and {' and '.join(given) or 'no signals'} are given: make them with "
+            f"`score signal --kind {missing[0]}`, and pass --signals"
         )
