@@ -1,5 +1,6 @@
 """What is written for vLLM, and the digests that show what it took; nothing here needs vLLM."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from score_cli.sampling.vllm_weights import (
     held_difference,
     read_weights,
     sampler_weights,
+    shared_weights,
     tensor_digest,
 )
 from score_cli.tables.adapters import adapter_parameters
@@ -84,6 +86,38 @@ def test_a_written_folder_loads_as_the_same_model(policy: Policy, temporary: Pat
         assert torch.equal(own, other), name
 
 
+READER = """
+import json, sys
+from pathlib import Path
+from score_cli.sampling.vllm_weights import Place, read_weights
+digests = {}
+places = [Place(*place) for place in json.loads(sys.argv[2])]
+weights = dict(read_weights(Path(sys.argv[1]), places, digests))
+print(sum(weight.double().sum().item() for weight in weights.values()))
+print(sorted(digests.items()))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_process_reads_weights_out_of_memory_and_nothing_is_left(
+    policy: Policy, dtype: torch.dtype, temporary: Path
+) -> None:
+    weights = sampler_weights(policy.model, dtype)
+    expected = str(sorted((name, tensor_digest(weight)) for name, weight in weights.items()))
+    total, size = (sum(f(w) for w in weights.values()) for f in (lambda w: w.double().sum().item(), lambda w: w.nbytes))
+    before = set(Path("/proc/self/fd").iterdir())
+    with shared_weights(weights) as (path, places):
+        command = [sys.executable, "-c", READER, str(path), json.dumps([list(place) for place in places])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert path.stat().st_nlink == 0  # no name in any folder
+        assert size <= path.stat().st_size < size + 64 * len(places)
+    found, digests = done.stdout.splitlines()
+    assert float(found) == pytest.approx(total, abs=1e-6)
+    assert digests == expected
+    assert not weights and not path.exists() and set(Path("/proc/self/fd").iterdir()) == before
+    assert not list(temporary.iterdir())
+
+
 def test_there_is_one_folder_at_a_time_and_none_in_the_end(temporary: Path) -> None:
     policy, folder = small_policy(), WeightsFolder()
     weights = sampler_weights(policy.model, torch.float32)
@@ -119,8 +153,9 @@ def test_digests_are_of_what_was_read_and_name_the_weights_that_differ(temporary
     weights = sampler_weights(policy.model, torch.bfloat16)
     expected = {name: tensor_digest(weight) for name, weight in weights.items()}
     found: dict[str, str] = {}
-    path = WeightsFolder().write(policy, weights)
-    assert {name for name, _ in read_weights(path, found)} == set(weights)
+    with shared_weights(dict(weights)) as (path, places):
+        assert {name for name, _ in read_weights(path, places, found)} == set(weights)
+    assert not list(temporary.iterdir())
     assert found == expected and difference(expected, found) is None
     name = "transformer.h.0.mlp.c_fc.weight"
     moved = weights[name].clone()

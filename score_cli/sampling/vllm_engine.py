@@ -24,6 +24,7 @@ from score_cli.sampling.vllm_weights import (
     difference,
     held_difference,
     sampler_weights,
+    shared_weights,
     tensor_digest,
 )
 from score_cli.tables.checkpoints import STATE_FILE, TRAINER, Policy, stored_state
@@ -45,7 +46,7 @@ class VllmEngine:
 
     def __init__(self, policy: Policy, config: SampleConfig) -> None:
         """Args:
-            policy: its weights go to vLLM through a folder; the model in this process is only asked for its shape.
+            policy: vLLM starts from its folder, or from one written for that; later weights come through memory.
         Raises:
             UserError: vLLM cannot run this model here.
         """
@@ -119,11 +120,12 @@ class VllmEngine:
             return
         weights = sampler_weights(policy.model, self._dtype)
         expected = {name: tensor_digest(weight) for name, weight in weights.items()}
-        folder = self._folder.write(policy, weights)
-        del weights
+        self._folder.remove()  # vLLM has started, and needs its files no more
         release_memory()
-        with _failures("take the new policy's weights"):
-            given = self._engine.collective_rpc("load_policy_weights", kwargs={"path": str(folder)})
+        with shared_weights(weights) as (path, places), _failures("take the new policy's weights"):
+            given = self._engine.collective_rpc(
+                "load_policy_weights", kwargs={"path": str(path), "places": [list(place) for place in places]}
+            )
             # Cached keys and values belong to the old policy.
             fresh = self._engine.reset_prefix_cache()
         if not fresh:

@@ -1,16 +1,20 @@
-"""A policy's weights on their way to vLLM: the folder that it reads, and the digests that show what arrived."""
+"""A policy's weights on their way to vLLM, and the digests that show what arrived.
+
+vLLM starts from a folder. Later weights are handed over in memory.
+"""
 
 import copy
 import hashlib
+import math
+import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,6 +29,8 @@ PREFIX = "score-vllm-"
 WEIGHTS = "model.safetensors"
 # Numbers of a tensor that are copied from a GPU at a time: 64 MiB in bfloat16.
 PIECE = 2**25
+# Bytes that a weight in shared memory begins at a multiple of.
+ALIGNMENT = 64
 
 
 class Held(NamedTuple):
@@ -59,14 +65,47 @@ def sampler_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Ten
     }
 
 
-def read_weights(folder: Path, digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """The weights in a folder one after another; the digest of each is entered as it goes by."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.offset_keys():
-                weight = opened.get_tensor(name)
-                digests[name] = tensor_digest(weight)
-                yield name, weight
+class Place(NamedTuple):
+    """Where a weight lies in shared memory; plain values, for a message to another process."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    start: int
+
+
+@contextmanager
+def shared_weights(weights: dict[str, Tensor]) -> Iterator[tuple[Path, list[Place]]]:
+    """Lay weights into memory that other processes of this user can map; yields a path to it, and the places in it.
+
+    The path is in no folder of any disk. The memory has no name, so it is gone with the block, or with this process
+    however that ends. The weights given are dropped as they are laid down: no second copy of all is held.
+    """
+    places, end = [], 0
+    for name, weight in weights.items():
+        places.append(Place(name, str(weight.dtype).removeprefix("torch."), list(weight.shape), end))
+        end += -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
+    descriptor = os.memfd_create(PREFIX)
+    try:
+        os.ftruncate(descriptor, end)
+        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        memory = torch.from_file(str(path), shared=True, size=end, dtype=torch.uint8)
+        for place in places:
+            weight = weights.pop(place.name)
+            memory[place.start : place.start + weight.nbytes] = weight.contiguous().view(-1).view(torch.uint8)
+        yield path, places
+    finally:
+        os.close(descriptor)
+
+
+def read_weights(path: Path, places: Sequence[Place], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights in shared memory one after another; the digest of each is entered as it goes by."""
+    memory = torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8)
+    for name, kind, shape, start in places:
+        dtype: torch.dtype = getattr(torch, kind)
+        weight = memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        digests[name] = tensor_digest(weight)
+        yield name, weight
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
@@ -93,7 +132,7 @@ def held_difference(model: PreTrainedModel, held: Mapping[str, Held]) -> str | N
 
 
 class WeightsFolder:
-    """The folder that vLLM reads a policy from; a new one for each policy, and one at a time.
+    """The folder that vLLM starts from, where the policy is in none of its own; one at a time.
 
     It is locked as long as this process lives. What a killed one left behind is removed by the next.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from score_cli.sampling.vllm_weights import Held, read_weights, tensor_digest
+from score_cli.sampling.vllm_weights import Held, Place, read_weights, tensor_digest
 
 
 class PolicyRefresh:
@@ -34,8 +34,8 @@ class PolicyRefresh:
 
         threading.Thread(target=watch, daemon=True).start()
 
-    def load_policy_weights(self, path: str) -> dict[str, str]:
-        """Load the weights of a checkpoint of the same architecture in place.
+    def load_policy_weights(self, path: str, places: list[Any]) -> dict[str, str]:
+        """Load weights of the same architecture in place, out of the trainer's memory (`vllm_weights.shared_weights`).
 
         vLLM's `reload_weights` alone is not enough. Each layer is packed anew when its own weights
         arrive, but a head tied to the embedding has none in the checkpoint. Where the matrix product
@@ -59,7 +59,9 @@ class PolicyRefresh:
 
         model.load_weights = load_weights
         try:
-            worker.reload_weights(weights_iterator=read_weights(Path(path), digests))
+            worker.reload_weights(
+                weights_iterator=read_weights(Path(path), [Place(*place) for place in places], digests)
+            )
         finally:
             del model.load_weights
         if missing:

@@ -5,7 +5,6 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor
 from score_cli.config import Stage2Config
 from score_cli.errors import JobError, UserError
 from score_cli.loop import check_logprobs_match
+from score_cli.sampling import vllm_engine
 from score_cli.sampling.engine import Decoding
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
-from score_cli.sampling.vllm_weights import WeightsFolder, sampler_weights
+from score_cli.sampling.vllm_weights import sampler_weights, shared_weights
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Trace
 from score_cli.tables.schemas import LENGTH, STOP
@@ -251,14 +251,13 @@ def test_any_weight_that_vllm_was_given_otherwise_is_seen(
     engine: VllmEngine, after_an_update: Policy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last bit, in a matrix that no worker shows, in a bias and in an embedding."""
-    write = WeightsFolder.write
 
-    def wrong(folder: WeightsFolder, policy: Policy, weights: dict[str, Tensor]) -> Path:
+    def wrong(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         changed = weights[name].clone()
         changed.view(-1)[7] = torch.nextafter(changed.view(-1)[7], torch.tensor(9.0))
-        return write(folder, policy, {**weights, name: changed})
+        return {**weights, name: changed}
 
-    monkeypatch.setattr(WeightsFolder, "write", wrong)
+    monkeypatch.setattr(vllm_engine, "shared_weights", lambda weights: shared_weights(wrong(weights)))
     with pytest.raises(JobError, match=rf"vLLM did not take the policy's weights \({name} and 0 more of 28\)"):
         engine.refresh(after_an_update)
 
@@ -266,9 +265,8 @@ def test_any_weight_that_vllm_was_given_otherwise_is_seen(
 def test_the_weights_of_another_policy_are_seen(
     engine: VllmEngine, policy: Policy, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = WeightsFolder.write
     old = sampler_weights(policy.model, torch.float32)
-    monkeypatch.setattr(WeightsFolder, "write", lambda folder, new, weights: write(folder, policy, old))
+    monkeypatch.setattr(vllm_engine, "shared_weights", lambda weights: shared_weights(old))
     with pytest.raises(JobError, match="vLLM did not take the policy's weights .* and 27 more of 28"):
         engine.refresh(after_an_update)
 
@@ -293,12 +291,11 @@ def test_a_weight_that_is_not_sent_is_missed(
     engine: VllmEngine, after_an_update: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM itself only warns."""
-    write = WeightsFolder.write
 
-    def without(folder: WeightsFolder, policy: Policy, weights: dict[str, Tensor]) -> Path:
-        return write(folder, policy, {n: w for n, w in weights.items() if n != "transformer.h.1.ln_2.weight"})
+    def without(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: weight for name, weight in weights.items() if name != "transformer.h.1.ln_2.weight"}
 
-    monkeypatch.setattr(WeightsFolder, "write", without)
+    monkeypatch.setattr(vllm_engine, "shared_weights", lambda weights: shared_weights(without(weights)))
     with pytest.raises(JobError, match="no weight for transformer.h.1.ln_2.weight"):
         engine.refresh(after_an_update)
 
@@ -337,6 +334,7 @@ def test_the_refresh_chosen_leaves_the_new_policy_and_the_proof_passes(
     made = grown(engine, rollouts())[:8]
     sequences = [rollout.token_ids for rollout in made]
     engine.refresh(after_an_update)
+    assert engine._folder.path is None  # they came through memory: no file is left, nor was one written
     assert largest_gap(engine, after_an_update.model, sequences) < 1e-4
     check_logprobs_match(
         Trainer(Stage2Config(), after_an_update), sampler_of(engine, after_an_update), traces_of(made), 1.0
