@@ -29,7 +29,7 @@ from score_cli.stages.data import write_problems
 from score_cli.stages.signal import Signaller, signal
 from score_cli.stages.train import train
 from score_cli.tables.checkpoints import Policy, load_policy, stored_state
-from score_cli.tables.parquet import SIGNALS, read_footer
+from score_cli.tables.parquet import SIGNALS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Signal, Trace, Verdict
 from score_cli.tables.traces import read_traces, read_verdicts
@@ -43,7 +43,7 @@ from score_cli.training.train_metrics import signal_rows
 from score_cli.training.trainer import Trainer
 from tests import enumeration as tiny
 from tests.conftest import make_batch, rewrite, small_policy
-from tests.scripts import S2R_TOML, dialogue, script, scripted_policy
+from tests.scripts import S2R_TOML, dialogue, script, scripted_policy, write_scripted
 
 CONFIDENCE = Pay(weights={"solve": {"signal:confidence": 1.0}})
 PROBLEM = split_problems("train")[0]
@@ -311,10 +311,12 @@ def test_the_baseline_looks_at_no_reward(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(asked) == {"leave-one-out"}
 
 
-def check_signals_are_of_the_base(learned: Path, out: Path) -> None:
+def check_signals_are_of_the_base(learned: Path, out: Path, *changes: str) -> None:
     """The second and third updates' signals are those that the command makes with the base."""
     files = {"problems": learned / "problems.parquet", "eval_problems": learned / "test.parquet"}
-    Run(rlsf(), out / "run", RunInputs(model=learned / "base", **files)).execute()
+    recipe = rlsf()
+    recipe.change(changes)
+    Run(recipe, out / "run", RunInputs(model=learned / "base", **files)).execute()
     for number in range(3):
         folder = out / f"run/iterations/000{number}"
         made = out / f"{number}.parquet"
@@ -333,6 +335,24 @@ def test_a_run_writes_the_signals_that_the_command_makes_with_its_base(learned: 
     curve = pl.read_parquet(tmp_path / "run/train_metrics.parquet").filter(pl.col("name") == "confidence")
     values = pl.read_parquet(tmp_path / "run/iterations/0001/signals.parquet")["values"].explode()
     assert curve["value"].to_list()[1] == pytest.approx(values.mean(), rel=1e-5)
+
+
+def test_an_adapter_in_training_does_not_reach_the_frozen_base(learned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    check_signals_are_of_the_base(learned, tmp_path, "train-stage2.lora_rank=2")
+    sampled = [read_footer(tmp_path / f"run/iterations/000{n}/traces.parquet", TRACES) for n in range(3)]
+    assert len({footer.policy for footer in sampled if footer is not None}) == 3
+
+
+def test_a_run_that_goes_on_ends_as_one_that_did_not_stop(learned: Path, tmp_path: Path) -> None:
+    files = {"problems": learned / "problems.parquet", "eval_problems": learned / "test.parquet"}
+    inputs = RunInputs(model=learned / "base", **files)
+    for updates, folder in ((2, "halves"), (3, "halves"), (3, "whole")):
+        recipe = rlsf()
+        recipe.change([f"run.stage2_iterations={updates}"])
+        Run(recipe, tmp_path / folder, inputs).execute()
+    for name in ("iterations/0002/signals.parquet", "stage2/model.safetensors"):
+        assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_run_whose_signals_follow_the_policy_is_caught(
@@ -410,6 +430,29 @@ def test_a_judge_sees_the_gold_answer_where_its_words_hold_it_and_only_there() -
         score("{answer}<verify>", replace(PROBLEM, answer=None))
 
 
+def test_a_judges_table_says_who_judged_and_how(learned: Path, tmp_path: Path) -> None:
+    judge = write_scripted(tmp_path / "judge", WORDS)
+    make_batch(tmp_path, learned / "base", learned / "problems.parquet", max_tokens=14)
+    traces, out = tmp_path / "traces.parquet", tmp_path / "signals.parquet"
+    config = SignalConfig(**JUDGE | {"by": str(judge), "accept_at": 0.5})  # type: ignore[arg-type]
+    signal(config, traces=traces, problems=learned / "problems.parquet", out=out)
+    footer = read_footer(out, SIGNALS)
+    assert footer is not None and footer.config == {
+        "by": load_policy(judge).state.fingerprint,
+        "kind": "judge",
+        "ask": "<verify>",
+        "claim": "right|wrong",
+        "accept_at": 0.5,
+        "accepted": 1.0,
+        "rejected": 0.1,
+        "boxed": True,
+    }
+    rows = pl.read_parquet(out)
+    assert {round(value, 3) for value in rows["values"].explode()} == {0.0, 0.1, 1.0}
+    yes = [[score is not None and score >= 0.5 for score in scores] for scores in rows["scores"].to_list()]
+    assert rows["accepted"].to_list() == yes
+
+
 def test_a_solve_is_accepted_from_the_threshold_on_and_worth_what_the_settings_say() -> None:
     judge = scripted_policy(WORDS)
     trace = division_trace(judge, SOLVED, "no")
@@ -477,8 +520,7 @@ def test_accepted_share_and_its_gap_to_what_is_right_by_hand() -> None:
 def test_words_that_no_judge_could_say_are_one_line(change: Mapping[str, str], message: str) -> None:
     judge = scripted_policy(WORDS)
     with pytest.raises(UserError, match=message) as error:
-        config = SignalConfig(**JUDGE | change)  # type: ignore[arg-type]
-        Signaller(config, judge).signals([division_trace(judge, SOLVED)], {PROBLEM.problem_id: PROBLEM})
+        Signaller(SignalConfig(**JUDGE | change), judge)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 

@@ -97,6 +97,9 @@ class _Judge:
             raise UserError(
                 f"[signal] ask speaks of {{{strange[0]}}}, expected no place but {{{ANSWER}}}: leave it out"
             )
+        for word in self._words:
+            self._check_words(word, "claim")
+        self._check_words(config.ask.replace(f"{{{ANSWER}}}", ""), "words to ask with")
 
     def signals(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Signal]:
         """See `Signaller.signals`."""
@@ -129,7 +132,7 @@ class _Judge:
         before = [*self._renderer.prompt(problem), *task.plain_tokens(solve), *self._asked(task, problem)]
         found = []
         for word in self._words:
-            claim = self._checked(task.plain_tokens(word), word, "claim")
+            claim = task.plain_tokens(word)
             if context is not None and len(before) + len(claim) > context:
                 raise UserError(
                     f"the judge {self._policy.name} would read {len(before) + len(claim)} tokens of problem "
@@ -142,7 +145,6 @@ class _Judge:
     def _asked(self, task: TaskRenderer, problem: Problem) -> list[int]:
         """What stands between a solve and the claim."""
         words = self._config.ask
-        self._checked(task.plain_tokens(words.replace(f"{{{ANSWER}}}", "")), words, "words to ask with")
         if not self._sees_answer:
             return task.bridge_of(words).after(LENGTH)
         if problem.answer is None:
@@ -151,14 +153,15 @@ class _Judge:
             )
         return task.bridge_with(words, {ANSWER: problem.answer}, _ANY).after(LENGTH)
 
-    def _checked(self, tokens: list[int], words: str, what: str) -> list[int]:
+    def _check_words(self, words: str, what: str) -> None:
+        """Refuse words that the judge's tokenizer cannot write."""
         unknown = self._policy.tokenizer.unk_token_id
+        tokens = self._policy.tokenizer.encode(words, add_special_tokens=False)
         if not tokens or (unknown is not None and unknown in tokens):
             raise UserError(
                 f"the judge {self._policy.name} has no tokens for its {what} {words!r}: give [signal] others that its "
                 "tokenizer can write, or another judge"
             )
-        return tokens
 
     def _signal(self, trace: Trace, row: int, scores: Mapping[tuple[int, int], float]) -> Signal:
         config = self._config
