@@ -90,6 +90,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     large = options.vocabulary > 100_000
     model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if large else LlamaForCausalLM(LlamaConfig(**sizes))
+    folder.mkdir()
     save_policy(folder, model, make_tokenizer(), TrainerState(fingerprint=fingerprint(model)))
 
 

@@ -403,6 +403,14 @@ def run(
     limit: Annotated[
         int | None, typer.Option(help="Use only the first N problems of each file, to try a recipe out.")
     ] = None,
+    try_out: Annotated[
+        bool,
+        typer.Option(
+            "--try-out",
+            help="See that all parts fit together: two updates a stage, eight problems, attempts of 64 tokens. "
+            "--limit and --set beat it.",
+        ),
+    ] = False,
     fork: Annotated[
         Path | None,
         typer.Option(help="New run folder that takes what --out has done and goes on from it under other settings."),
@@ -415,9 +423,15 @@ def run(
     ] = None,
 ) -> None:
     """Run a whole recipe in one process; goes on where an earlier run of it stopped."""
-    from score_cli.recipe import read_recipe
+    from score_cli.recipe import TRY_OUT_PROBLEMS, read_recipe
 
     plan = read_recipe(recipe)
+    if try_out:
+        if plan.study is not None:
+            raise UserError("--try-out is for the recipe of one run, and this is a study's: try it out with --limit 12")
+        plan.try_out()
+        limit = TRY_OUT_PROBLEMS if limit is None else limit
+        out = out or Path("runs") / f"{recipe.stem}-try-out"
     plan.change(changes or [])
     if plan.study is not None:
         if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork)):

@@ -34,6 +34,16 @@ TABLES: dict[str, type] = {
     "run.alarms": config.AlarmsConfig,
     "lora": config.LoraConfig,
 }
+# The most of each setting in a run that only tries a recipe out, and of the problems of each file.
+TRY_OUT = {
+    "base": {"steps": 50},
+    "sample": {"max_tokens": 64},
+    "train-stage1": {"warmup_updates": 1},
+    "train-stage2": {"warmup_updates": 1},
+    "eval": {"max_tokens": 64},
+    "run": {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 1, "sft_problems": 8},
+}
+TRY_OUT_PROBLEMS = 8
 SEED = "seed"
 LORA = "lora"
 PROMPTS = "prompts"
@@ -129,6 +139,18 @@ class Recipe:
     def has(self, table: str) -> bool:
         """Whether the recipe speaks of a stage."""
         return table in self._tables
+
+    def try_out(self) -> None:
+        """Cut what takes long down to what shows that all parts fit together; what is shorter stays.
+
+        Nothing is learned from so few updates, and attempts as short are mostly cut off.
+        """
+        for table, most in TRY_OUT.items():
+            values: Any = self.settings(table, TABLES[table])
+            for key, number in most.items():
+                value = getattr(values, key)
+                if value is None or value > number:
+                    self._tables.setdefault(table, {})[key] = number
 
     def change(self, assignments: Sequence[str]) -> None:
         """Apply assignments like `sample.max_tokens=64`, each as if it stood in the recipe.

@@ -279,7 +279,7 @@ def test_what_is_no_plain_lora_is_refused(rewarded: Path, change: dict[str, obje
     assert "\n" not in str(caught.value)
 
 
-def test_targets_are_linear_layers_and_never_the_head() -> None:
+def test_targets_arelinear_layers_and_never_the_head() -> None:
     policy = small_policy("llama")
     made = adapted(policy, rank=2, alpha=2.0, targets="q_proj, v_proj")
     assert {name.rsplit(".", 1)[1] for name in adapters.adapted_layers(made.model)} == {"q_proj", "v_proj"}

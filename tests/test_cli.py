@@ -20,7 +20,8 @@ from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
 COMMANDS = [name for name in TABLES if name not in ("run", "run.alarms", "lora")]
-RECIPES = sorted((Path(__file__).parents[1] / "pipelines").rglob("*.toml"))
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+RECIPES = sorted(PIPELINES.rglob("*.toml"))
 
 
 def run(*arguments: object) -> int:
@@ -346,6 +347,24 @@ def test_a_run_refuses_sampling_that_it_could_not_train_on(
     assert run("run", RECIPES[0], "--set", change, "--out", tmp_path / "run") == 2
     assert advice in one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_try_out_cuts_what_is_long_and_leaves_what_is_short() -> None:
+    quickstart, math = (read_recipe(PIPELINES / name) for name in ("quickstart.toml", "math.toml"))
+    quickstart.try_out()
+    math.try_out()
+    assert quickstart.settings("base", config.BaseConfig).steps == 50
+    assert [each.settings("sample", config.SampleConfig).max_tokens for each in (quickstart, math)] == [14, 64]
+    assert [each.settings("eval", config.EvalConfig).max_tokens for each in (quickstart, math)] == [14, 64]
+    run_settings = math.settings("run", config.RunConfig)
+    assert (run_settings.stage1_iterations, run_settings.stage2_iterations, run_settings.sft_rounds) == (2, 2, 0)
+    assert run_settings.overlap == "drop"
+    assert math.settings("sample", config.SampleConfig).samples == 8
+
+
+def test_a_try_out_of_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", PIPELINES / "study.toml", "--try-out", "--out", tmp_path / "out") == 2
+    assert "try it out with --limit" in one_line(capsys)
 
 
 def test_a_usage_error_names_the_help_of_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:

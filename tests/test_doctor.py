@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,29 @@ from score_cli.doctor.activations import measure_passes
 from score_cli.doctor.advice import advise
 from score_cli.doctor.cards import GIB, Assumptions, choose_card
 from score_cli.doctor.duration import forward_operations
-from score_cli.doctor.memory import Job, budget, peak
+from score_cli.doctor.memory import Job, budget, peak, terms
 from score_cli.doctor.shape import Shape, read_shape
 
 ROOT = Path(__file__).parents[1]
 PROMPT, ATTEMPT, TRACES, TOKENS = 30, 113, 16, 2048
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-# A small vocabulary, where activations are most; 32,000; Qwen2's 151,936, where the embeddings are; and layers whose
-# activations are computed again.
+# A small vocabulary, where activations are most; 32,000; Qwen2's 151,936, where the embeddings are; layers whose
+# activations are computed again; and an adapter over weights that have no gradient.
 SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (GPT2Config(vocab_size=512, n_embd=384, n_layer=6, n_head=6, n_positions=512), {}),
     "llama": (LlamaConfig(vocab_size=32_000, hidden_size=256, intermediate_size=704, num_hidden_layers=5, **HEADS), {}),
     "qwen2": (
         Qwen2Config(vocab_size=151_936, hidden_size=128, intermediate_size=352, num_hidden_layers=4, **HEADS),
         {},
+    ),
+    "checkpointing": (
+        LlamaConfig(vocab_size=512, hidden_size=512, intermediate_size=1408, num_hidden_layers=6, **HEADS),
+        {"gradient_checkpointing": True},
+    ),
+    "lora": (
+        Qwen2Config(vocab_size=32_000, hidden_size=512, intermediate_size=1408, num_hidden_layers=6, **HEADS),
+        {"lora_rank": 16},
     ),
 }
 
@@ -103,16 +112,17 @@ def test_the_sizes_of_a_known_model_are_its_own(tmp_path: Path) -> None:
 
 
 def test_a_layer_keeps_what_a_count_by_hand_gives(tmp_path: Path) -> None:
-    """Llama, float32, a token: both norms' input, normed and weighted input (6 d) and 1/rms (2); q, k, v for every head
-    and the output (4 d), one log-sum a head; gate, its SiLU, up and their product (4 i); a mask of T."""
+    """Llama, float32, a token: both norms' input, normed and weighted input (6 d) and 1/rms (2); q and the output (2
+    d), k and v of half as many heads (d), one log-sum a head; gate, its SiLU, up and their product (4 i).
+    """
     length, d, i, heads = 48, 64, 96, 4
-    kept = measure_passes(llama(tmp_path), length, bfloat16=False, checkpointing=False).kept
-    assert kept.layer_row == 4 * length * (10 * d + 4 * i + 2 + heads + length)
+    kept = measure_passes(llama(tmp_path), length, Stage2Config(), bfloat16=False).kept
+    assert kept.layer_row == 4 * length * (9 * d + 4 * i + 2 + heads)
     assert kept.layer_fixed == 0
 
 
 def test_recomputed_layers_keep_their_input_alone(tmp_path: Path) -> None:
-    kept = measure_passes(llama(tmp_path), 48, bfloat16=False, checkpointing=True).kept
+    kept = measure_passes(llama(tmp_path), 48, Stage2Config(gradient_checkpointing=True), bfloat16=False).kept
     assert kept.layer_row == 4 * 48 * 64
 
 
@@ -128,13 +138,35 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
 
 def test_advice_is_no_longer_than_it_must_be(tmp_path: Path) -> None:
     shape = llama(tmp_path, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, vocab_size=32_000)
-    job = make_job(shape, "h100", micro_batch_tokens=65_536)
+    job = replace(make_job(shape, "h100", micro_batch_tokens=65_536), card=choose_card("h100", 40))
     assert peak(job).bytes > budget(job)
     changes = advise(job)
     assert peak(changes[-1].job).bytes <= budget(changes[-1].job)
     assert all(peak(change.job).bytes > budget(change.job) for change in changes[:-1])
     tokens = changes[0].job.train.micro_batch_tokens
     assert changes[0].settings["train-stage1.micro_batch_tokens"] == tokens < 65_536
+
+
+def test_an_adapter_has_rank_numbers_for_each_input_and_output_of_its_layers(tmp_path: Path) -> None:
+    """q: 64 to 64, k and v: 64 to 32, o: 64 to 64; gate and up: 64 to 96, down: 96 to 64; three layers."""
+    shape = llama(tmp_path)
+    job = make_job(shape, "h100", lora_rank=8)
+    assert job.trained == 3 * 8 * (128 + 96 + 96 + 128 + 3 * 160)
+    assert make_job(shape, lora_rank=8, lora_targets="q_proj").trained == 3 * 8 * 128
+    # Held once, in 2 bytes a number beneath the adapter and 4 elsewhere: embeddings, and the norms.
+    linear = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
+    held = {term.name: term.bytes for term in terms(job)}
+    assert held["policy's and reference's weights"] == 2 * linear + 4 * (1000 * 64 + 7 * 64)
+    assert held["adapter"] == 4 * job.trained
+
+
+def test_a_small_card_is_advised_down_to_an_adapter(tmp_path: Path) -> None:
+    """7 billion parameters at 20 bytes each fit no card of 80 GB, nor do they at 14."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "vocab_size": 32_000}
+    job = make_job(llama(tmp_path, **sizes), "h100")
+    changes = advise(job)
+    assert changes[-1].settings["lora.rank"] == changes[-1].job.train.lora_rank
+    assert peak(changes[-1].job).bytes <= budget(changes[-1].job)
 
 
 def test_what_fits_needs_no_advice(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ JSON gives the lengths of the prompt and of an attempt, the number of traces, an
 
 import ctypes
 import gc
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -52,12 +53,16 @@ def main() -> None:
     folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     traces, verdicts = make_traces(given["prompt"], given["attempt"], given["traces"])
+    if given["settings"].get("lora_rank"):
+        importlib.import_module("peft")  # a library's own memory is not the update's
     torch.ones(64, 64) @ torch.ones(64, 64)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = status("VmRSS")
-    policy, reference = make_policy(folder), make_policy(folder)
-    trainer = Trainer(Stage2Config(threads=1, device="cpu", **given["settings"]), policy, reference)
+    config = Stage2Config(threads=1, device="cpu", **given["settings"])
+    # With an adapter the policy it sits on is the reference.
+    policy, reference = make_policy(folder), None if config.lora_rank else make_policy(folder)
+    trainer = Trainer(config, policy, reference)
     for _ in range(2):
         trainer.update(traces, verdicts, check=False)
     print(status("VmHWM") - before)

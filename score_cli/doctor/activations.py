@@ -7,14 +7,24 @@ two, with one row of tokens and with two, give the four numbers of a straight li
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel, masking_utils
 
-from score_cli.doctor.shape import Shape, shortened
+from score_cli.config import OptimizerConfig
+from score_cli.doctor.shape import Shape, empty_model, shortened
+from score_cli.tables.adapters import (
+    adapter_parameters,
+    linear_layers,
+    lora_config,
+    only_adapter_learns,
+    with_adapter,
+)
+from score_cli.training.head import recomputing_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +58,14 @@ class Passes:
     forward: Line
 
 
-def measure_passes(shape: Shape, length: int, *, bfloat16: bool, checkpointing: bool) -> Passes:
-    """Run a model of this shape with one and two layers, on one and two rows of so many tokens."""
+def measure_passes(shape: Shape, length: int, train: OptimizerConfig, *, bfloat16: bool) -> Passes:
+    """Run a model of this shape with one and two layers, on one and two rows of so many tokens.
+
+    Args:
+        train: says whether activations are computed again, and whether an adapter is trained.
+    """
     found = {
-        (layers, rows): _run(shape, layers, rows, length, bfloat16=bfloat16, checkpointing=checkpointing)
+        (layers, rows): _run(shape, layers, rows, length, train, bfloat16=bfloat16)
         for layers in (1, 2)
         for rows in (1, 2)
     }
@@ -68,17 +82,20 @@ def measure_passes(shape: Shape, length: int, *, bfloat16: bool, checkpointing: 
 
 
 def _run(
-    shape: Shape, layers: int, rows: int, length: int, *, bfloat16: bool, checkpointing: bool
+    shape: Shape, layers: int, rows: int, length: int, train: OptimizerConfig, *, bfloat16: bool
 ) -> tuple[int, int, int]:
     """Bytes kept for the backward pass, at its peak, and at the peak of a pass without gradient."""
+    model = _shortened(shape, layers, train, bfloat16=bfloat16)
     with FakeTensorMode(), ExitStack() as stack:
-        model = AutoModelForCausalLM.from_config(shortened(shape, layers), attn_implementation="sdpa").eval()
+        _to_cpu(model)
+        # No row holds several sequences: of tensors without memory transformers cannot tell, and would make a mask.
+        stack.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None))
+        stack.enter_context(only_adapter_learns(model))
         body = model.base_model
         tokens = torch.zeros(rows, length, dtype=torch.long)
-        mask = torch.ones_like(tokens)
 
         def forward() -> Tensor:
-            hidden: Tensor = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
             return hidden
 
         # The CPU's bfloat16 arithmetic stands for a GPU's.
@@ -87,8 +104,8 @@ def _run(
             before = _bytes(tracker, "current")
             forward()
             unkept = _bytes(tracker, "peak") - before
-        if checkpointing:
-            _recompute(model)
+        if train.gradient_checkpointing:
+            stack.enter_context(recomputing_layers(model))
         first = forward()
         first.backward(torch.ones_like(first))  # so that gradients are there
         del first
@@ -102,8 +119,44 @@ def _run(
     return kept, peak, unkept
 
 
+def _shortened(shape: Shape, layers: int, train: OptimizerConfig, *, bfloat16: bool) -> PreTrainedModel:
+    """A model of fewer layers, on no device; with an adapter, if one is trained.
+
+    Beneath it linear layers have 2 bytes a number where passes compute in bfloat16.
+    """
+    model = empty_model(shortened(shape, layers))
+    if not train.lora_rank:
+        return model
+    config = lora_config(model, rank=train.lora_rank, alpha=train.lora_alpha, targets=train.lora_targets)
+    for _, layer in linear_layers(model) if bfloat16 else ():
+        if type(layer) is nn.Linear:
+            layer.to(torch.bfloat16)
+    made = with_adapter(model, config)
+    for weight in adapter_parameters(made).values():
+        weight.data = weight.data.float()
+    return made
+
+
+def _to_cpu(model: nn.Module) -> None:
+    """Give a model tensors of the CPU, made where this is called, in place of those of no device."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            new = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype))
+            setattr(module, name, made.setdefault(id(weight), new))
+        for name, values in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
+
+
+class _Tracker(MemTracker):
+    """One for models of which some weights take no gradient: torch's would hang a hook on each."""
+
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = False) -> tuple[int, int]:
+        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
+
 def _tracked(model: Any) -> MemTracker:
-    tracker = MemTracker()
+    tracker = _Tracker()
     tracker.track_external(model)
     return tracker
 
@@ -111,8 +164,3 @@ def _tracked(model: Any) -> MemTracker:
 def _bytes(tracker: MemTracker, when: str) -> int:
     shot = tracker.get_tracker_snapshot(when)
     return sum(count for device in shot.values() for kind, count in device.items() if str(kind) == "Total")
-
-
-def _recompute(model: Any) -> None:
-    model.gradient_checkpointing_enable()
-    model.train()

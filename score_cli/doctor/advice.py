@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from score_cli.doctor.memory import Job, budget, peak, vllm_needs
+from score_cli.doctor.memory import GRADIENT, REFERENCE, Job, budget, peak, phase_bytes, vllm_needs
+
+# Of an adapter, where one is advised.
+LORA_RANK = 32
 
 
 class Change(NamedTuple):
@@ -46,15 +49,23 @@ def _less_vllm(job: Job) -> Iterator[Change]:
 
 
 def _smaller_passes(job: Job) -> Iterator[Change]:
-    """The largest power of two of tokens a pass that fits, down to one trace."""
-    tokens = job.train.micro_batch_tokens
-    if tokens <= job.longest:
-        return
-    smaller = job
-    while tokens > job.longest and peak(smaller).bytes > budget(smaller):
-        tokens = 1 << ((tokens - 1).bit_length() - 1)
-        smaller = replace(job, train=replace(job.train, micro_batch_tokens=tokens))
-    yield Change(_training(micro_batch_tokens=tokens), "smaller passes, a little slower", smaller)
+    """For each kind of pass the largest power of two of tokens that fits, down to one trace."""
+    changed: dict[str, Any] = {}
+    for name, phase in (("micro_batch_tokens", GRADIENT), ("scoring_tokens", REFERENCE)):
+        tokens = min(getattr(job.train, name), job.traces * job.longest)
+        while tokens > job.longest and phase_bytes(job)[phase] > budget(job):
+            tokens = 1 << ((tokens - 1).bit_length() - 1)
+            changed[name] = tokens
+            job = replace(job, train=replace(job.train, **changed))
+    if changed:
+        yield Change(_training(**changed), "smaller passes, a little slower", job)
+
+
+def _recompute(job: Job) -> Iterator[Change]:
+    """Activations computed again in the backward pass, which leaves the gradient as it is."""
+    if not job.checkpointing:
+        again = replace(job, train=replace(job.train, gradient_checkpointing=True))
+        yield Change(_training(gradient_checkpointing="true"), "a third more computing in the gradient", again)
 
 
 def _small_moments(job: Job) -> Iterator[Change]:
@@ -64,8 +75,17 @@ def _small_moments(job: Job) -> Iterator[Change]:
         yield Change(_training(optimizer="adam8bit"), "rounded moments, and bitsandbytes", small)
 
 
+def _adapter(job: Job) -> Iterator[Change]:
+    """An adapter in place of all weights."""
+    if job.adapter is None:
+        small = replace(job, train=replace(job.train, lora_rank=LORA_RANK))
+        rate = 10 * job.train.learning_rate
+        settings = {"lora.rank": LORA_RANK} | _training(learning_rate=rate)
+        yield Change(settings, "an adapter alone is trained, at a higher rate; needs peft", small)
+
+
 def _training(**settings: Any) -> dict[str, Any]:
     return {f"{stage}.{name}": value for stage in ("train-stage1", "train-stage2") for name, value in settings.items()}
 
 
-_STEPS: list[Callable[[Job], Iterator[Change]]] = [_smaller_passes, _less_vllm, _small_moments]
+_STEPS: list[Callable[[Job], Iterator[Change]]] = [_smaller_passes, _less_vllm, _recompute, _small_moments, _adapter]

@@ -71,10 +71,10 @@ def training_operations(job: Job, lengths: Lengths) -> float:
 
     The reference's pass is one, the policy's gradient three. Where the sampler computes otherwise than the trainer, as
     vLLM and every sampler on a GPU do, the policy scores the trace once more. With gradient checkpointing the layers'
-    forward pass is done twice.
+    forward pass is done twice. Weights beneath an adapter have no gradient, which is one of the policy's three.
     """
     scored = lengths.attempts * lengths.attempt
-    passes = 4 + job.scores_again
+    passes = 4 + job.scores_again - (job.adapter is not None)
     recomputed = forward_operations(job, lengths.trace, 0) if job.checkpointing else 0.0
     return passes * forward_operations(job, lengths.trace, scored) + recomputed
 

@@ -1,6 +1,6 @@
 """How much memory each phase of an update needs: a sum of terms, each with its formula.
 
-N parameters, of which M are trained (all, or an adapter's), V vocabulary, d width, L layers; T tokens of a micro-batch.
+N parameters, of which M are trained; with LoRA the M of an adapter come to the N. V vocabulary, d width, L layers.
 Bytes. On a GPU passes compute in bfloat16 over float32 weights; on the CPU in float32.
 """
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from score_cli.config import EvalConfig, SampleConfig, UpdateConfig
+from score_cli.config import EvalConfig, OptimizerConfig, SampleConfig, UpdateConfig
 from score_cli.doctor.activations import Passes, measure_passes
 from score_cli.doctor.cards import GIB, Assumptions, Card
-from score_cli.doctor.shape import Shape
+from score_cli.doctor.shape import Adapter, Shape, adapter_size
 from score_cli.training.logprobs import CHUNK_ELEMENTS
 
 SAMPLING, REFERENCE, GRADIENT, STEP = "sampling", "reference pass", "gradient", "optimiser step"
@@ -94,7 +94,7 @@ class Job:
     @property
     def checkpointing(self) -> bool:
         """Whether activations are computed again in the backward pass."""
-        return False
+        return self.train.gradient_checkpointing
 
     @property
     def _asked(self) -> int:
@@ -104,12 +104,16 @@ class Job:
     @property
     def rows(self) -> int:
         """Longest traces of a micro-batch; one that is longer than the budget is by itself."""
-        return max(1, self.train.micro_batch_tokens // self.longest)
+        return max(1, min(self.traces, self.train.micro_batch_tokens // self.longest))
 
     @property
-    def scored(self) -> int:
-        """Tokens of a micro-batch that were sampled, at most."""
-        return self.rows * self.sample.attempts * self.attempt_tokens
+    def scoring_rows(self) -> int:
+        """Longest traces of a pass without gradient."""
+        return max(1, min(self.traces, self.train.scoring_tokens // self.longest))
+
+    def scored(self, rows: int) -> int:
+        """Tokens of so many traces that were sampled, at most."""
+        return rows * self.sample.attempts * self.attempt_tokens
 
     @property
     def full_kl(self) -> bool:
@@ -117,9 +121,15 @@ class Job:
         return self.train.kl == "full"
 
     @property
+    def adapter(self) -> Adapter | None:
+        """What is trained in place of all weights."""
+        rank, targets = self.train.lora_rank, self.train.lora_targets
+        return _adapter(self.shape, rank, targets) if rank else None
+
+    @property
     def trained(self) -> int:
         """M: parameters with a gradient and moments."""
-        return self.shape.parameters
+        return self.shape.parameters if self.adapter is None else self.adapter.parameters
 
     @property
     def traces(self) -> int:
@@ -128,8 +138,13 @@ class Job:
 
 
 @cache
-def _passes(shape: Shape, length: int, bfloat16: bool, checkpointing: bool) -> Passes:
-    return measure_passes(shape, length, bfloat16=bfloat16, checkpointing=checkpointing)
+def _passes(shape: Shape, length: int, train: OptimizerConfig, bfloat16: bool) -> Passes:
+    return measure_passes(shape, length, train, bfloat16=bfloat16)
+
+
+@cache
+def _adapter(shape: Shape, rank: int, targets: str) -> Adapter:
+    return adapter_size(shape, rank=rank, targets=targets)
 
 
 def terms(job: Job) -> list[Term]:
@@ -140,9 +155,20 @@ def terms(job: Job) -> list[Term]:
 def _held(job: Job) -> list[Term]:
     """What is there from the first update to the last."""
     n, m = job.shape.parameters, job.trained
+    if job.adapter is None:
+        weights = [
+            Term("policy's weights", 4 * n, "4 N: float32"),
+            Term("reference", 4 * n, "4 N: float32"),
+        ]
+    else:
+        halved = job.shape.linear_weights * job.card.is_gpu
+        how = f"4 N, but 2 of {halved / 1e9:.3g} billion in linear layers" if halved else "4 N: float32"
+        weights = [
+            Term("policy's and reference's weights", 4 * n - 2 * halved, how),
+            Term("adapter", 4 * m, "4 M: float32"),
+        ]
     return [
-        Term("policy's weights", 4 * n, "4 N: float32"),
-        Term("reference", 4 * n, "4 N: float32"),
+        *weights,
         Term("Adam's moments", moment_bytes(job), f"{moment_bytes(job) / m:.3g} M: two, {job.train.optimizer}"),
         Term("gradients", 4 * m, "4 M: float32", (GRADIENT, STEP)),
     ]
@@ -171,34 +197,48 @@ def _sampling(job: Job) -> list[Term]:
         ),
     ]
     if job.card.is_gpu:
-        found.append(Term("bfloat16 copy of the weights", 2 * shape.parameters, "2 N", (SAMPLING,)))
+        # Of an adapter's base all but the head is in bfloat16 as it is.
+        head = shape.vocabulary * shape.width
+        cast, how = (shape.parameters, "2 N") if job.adapter is None else (head + job.trained, "2 (V d + M)")
+        found.append(Term("bfloat16 copy of the weights", 2 * cast, how, (SAMPLING,)))
     return found
 
 
 def _momentary(job: Job) -> list[Term]:
     """What comes and goes within an update."""
     shape, gpu = job.shape, job.card.is_gpu
-    passes = _passes(shape, job.longest, gpu, job.checkpointing)
+    passes = _passes(shape, job.longest, _pass_settings(job), gpu)
     kept, backward = (line.at(shape.layers, job.rows) for line in (passes.kept, passes.backward))
-    embeddings = 4.0 * shape.vocabulary * shape.width
+    # The gradient of the embeddings before it is added to the head's.
+    embeddings = 4.0 * shape.vocabulary * shape.width * (job.adapter is None)
     copies = 2.0 * shape.vocabulary * shape.width * gpu
-    head = copies * (1 + job.full_kl) + chunk_bytes(job) * (1 + gpu) * (1 + job.full_kl)
-    head += 8.0 * job.scored * shape.width
+    scored, again = job.scored(job.rows), job.scored(job.scoring_rows)
+    head = copies * (1 + job.full_kl) + chunk_bytes(job, scored) * (1 + gpu) * (1 + job.full_kl)
+    head += 8.0 * scored * shape.width
+    layers = "each layer's input" if job.checkpointing else "all layers"
     beyond = max(0.0, max(backward, embeddings) - kept - head)
-    scoring = passes.forward.at(shape.layers, job.rows) + copies + chunk_bytes(job) * (1 + gpu)
+    scoring = passes.forward.at(shape.layers, job.scoring_rows) + copies + chunk_bytes(job, again) * (1 + gpu)
     return [
-        Term("activations", kept, f"{job.rows} traces of {job.longest} tokens, all layers", (GRADIENT,)),
+        Term("activations", kept, f"{job.rows} traces of {job.longest} tokens, {layers}", (GRADIENT,)),
         Term("head, chunk by chunk", head, "logits of a chunk, and 8 d a scored token", (GRADIENT,)),
         Term("backward pass beyond these", beyond, "a layer's working memory, or 4 V d", (GRADIENT,)),
-        Term("pass without gradient", scoring, "a layer's working memory and a chunk's logits", (REFERENCE,)),
+        Term("pass without gradient", scoring, f"{job.scoring_rows} traces, a layer, a chunk's logits", (REFERENCE,)),
         _optimizer_term(job),
     ]
 
 
-def chunk_bytes(job: Job) -> float:
+def _pass_settings(job: Job) -> OptimizerConfig:
+    """What of a stage's settings changes its passes."""
+    train = job.train
+    return OptimizerConfig(
+        gradient_checkpointing=train.gradient_checkpointing, lora_rank=train.lora_rank, lora_targets=train.lora_targets
+    )
+
+
+def chunk_bytes(job: Job, scored: int) -> float:
     """Logits that the head holds at a time: 4 x CHUNK_ELEMENTS, or 4 V a scored token where those are fewer."""
     most = CHUNK_ELEMENTS["cuda" if job.card.is_gpu else "cpu"]
-    return 4.0 * min(most, job.scored * job.shape.vocabulary)
+    return 4.0 * min(most, scored * job.shape.vocabulary)
 
 
 def moment_bytes(job: Job) -> float:
@@ -209,7 +249,8 @@ def moment_bytes(job: Job) -> float:
 def _optimizer_term(job: Job) -> Term:
     """Adam's temporaries: two tensors of one parameter on the CPU; the fused kernel of a GPU has none."""
     size = 0 if job.card.is_gpu else 8
-    return Term("optimiser's temporaries", float(size * job.shape.largest), f"{size} x the largest parameter", (STEP,))
+    largest = job.shape.largest if job.adapter is None else job.adapter.largest
+    return Term("optimiser's temporaries", float(size * largest), f"{size} x the largest parameter", (STEP,))
 
 
 class Peak(NamedTuple):

@@ -3,12 +3,13 @@
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from score_cli.errors import UserError
+from score_cli.tables.adapters import linear_layers, lora_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Shape:
         parameters: all of them, tied ones once.
         largest: of its parameters, in numbers.
         layer_weights: numbers in the matrices of all layers: what each token is multiplied with.
+        linear_weights: numbers in linear layers, but for the head's: what lies beneath an adapter.
         vocabulary, width, layers: V, d and L of the formulas.
         attention_width: numbers that a token's heads hold together.
         cache_width: numbers that a token leaves in the cache of one layer, keys and values together.
@@ -31,6 +33,7 @@ class Shape:
     parameters: int
     largest: int
     layer_weights: int
+    linear_weights: int
     vocabulary: int
     width: int
     layers: int
@@ -65,6 +68,7 @@ def read_shape(name: str | Path) -> Shape:
         parameters=sum(sizes.values()),
         largest=max(sizes.values()),
         layer_weights=sum(weight.numel() for weight in layer_parameters(model) if weight.dim() > 1),
+        linear_weights=sum(weight.numel() for _, layer in linear_layers(model) for weight in layer.parameters()),
         vocabulary=len(embeddings),
         width=text.hidden_size,
         layers=text.num_hidden_layers,
@@ -86,6 +90,29 @@ def layer_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     layers = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     longest: list[torch.nn.Module] = max(layers, key=len, default=[])
     return [weight for layer in longest for weight in layer.parameters()]
+
+
+class Adapter(NamedTuple):
+    """What an adapter of given settings has: numbers in all of it, and in its largest matrix."""
+
+    parameters: int
+    largest: int
+
+
+def adapter_size(shape: Shape, *, rank: int, targets: str) -> Adapter:
+    """The size of an adapter for a model: rank x (inputs + outputs) of each linear layer that has one.
+
+    Raises:
+        UserError: no layer has a name that was given, or peft is not installed.
+    """
+    model = empty_model(shape.config)
+    names = lora_config(model, rank=rank, alpha=rank, targets=targets).target_modules
+    sizes = [
+        dict(layer.named_parameters())["weight"].shape
+        for name, layer in linear_layers(model)
+        if name.rsplit(".", 1)[-1] in names
+    ]
+    return Adapter(rank * sum(sum(size) for size in sizes), rank * max(max(size) for size in sizes))
 
 
 def shortened(shape: Shape, layers: int) -> Any:

@@ -53,7 +53,7 @@ def lora_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: str
         UserError: peft is not installed, or no linear layer has a name that was given.
     """
     names = [name.strip() for name in targets.split(",") if name.strip()]
-    known = sorted({name.rsplit(".", 1)[-1] for name, _ in _linear_layers(model)})
+    known = sorted({name.rsplit(".", 1)[-1] for name, _ in linear_layers(model)})
     unknown = [name for name in names if name not in known]
     if names == [ALL_LINEAR]:
         names, unknown = known, []
@@ -134,7 +134,7 @@ def settle_precision(model: PreTrainedModel) -> None:
             if weight.dtype == torch.bfloat16:
                 weight.data = weight.data.float()
     elif adapted_layers(model):
-        for name, layer in _linear_layers(model):
+        for name, layer in linear_layers(model):
             for weight in layer.parameters() if type(layer) is nn.Linear and ".lora_" not in name else ():
                 rounded = weight.data.bfloat16()
                 if torch.equal(rounded.float(), weight.data):
@@ -274,7 +274,7 @@ def load_adapter_weights(model: PreTrainedModel, folder: Path) -> None:
         weight.data.copy_(given[name])
 
 
-def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """The layers an adapter may sit on: the output head is scored piece by piece, past the layer itself."""
     head = model.get_output_embeddings()
     for name, layer in model.named_modules():

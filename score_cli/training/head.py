@@ -202,6 +202,13 @@ def _recomputing(layer: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
+def recomputing_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block a model's layers keep their input alone for the backward pass, which computes the rest again."""
+    with _replaced([(layer, _recomputing(layer)) for layer in _layers_of(model)]):
+        yield
+
+
+@contextmanager
 def _replaced(changes: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Within the block some layers compute something else."""
     before = [vars(layer).get("forward") for layer, _ in changes]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.adapters import only_adapter_learns
-from score_cli.tables.device import computes_in_bfloat16
+from score_cli.tables.device import computes_in_bfloat16, trim_heap
 from score_cli.tables.records import SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED
 from score_cli.tasks.pay import Pay
@@ -217,7 +217,9 @@ def forward_backward(
         for number in range(len(batch.micro_batches)):
             # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
             _add_gradient(head, known, batch, number, config, gradients, sums)
-    return StepStats(sums.cpu(), has_full_kl=config.kl == "full", grad_norms_by_attempt=gradients.finish())
+    norms = gradients.finish()
+    trim_heap(model)
+    return StepStats(sums.cpu(), has_full_kl=config.kl == "full", grad_norms_by_attempt=norms)
 
 
 def reward_matrix(verdicts: Sequence[Verdict], *, ragged: bool = False) -> Tensor:
