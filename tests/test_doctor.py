@@ -20,7 +20,7 @@ from score_cli.doctor.advice import advise
 from score_cli.doctor.cards import GIB, Assumptions, choose_card
 from score_cli.doctor.duration import forward_operations
 from score_cli.doctor.memory import Job, budget, peak, terms
-from score_cli.doctor.shape import Shape, read_shape
+from score_cli.doctor.shape import Shape, read_shape, shortened
 
 ROOT = Path(__file__).parents[1]
 PROMPT, ATTEMPT, TRACES, TOKENS = 30, 113, 16, 2048
@@ -218,3 +218,14 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.strip())
     assert lines["no-such-package"] == "not installed: pip install 'score-cli[extra]'"
     assert lines["torch"] == torch.__version__
+
+
+def test_a_model_of_one_layer_is_lengthened_with_layers_of_its_kinds(tmp_path: Path) -> None:
+    """Two layers are measured to tell what one of them keeps; the kinds of layers repeat as the model has them."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    kinds = ["sliding_attention", "full_attention"]
+    for layers, expected in ((1, kinds[:1] * 3), (2, [*kinds, kinds[0]])):
+        config = Qwen2Config(**sizes, num_hidden_layers=layers, layer_types=kinds[:layers])
+        longer = shortened(write_shape(tmp_path / str(layers), config), 3)
+        assert longer.layer_types == expected
+        assert len(AutoModelForCausalLM.from_config(longer).model.layers) == 3

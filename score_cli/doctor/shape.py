@@ -1,6 +1,7 @@
 """What a model's configuration alone says of its size: no weight is loaded or made."""
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,12 +117,12 @@ def adapter_size(shape: Shape, *, rank: int, targets: str) -> Adapter:
 
 
 def shortened(shape: Shape, layers: int) -> Any:
-    """The configuration of a model with fewer layers and a vocabulary of 16, else the same."""
+    """The configuration of a model with another number of layers and a vocabulary of 16, else the same."""
     config = copy.deepcopy(shape.config)
     text = config.get_text_config()
     text.num_hidden_layers, text.vocab_size = layers, 16
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+        text.layer_types = [kind for _, kind in zip(range(layers), itertools.cycle(text.layer_types), strict=False)]
     return config
