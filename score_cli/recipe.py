@@ -41,7 +41,7 @@ TRY_OUT = {
     "train-stage1": {"warmup_updates": 1},
     "train-stage2": {"warmup_updates": 1},
     "eval": {"max_tokens": 64},
-    "run": {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 1, "sft_problems": 8},
+    "run": {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 1, "sft_problems": 8, "best_every": 1},
 }
 TRY_OUT_PROBLEMS = 8
 SEED = "seed"
@@ -149,6 +149,8 @@ class Recipe:
             values: Any = self.settings(table, TABLES[table])
             for key, number in most.items():
                 value = getattr(values, key)
+                if value is None and key == "best_every":  # none is kept
+                    continue
                 if value is None or value > number:
                     self._tables.setdefault(table, {})[key] = number
 

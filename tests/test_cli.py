@@ -358,7 +358,7 @@ def test_a_try_out_cuts_what_is_long_and_leaves_what_is_short() -> None:
     assert [each.settings("eval", config.EvalConfig).max_tokens for each in (quickstart, math)] == [14, 64]
     run_settings = math.settings("run", config.RunConfig)
     assert (run_settings.stage1_iterations, run_settings.stage2_iterations, run_settings.sft_rounds) == (2, 2, 0)
-    assert run_settings.overlap == "drop"
+    assert (run_settings.overlap, run_settings.best_every) == ("drop", None)
     assert math.settings("sample", config.SampleConfig).samples == 8
 
 

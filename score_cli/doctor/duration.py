@@ -119,9 +119,13 @@ def recipe_hours(job: Job, run: RunConfig) -> tuple[float, float]:
 
 
 def disk_bytes(job: Job, run: RunConfig) -> list[tuple[str, float]]:
-    """Of checkpoints, weights and moments of what is trained, after each stage and the newest two; and of traces."""
+    """Of checkpoints, weights and moments of what is trained, and of traces.
+
+    There is one after each stage, the newest, the best where it is kept, and one that is being written.
+    """
     updates = run.stage1_iterations + run.stage2_iterations
-    kept = (run.stage1_iterations > 0) + (run.stage2_iterations > 0) + 2
+    kept = (run.stage1_iterations > 0) + (run.stage2_iterations > 0) + run.keep_checkpoints + 1
+    kept += run.best_every is not None
     tokens = mean_lengths(job).trace * job.traces * updates
     return [
         (f"checkpoints, {kept} at most", (4.0 * job.trained + moment_bytes(job)) * kept),
