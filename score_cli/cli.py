@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 
 import errno
 import json
-import signal
 import sys
 import traceback
 from dataclasses import replace
@@ -29,6 +28,7 @@ from score_cli.config import (
     VerifyConfig,
 )
 from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
+from score_cli.interrupts import interrupt_on_signals
 from score_cli.options import (
     AllowForeign,
     Model,
@@ -647,8 +647,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 
 def main() -> None:
     """Run the command line; every error a user can cause is one line on standard error."""
-    # A scheduler's request to stop is cleaned up after as Ctrl-C is.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     sys.exit(run_command())
 
 

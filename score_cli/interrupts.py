@@ -1,5 +1,6 @@
 """Requests to stop (Ctrl-C, SIGTERM) that are met where nothing is lost."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +8,33 @@ from contextlib import contextmanager
 from types import FrameType
 
 from score_cli.progress import Progress
+
+# Seconds after which a request that came at a bad moment is made again.
+AGAIN = 0.05
+
+
+def interrupt_on_signals() -> None:
+    """Let Ctrl-C and a scheduler's SIGTERM end the command by a KeyboardInterrupt; SIGINT that is ignored stays so."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, where somebody will see it.
+
+    What is raised within a `__del__` is printed and dropped. A signal that comes while the garbage collector works is
+    handled in the first Python code after it, and that is the `__del__` of what it found: every second Ctrl-C in the
+    first moments of `score sample` was lost so.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 @contextmanager
