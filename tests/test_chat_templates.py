@@ -357,7 +357,9 @@ def test_a_conversation_grown_in_real_tokens_is_the_one_that_the_template_writes
 def test_a_response_that_spells_control_tokens_keeps_its_text_and_ends_once(name: str, data: st.DataObject) -> None:
     """Text such as <|im_end|> written in plain tokens is carried as these tokens, and read as this text."""
     tokenizer, tokens = real_tokenizer(name), of_real(name)
-    response = data.draw(texts("<|im_end|>", "<|end|>", "<|endoftext|>", "<|user|>", "</s>", "<think>"))
+    # Phi-3 cannot spell </s>: it is one token, not a special one, which swallows the white space behind it.
+    pieces = ["<|im_end|>", "<|end|>", "<|endoftext|>", "<|user|>", "<think>"] + ["</s>"] * (name != "phi-3-mini")
+    response = data.draw(texts(*pieces))
     content = plain(tokenizer, response)
     if not content:
         return
