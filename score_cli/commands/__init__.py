@@ -1,0 +1,1 @@
+"""The subcommands, thin over the functions that they call; each module adds its own to the app."""
