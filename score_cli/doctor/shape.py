@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from score_cli.errors import UserError
 from score_cli.tables.adapters import linear_layers, lora_config
+from score_cli.tables.checkpoints import refuse_gguf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ def read_shape(name: str | Path) -> Shape:
     Raises:
         UserError: no such folder or model, or one that transformers cannot build as a causal language model.
     """
+    refuse_gguf(name)
     try:
         config = AutoConfig.from_pretrained(str(name))
         model = empty_model(config)

@@ -37,6 +37,7 @@ TRAINER = "trainer"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.parquet"
+GGUF_MAGIC = b"GGUF"
 
 # Its progress bars and advice about its own training arguments would drown ours.
 transformers_logging.set_verbosity_error()
@@ -53,7 +54,8 @@ class TrainerState:
     """What `trainer/state.json` holds.
 
     `iteration` counts the updates since the base policy, a round of supervised training as one;
-    `reference` is the fingerprint of the policy that the KL terms of this chain are measured from.
+    `reference` is the fingerprint of the policy that the KL terms of this chain are measured from;
+    `source` says what file an imported model was made of.
     """
 
     stage: str = "base"
@@ -61,6 +63,7 @@ class TrainerState:
     fingerprint: str = ""
     parent: str | None = None
     reference: str | None = None
+    source: dict[str, Any] | None = None
 
 
 def stored_state(path: Path) -> TrainerState:
@@ -132,8 +135,26 @@ def weight_bytes(weight: torch.Tensor) -> memoryview:
     return weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with path.open("rb") as stream:
+        return stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def refuse_gguf(name: str | Path) -> None:
+    """Refuse a GGUF file where a checkpoint is expected, or a folder that holds such files and no checkpoint."""
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    held = path.is_dir() and ((path / "config.json").exists() or adapters.has_adapter(path))
+    if files and not held and is_gguf(files[0]):
+        raise UserError(
+            f"{files[0]} is a GGUF file: make a checkpoint of it first (score import-model {files[0]} --out ckpt)"
+        )
+
+
 def check_checkpoint(name: str | Path) -> None:
     """Refuse what is neither a whole checkpoint folder nor could be the id of a model of the hub."""
+    refuse_gguf(name)
     path = Path(name)
     if not path.is_dir():
         local = path.exists() or path.is_absolute() or Path(path.parts[0] if path.parts else ".").is_dir()
@@ -379,16 +400,23 @@ def save_policy(
     Args:
         base: what the model's adapter sits on; then the adapter alone is written.
     """
-    trainer = folder / TRAINER
-    trainer.mkdir()
+    (folder / TRAINER).mkdir()
     if base is None:
         model.save_pretrained(folder)
     else:
         adapters.save_adapter(folder, model, base=base.name, fingerprint=base.state.fingerprint)
     tokenizer.save_pretrained(folder)
     if optimizer is not None:
-        save_file(optimizer, trainer / OPTIMIZER_FILE)
-    (trainer / STATE_FILE).write_text(json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
+        save_file(optimizer, folder / TRAINER / OPTIMIZER_FILE)
+    write_state(folder, state)
+
+
+def write_state(folder: Path, state: TrainerState) -> None:
+    """Write `trainer/state.json` of a checkpoint; `source` stands in it where there is one."""
+    values = {key: value for key, value in asdict(state).items() if key != "source" or value is not None}
+    file = folder / TRAINER / STATE_FILE
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def load_optimizer(path: Path) -> dict[str, torch.Tensor] | None:
