@@ -530,6 +530,12 @@ class RunConfig:
     )
     save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)
     keep_checkpoints: int = option(1, "How many of those stay, the newest; ends of phases always do.", least=1)
+    compact_every: int = option(
+        100,
+        "Keep the tables of so many consecutive updates in one folder, once as many newer updates are there; 0 leaves "
+        "each update its own.",
+        least=0,
+    )
     best_every: int | None = option(
         None,
         "Of the last phase's policies after every N updates, keep the best too, in RUN/best: by the validation "

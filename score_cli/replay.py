@@ -13,7 +13,6 @@ from score_cli.progress import SILENT, Progress
 from score_cli.run_folder import CONFIG_FILE, RunFolder
 from score_cli.stages.train import GradedBatch, open_trainer, read_batch
 from score_cli.tables.checkpoints import stored_state
-from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.provenance import short_digest
 from score_cli.training.token_credit import TokenCredit, token_credit
 from score_cli.training.trainer import Trainer
@@ -75,11 +74,11 @@ def replay(
     proof: Path | None = None
     with progress.phase("replaying", iteration + 1 - trainer.policy.state.iteration) as task:
         for number in range(trainer.policy.state.iteration, iteration + 1):
-            files = folder.iteration(number)
-            signals = files / "signals.parquet" if trainer.pay.signals else None
-            batch = read_batch(trainer, files / "traces.parquet", files / "rewards.parquet", signals)
+            with folder.updates.opened(number) as files:
+                signals = files / "signals.parquet" if trainer.pay.signals else None
+                batch = read_batch(trainer, files / "traces.parquet", files / "rewards.parquet", signals)
             if number == iteration and trace is not None:
-                credits = _credits(trainer, batch, trace, files / "traces.parquet")
+                credits = _credits(trainer, batch, trace, folder.updates.place(number) / "traces.parquet")
             trainer.update(
                 batch.traces,
                 batch.verdicts,
@@ -159,12 +158,12 @@ def _proof(folder: RunFolder, phase: Phase, iteration: int, found: str) -> Path 
     Raises:
         JobError: the run went on with another.
     """
-    nexts = folder.iteration(iteration + 1) / "traces.parquet"
+    nexts = folder.updates.traces_footer(iteration + 1)
     end = folder.policy(phase.name)
     if iteration + 1 == phase.last and end.exists():
         path, expected = end, stored_state(end).fingerprint
-    elif iteration + 1 < phase.last and nexts.exists() and (footer := read_footer(nexts, TRACES)) is not None:
-        path, expected = nexts, footer.policy or ""
+    elif iteration + 1 < phase.last and nexts is not None:
+        path, expected = folder.updates.place(iteration + 1) / "traces.parquet", nexts.policy or ""
     else:
         return None
     if expected != found:

@@ -81,6 +81,7 @@ class Run:
         """
         with self.folder.locked():
             self._pin()
+            self.folder.updates.tidy()
             measured = self.folder.measured(self.phases)
             if measured is not None:
                 return measured

@@ -7,6 +7,7 @@ Without validation problems the accuracy of the traces trained on decides, as in
 judged by the updates since the one before it: one batch is noise.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,6 @@ from score_cli.run_folder import BEST, RunFolder
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.evaluate import eval_samplings
 from score_cli.tables.atomic import replacing_file
-from score_cli.tables.checkpoints import METRICS_FILE
-from score_cli.tables.parquet import TRAIN_METRICS, read_table
 from score_cli.tables.records import Problem
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
@@ -88,10 +87,9 @@ class BestPolicy:
     def _trained(self, finished: int) -> float:
         first = self.phase.first + (finished - 1 - self.phase.first) // self.every * self.every
         found: list[float] = []
-        for iteration in range(first, finished):
-            rows = read_table(self.folder.iteration(iteration) / METRICS_FILE, TRAIN_METRICS).to_pylist()
-            accuracies = {row["attempt"]: row["value"] for row in rows if row["name"] == "accuracy"}
-            found += [accuracies[max(accuracies)]] if accuracies else []
+        rows = [row for row in self.folder.updates.metrics(first, finished) if row["name"] == "accuracy"]
+        for _, update in itertools.groupby(rows, key=lambda row: row["iteration"]):
+            found.append(max(update, key=lambda row: row["attempt"])["value"])
         return sum(found) / max(len(found), 1)
 
     def _candidates(self) -> list[dict[str, Any]]:

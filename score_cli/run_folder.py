@@ -5,6 +5,7 @@ RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
 RUN/iterations/0007/            traces, rewards, signals where paid for, metrics: the update from policy 7 to policy 8
+RUN/iterations/0000-0099/       the same of a hundred old updates
 RUN/latest/0010/                the newest checkpoints between those, to go on from
 RUN/best/, best.json            the best policy of the last phase, where asked for, and why it is the best
 RUN/eval/, metrics.parquet      what the policies do on held-out problems
@@ -26,8 +27,9 @@ from score_cli.errors import UserError
 from score_cli.phases import Phase
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
-from score_cli.tables.parquet import METRICS, TRACES, TRAIN_METRICS, read_footer, read_table, write_table
+from score_cli.tables.parquet import METRICS, TRAIN_METRICS, read_table, write_table
 from score_cli.tables.provenance import Footer
+from score_cli.tables.updates import Updates
 
 Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
 
@@ -50,6 +52,7 @@ FREE = {
     ("verify", "workers"),
     ("run", "save_every"),
     ("run", "keep_checkpoints"),
+    ("run", "compact_every"),
     ("run", "log_to"),
     *(("alarms", field.name) for field in fields(AlarmsConfig)),
 }
@@ -68,6 +71,7 @@ class RunFolder:
         self.evaluation = root / "eval"
         self.first_attempts = root / "first_attempts.parquet"
         self.best_record = root / "best.json"
+        self.updates = Updates(root / "iterations")
         self._latest = root / "latest"
 
     def problems(self, split: str) -> Path:
@@ -80,7 +84,7 @@ class RunFolder:
 
     def iteration(self, number: int) -> Path:
         """The folder of one update's traces, rewards and metrics."""
-        return self.root / "iterations" / f"{number:04d}"
+        return self.updates.folder(number)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -152,7 +156,7 @@ class RunFolder:
 
     def _reopen(self, path: Path, iteration: int) -> None:
         """Go on with a phase that ended earlier than it now shall."""
-        if self.iteration(iteration).exists():
+        if self.updates.has(iteration):
             raise UserError(
                 f"{path} ended after {iteration} updates and later updates went on from it, so it can have no more: "
                 "name another --out"
@@ -163,12 +167,10 @@ class RunFolder:
 
     def _check_parent(self, path: Path, state: TrainerState) -> None:
         """See that a policy was made from the last traces that lie here."""
-        traces = self.iteration(state.iteration - 1) / "traces.parquet"
-        footer = read_footer(traces, TRACES) if traces.exists() else None
+        footer = self.updates.traces_footer(state.iteration - 1)
         if footer is None or footer.policy != state.parent:
-            raise UserError(
-                f"{path} was not made from the traces of {traces.parent}: move it away, or name another --out"
-            )
+            place = self.updates.place(state.iteration - 1)
+            raise UserError(f"{path} was not made from the traces of {place}: move it away, or name another --out")
 
     def kept(self, phase: Phase, most: int | None = None) -> Path | None:
         """The newest checkpoint inside a phase, of at most so many updates."""
@@ -188,17 +190,25 @@ class RunFolder:
         if not newest:
             shutil.rmtree(self._latest, ignore_errors=True)
 
+    def compact(self, finished: int, count: int) -> None:
+        """Keep the tables of every `count` old updates in one folder; the newest `count` keep a folder each.
+
+        To be called when the policy after `finished` updates is kept: what it was made of is not done again.
+        """
+        for first in range(0, finished - 2 * count + 1, count) if count else ():
+            self.updates.compact(first, count)
+
     def copy_metrics(self, checkpoint: Path) -> None:
         """Put the metrics of the update that made a checkpoint into its iteration's folder."""
         iteration = stored_state(checkpoint).iteration - 1
+        if self.updates.place(iteration) != self.iteration(iteration):
+            return  # they stand with those of other updates
         with replacing_file(self.iteration(iteration) / METRICS_FILE) as temporary:
             shutil.copyfile(checkpoint / TRAINER / METRICS_FILE, temporary)
 
     def join_train_metrics(self, iterations: int) -> None:
         """Write the metrics of all updates into one table."""
-        rows: list[dict[str, Any]] = []
-        for iteration in range(iterations):
-            rows += read_table(self.iteration(iteration) / METRICS_FILE, TRAIN_METRICS).to_pylist()
+        rows = list(self.updates.metrics(0, iterations))
         if rows:
             footer = Footer(table=TRAIN_METRICS.name, stage="run")
             write_table(self.root / "train_metrics.parquet", TRAIN_METRICS, rows, footer)

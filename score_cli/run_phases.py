@@ -131,6 +131,7 @@ class RunPhases:
                 self._train(phase, phase.config, kept)
             # The phase's end is the newest of those to be kept.
             self.folder.drop_kept(self.configs.run.keep_checkpoints - 1)
+        self.folder.compact(phase.last, self.configs.run.compact_every)
         self.ends[phase.name] = self.folder.policy(phase.name)
 
     def end_with_best(self) -> None:
@@ -210,7 +211,7 @@ class RunPhases:
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
             self.sampler.load(trainer.policy)
-            self.log.go_on_from(policy.state.iteration)
+            self._go_on_from(policy.state.iteration)
             loop = Loop(
                 sampler=self.sampler,
                 grader=self.grader,
@@ -225,6 +226,11 @@ class RunPhases:
                 run_updates(loop, phase.last, _Journal(self, phase, loop.watch, task, asked))
         # An adapter of a later phase says where its base lies.
         self._newest = replace(trainer.policy, name=str(self.folder.policy(phase.name)))
+
+    def _go_on_from(self, update: int) -> None:
+        """Forget what was said of this update and later ones, and make room for their tables."""
+        self.log.go_on_from(update)
+        self.folder.updates.expand_from(update)
 
     def _offline_first_attempts(self) -> OfflineAttempts:
         """First attempts of the base at every training problem, drawn once for the whole run."""
@@ -250,7 +256,7 @@ class RunPhases:
         most = configs.run.sft_problems
         count = None if most is None else min(most, len(self.problems))
         sampling = replace(configs.sample, problems_per_iteration=count, attempts=phase.attempts)
-        self.log.go_on_from(policy.state.iteration)
+        self._go_on_from(policy.state.iteration)
         watch = Stopwatch()
         while policy.state.iteration < phase.last:
             iteration = policy.state.iteration
@@ -280,6 +286,7 @@ class RunPhases:
             save_sft_round(out, done, examples=file_sha256(table))
             self.folder.copy_metrics(out)
             self.folder.drop_kept(configs.run.keep_checkpoints)
+            self.folder.compact(finished, configs.run.compact_every)
             watch.lap("write")
             entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
             self.log.write(entry, watch.take())
@@ -332,6 +339,7 @@ class _Journal:
         elif finished % configs.run.save_every == 0 or self._asked_to_stop() or stopping:
             trainer.save(folder.next_kept(finished))
             folder.drop_kept(configs.run.keep_checkpoints)
+            folder.compact(finished, configs.run.compact_every)
         self._watch.lap("write")
         log.write(entry, self._watch.take(), alarms)
         for alarm in new:

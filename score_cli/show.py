@@ -16,6 +16,7 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH
 from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
+from score_cli.tables.updates import opened_beside
 
 if TYPE_CHECKING:
     from score_cli.training.token_credit import TokenCredit
@@ -73,18 +74,14 @@ def show_traces(
     Raises:
         UserError: an input does not fit, or a filter needs rewards that are not there.
     """
-    own = rewards_beside(traces)
-    rewards_path = rewards or (own if own.exists() else None)
     beside = traces.with_name("problems.parquet")
     problems_path = problems or (beside if beside.exists() else None)
     chain = None if only is None else _parse_chain(only)
-    if chain is not None and rewards_path is None:
-        raise UserError(f"--only needs verdicts, and {own} is not there: pass --rewards")
     known = {p.problem_id: p for p in read_problems(problems_path)} if problems_path else {}
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
     shown = total = 0
-    for trace, reward in _rows(traces, rewards_path):
+    for trace, reward in _rows(traces, rewards, needed=chain is not None):
         if problem is not None and trace.problem_id != problem:
             continue
         if chain is not None and (reward is None or letters(reward) != chain):
@@ -105,16 +102,21 @@ def _parse_chain(only: str) -> str:
     return chain
 
 
-def _rows(traces: Path, rewards: Path | None) -> Iterator[tuple[Trace, Verdict | None]]:
-    if rewards is None:
-        for part in iterate_traces(traces):
-            yield from ((trace, None) for trace in part)
-        return
-    judged = iterate_verdicts(rewards)
-    for part in iterate_traces(traces):
-        graded = next(judged, [])
-        check_pairs(part, graded, traces, rewards)
-        yield from zip(part, graded, strict=True)
+def _rows(traces: Path, rewards: Path | None, *, needed: bool) -> Iterator[tuple[Trace, Verdict | None]]:
+    with opened_beside(traces) as path:
+        own = rewards_beside(path)
+        rewards = rewards or (own if own.exists() else None)
+        if rewards is None and needed:
+            raise UserError(f"--only needs verdicts, and {rewards_beside(traces)} is not there: pass --rewards")
+        if rewards is None:
+            for part in iterate_traces(path):
+                yield from ((trace, None) for trace in part)
+            return
+        judged = iterate_verdicts(rewards)
+        for part in iterate_traces(path):
+            graded = next(judged, [])
+            check_pairs(part, graded, traces, rewards)
+            yield from zip(part, graded, strict=True)
 
 
 def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem: Problem | None) -> None:

@@ -14,8 +14,8 @@ from score_cli.replay import TraceName, replay
 from score_cli.run import Run, RunInputs
 from score_cli.sampling.sampler import Sampler
 from score_cli.tables.checkpoints import stored_state
-from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.records import Verdict
+from score_cli.tables.updates import Updates
 from score_cli.tasks import division
 from score_cli.training.token_credit import token_credit
 from score_cli.training.trainer import Trainer
@@ -85,20 +85,23 @@ def start(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.
 
 
 @pytest.mark.pipeline
-def test_every_update_of_a_run_gives_its_policy_again(start: RunInputs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("compact_every", "places"), [(100, ["0001", "0003"]), (1, ["0001-0001", "0003"])])
+def test_every_update_of_a_run_gives_its_policy_again(
+    start: RunInputs, tmp_path: Path, compact_every: int, places: list[str]
+) -> None:
     folder, model = tmp_path / "run", tmp_path / "ckpt"
-    Run(recipe(stage1_iterations=2, stage2_iterations=2), folder, start).execute()
+    Run(recipe(stage1_iterations=2, stage2_iterations=2, compact_every=compact_every), folder, start).execute()
     for iteration, proof in enumerate(
-        ["iterations/0001/traces.parquet", "stage1", "iterations/0003/traces.parquet", "stage2"]
+        [f"iterations/{places[0]}/traces.parquet", "stage1", f"iterations/{places[1]}/traces.parquet", "stage2"]
     ):
         found = replay(folder, iteration, model=model)
         assert found.proved_by == folder / proof
         if iteration % 2:
             assert found.policy == stored_state(folder / proof).fingerprint
         else:
-            footer = read_footer(folder / proof, TRACES)
+            footer = Updates(folder / "iterations").traces_footer(iteration + 1)
             assert footer is not None and footer.policy == found.policy
-    row = pl.read_parquet(folder / "iterations" / "0001" / "traces.parquet").row(5, named=True)
+    row = pl.read_parquet(folder / "iterations" / places[0] / "traces.parquet").row(5, named=True)
     again = replay(folder, 1, model=model, trace=TraceName(row["problem_id"], row["sample_index"]))
     columns = zip(row["token_ids"], row["attempt_ids"], row["logprobs"], strict=True)
     assert [(c.token, c.attempt, c.sampler) for c in again.credits] == [each for each in columns if each[1] > 0]

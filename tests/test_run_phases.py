@@ -326,18 +326,40 @@ def stop_and_go_on(
 def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
     start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Run(recipe(**ROUNDS), tmp_path / "whole", start).execute()
+    made = recipe(**ROUNDS, compact_every=2)
+    Run(made, tmp_path / "whole", start).execute()
+    tables = tmp_path / "whole" / "iterations"
+    assert [path.name for path in sorted(tables.iterdir())] == ["0000-0001", "0002-0003", "0004", "0005", "0006"]
+    curve = pl.read_parquet(tables.parent / "train_metrics.parquet")
+    assert pl.read_parquet(tables / "*" / "metrics.parquet").equals(curve)
     moments: list[tuple[Any, str, int]] = [
         (Grader, "grade", 4),
         (run_phases, "sft_round", 2),
         (RunFolder, "copy_metrics", 1),
         (RunFolder, "copy_metrics", 3),
+        (RunFolder, "compact", 5),
         (loop, "check_logprobs_match", 4),
     ]
     for module, function, call in moments:
         folder = tmp_path / f"{function}{call}"
-        stop_and_go_on(recipe(**ROUNDS), start, folder, monkeypatch, module, function, call)
+        stop_and_go_on(made, start, folder, monkeypatch, module, function, call)
         assert digests(folder) == digests(tmp_path / "whole"), (function, call)
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_does_old_updates_again_to_the_same_bytes(
+    start: RunInputs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    made = recipe(stage1_iterations=5, compact_every=1, keep_checkpoints=5)
+    Run(made, folder, start).execute()
+    before = digests(folder)
+    for lost in ("stage1", "latest/0004", "latest/0003"):
+        shutil.rmtree(folder / lost)
+    for lost in ("metrics.parquet", "train_metrics.parquet"):
+        (folder / lost).unlink()
+    Run(made, folder, start).execute()
+    assert digests(folder) == before
+    assert "iterations/0003-0003/traces.parquet" in before
 
 
 THREE = {"stage1_iterations": 2, "stage2_iterations": 2, "stage1_by_attempt": True}

@@ -18,6 +18,7 @@ from score_cli.tables.checkpoints import load_tokenizer
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import CORRECT
 from score_cli.tables.traces import read_traces, read_verdicts
+from score_cli.tables.updates import Updates
 from score_cli.training import credit
 from score_cli.training.pay import Paid, shaped_rewards, stage2_pay
 
@@ -81,12 +82,14 @@ def find_example(run: Path) -> Example:
     Where that can be, the baselines of both attempts say something: a sibling's attempt was right too.
     """
     config = read_config(run / "config.json").get("stage2", {})
-    stages = {row["iteration"]: row["stage"] for row in read_curve(run)}
+    stages, updates = {row["iteration"]: row["stage"] for row in read_curve(run)}, Updates(run / "iterations")
     for update in sorted((number for number, stage in stages.items() if stage == "stage2"), reverse=True):
-        place = run / "iterations" / f"{update:04d}"
-        if not (place / "traces.parquet").exists():
+        if not updates.has(update):
             continue
-        rows = list(zip(read_traces(place / "traces.parquet"), read_verdicts(place / "rewards.parquet"), strict=True))
+        with updates.opened(update) as place:
+            rows = list(
+                zip(read_traces(place / "traces.parquet"), read_verdicts(place / "rewards.parquet"), strict=True)
+            )
         if any(len(trace.attempts) != 2 for trace, _ in rows):
             continue
         shaped, returns, advantages = _credit(rows, config)

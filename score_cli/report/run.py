@@ -31,6 +31,7 @@ from score_cli.report.traces import (
 from score_cli.tables.parquet import METRICS, TRAIN_METRICS, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import short_digest
+from score_cli.tables.updates import Updates
 
 # Where a run keeps its problems, and where the single commands do.
 PROBLEM_FILES = ("train", "validation", "test", "problems")
@@ -105,8 +106,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The whole curve, or, before the run has ended, what its updates logged so far."""
     whole = folder / "train_metrics.parquet"
-    paths = [whole] if whole.exists() else sorted((folder / "iterations").glob("[0-9]*/metrics.parquet"), key=_number)
-    return [row for path in paths for row in read_table(path, TRAIN_METRICS).to_pylist()]
+    if whole.exists():
+        return list(read_table(whole, TRAIN_METRICS).to_pylist())
+    updates = Updates(folder / "iterations")
+    paths = dict.fromkeys(updates.place(number) / "metrics.parquet" for number in updates.numbers())
+    return [row for path in paths if path.exists() for row in read_table(path, TRAIN_METRICS).to_pylist()]
 
 
 def run_page(run: Path, config: ReportConfig, figures: Figures, progress: Progress) -> str:
@@ -230,15 +234,13 @@ def edit_upper(ratios: Sequence[float]) -> float:
 
 
 def _updates(folder: Path, stages: Mapping[int, str]) -> Iterator[Source]:
-    for path in sorted((folder / "iterations").glob("[0-9]*/traces.parquet"), key=_number):
-        rewards, number = path.parent / "rewards.parquet", _number(path)
-        if rewards.exists():
+    updates = Updates(folder / "iterations")
+    for number in updates.numbers():
+        if (updates.place(number) / "rewards.parquet").exists():
+            # A path that an update had before it was joined with others stands for it still.
+            traces, rewards = (updates.folder(number) / name for name in ("traces.parquet", "rewards.parquet"))
             stage = f" ({stages[number]})" if number in stages else ""
-            yield Source(f"update-{number:04d}", f"update {number}{stage}", "update", None, path, rewards)
-
-
-def _number(path: Path) -> int:
-    return int(path.parent.name) if path.parent.name.isdecimal() else -1
+            yield Source(f"update-{number:04d}", f"update {number}{stage}", "update", None, traces, rewards)
 
 
 def _training(curve: Sequence[Mapping[str, Any]], figures: Figures) -> Section:

@@ -21,6 +21,7 @@ from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict, turn_title
 from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
+from score_cli.tables.updates import opened_beside
 
 TRACES_SUFFIX = ".traces.parquet"
 REWARDS_SUFFIX = ".rewards.parquet"
@@ -51,9 +52,10 @@ class Source:
         Raises:
             UserError: the two files do not belong together.
         """
-        traces, verdicts = read_traces(self.traces), read_verdicts(self.rewards)
+        with opened_beside(self.traces) as path:
+            traces, verdicts = read_traces(path), read_verdicts(path.with_name(self.rewards.name))
+            footer = read_footer(path, TRACES)
         check_pairs(traces, verdicts, self.traces, self.rewards)
-        footer = read_footer(self.traces, TRACES)
         return list(zip(traces, verdicts, strict=True)), footer.policy if footer else None
 
 

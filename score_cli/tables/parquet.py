@@ -72,6 +72,11 @@ def count_rows(path: Path, table: Table) -> int:
     return int(_open(path, table).metadata.num_rows)
 
 
+def count_row_groups(path: Path, table: Table) -> int:
+    """Number of row groups of a table, from its footer alone."""
+    return int(_open(path, table).metadata.num_row_groups)
+
+
 def has_column(path: Path, table: Table, name: str) -> bool:
     """Whether a file has a column that a table need not have; errors as `iterate_batches`."""
     return name in _open(path, table).schema_arrow.names
@@ -131,10 +136,10 @@ class TableWriter:
         """Write the rows as one row group."""
         self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
-    def copy_row_groups(self, source: Path, table: Table) -> None:
-        """Write the row groups of another file of this table, one by one; errors as `iterate_batches`."""
+    def copy_row_groups(self, source: Path, table: Table, groups: Iterable[int] | None = None) -> None:
+        """Write the row groups of another file of this table, or some of them; errors as `iterate_batches`."""
         file = _open(source, table)
-        for index in range(file.num_row_groups):
+        for index in range(file.num_row_groups) if groups is None else groups:
             try:
                 group = file.read_row_group(index, columns=table.schema.names)
             except (pa.ArrowInvalid, OSError) as error:
