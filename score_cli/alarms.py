@@ -9,7 +9,7 @@ from typing import Any
 
 from score_cli.config import AlarmsConfig
 
-Entry = Mapping[str, Any]  # of a run's log; `update`, `phase` and `metrics` are looked at
+Entry = Mapping[str, Any]  # of a run's log; `phase`, `metrics` and `validation` are looked at
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def alarms_of(entries: Sequence[Entry], config: AlarmsConfig) -> list[Alarm]:
         "unscored": _unscored(phase, config.unscored_limit),
         "no_reward": _no_reward(phase, config.no_reward_updates),
         "collapse": _collapse(phase, config.collapse_limit, config.collapse_updates),
+        "held_out": _held_out(phase, config.held_out_limit, config.held_out_measurements),
     }
     actions = {name: getattr(config, name) for name in found}
     return [
@@ -81,6 +82,32 @@ def _collapse(phase: Sequence[Entry], limit: float, updates: int) -> str | None:
     return (
         f"{_mean(changed):.1%} of answers changed in the last {updates} updates (limit {limit:.1%}), while first "
         f"attempts rose from {before:.1%} to {after:.1%}"
+    )
+
+
+def _held_out(phase: Sequence[Entry], limit: float, measurements: int) -> str | None:
+    """The policy learns what is paid for and not what is meant: a hole in the grader, or the training problems.
+
+    A measurement is set beside the rewards of the updates since the one before it.
+    """
+    found: list[tuple[float, float]] = []
+    rewards: list[float] = []
+    for entry in phase:
+        rewards.append(sum(_by_attempt(entry, "reward").values()))
+        if "validation" in entry:
+            found.append((entry["validation"], _mean(rewards)))
+            rewards = []
+    if len(found) < measurements:
+        return None
+    accuracies, paid = zip(*found[-measurements:], strict=True)
+    half = measurements // 2
+    before, after = _mean(accuracies[:half]), _mean(accuracies[-half:])
+    paid_before, paid_after = _mean(paid[:half]), _mean(paid[-half:])
+    if before - after < limit or paid_after <= paid_before:
+        return None
+    return (
+        f"validation accuracy fell from {before:.1%} to {after:.1%} over the last {measurements} measurements (limit "
+        f"{limit:.1%}), while the shaped rewards of a trace rose from {paid_before:.3g} to {paid_after:.3g}"
     )
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import typer
 
 from score_cli.commands.app import app
-from score_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobError, UserError
+from score_cli.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_JOB_FAILED,
+    EXIT_NO_ROOM,
+    NO_ROOM,
+    JobError,
+    NoRoomError,
+    UserError,
+)
 from score_cli.interrupts import interrupt_on_signals
 
 # Each adds its commands to the app, in the order of `score --help`.
@@ -29,13 +38,15 @@ def main() -> None:
 
 
 def run_command(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 3 no room, 130 interrupted."""
     try:
         # Outside standalone mode typer returns the exit code, or raises what it would have printed.
         code = typer.main.get_command(app)(args=arguments, prog_name="score", standalone_mode=False) or 0
         return _interrupted() if code == EXIT_INTERRUPTED else int(code)
     except UserError as error:
         return _fail(str(error), EXIT_BAD_INPUT)
+    except NoRoomError as error:
+        return _fail(str(error), EXIT_NO_ROOM)
     except JobError as error:
         return _fail(str(error), EXIT_JOB_FAILED)
     except _USAGE_ERROR as error:
@@ -51,8 +62,9 @@ def run_command(arguments: list[str] | None = None) -> int:
             raise
         return _fail(_out_of_memory(error), EXIT_JOB_FAILED)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _fail(f"no space to write {error.filename or 'the output'}: free some and run the command again", 1)
+        if error.errno in NO_ROOM:
+            place = error.filename or "the output"
+            return _fail(f"no space to write {place}: free some and run the command again", EXIT_NO_ROOM)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return _fail(f"no permission for {error.filename or 'the output'}: name a place you may write to", 2)
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):

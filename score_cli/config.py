@@ -573,3 +573,10 @@ class AlarmsConfig:
     collapse_updates: int = option(
         20, "Updates that both are measured over; first attempts half against half.", least=2
     )
+    held_out: OnAlarm = option(
+        "warn",
+        "Where the shaped rewards rise while the accuracy on validation problems falls by held_out_limit or more; "
+        "run.best_every measures it.",
+    )
+    held_out_limit: float = option(0.02, "Fall of that accuracy, from the older half to the newer.", above=0, most=1)
+    held_out_measurements: int = option(4, "Measurements that are looked at, half against half.", least=2)

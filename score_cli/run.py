@@ -11,6 +11,7 @@ from score_cli.phases import BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
+from score_cli.run_disk import check_room, predicted_disk
 from score_cli.run_folder import RunFolder
 from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
@@ -95,6 +96,7 @@ class Run:
                 # A task that nobody grades, or a grader that cannot be loaded, is refused before anything is trained.
                 grader.start({problem.task for problem in [*train, *test]})
                 sampler = make_sampler(self.configs.sample, self._base(train, test))
+                self._check_disk()
                 updates = self.phases[-1].last if self.phases else 0
                 log = RunLog(self.folder.root, updates, self._sinks)
                 phases = RunPhases(
@@ -209,6 +211,16 @@ class Run:
         base = self._given or load_policy(self._base_path, device=self.device)
         self._check_room(base, train, test)
         return base
+
+    def _check_disk(self) -> None:
+        """Refuse a disk without room for the checkpoints, and warn of one that the traces may fill."""
+        configs = self.configs
+        predicted = predicted_disk(
+            self._base_path, sample=configs.sample, train=configs.stage2, evaluate=configs.eval, run=configs.run
+        )
+        warning = None if predicted is None else check_room(self.folder, predicted)
+        if warning is not None:
+            self.progress.line(f"warning: {warning}")
 
     def _check_room(self, base: Policy, train: Sequence[Problem], test: Sequence[Problem]) -> None:
         """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from score_cli.config import EvalConfig
 from score_cli.evaluation.evaluate import GREEDY
@@ -25,6 +25,13 @@ from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
 
 TRAINING = "accuracy of the last attempt on the traces trained on, over the updates since the candidate before"
+
+
+class Candidate(NamedTuple):
+    """What was found of a policy, in words; and its accuracy on the validation problems, where there are some."""
+
+    words: str
+    validation: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +58,13 @@ class BestPolicy:
             return TRAINING
         return f"accuracy of the last attempt, decoded greedily, on {len(self.validation)} validation problems"
 
-    def consider(self, trainer: Trainer) -> str | None:
+    def consider(self, trainer: Trainer) -> Candidate | None:
         """Measure the policy after an update, if it is a candidate, and keep it if no earlier one was as good.
 
         To be called once the update's metrics are written, with a sampler that holds the policy.
 
         Returns:
-            What was found, in words; None where it is no candidate.
+            What was found; None where it is no candidate.
         """
         finished = trainer.policy.state.iteration
         if finished != self.phase.last and (finished - self.phase.first) % self.every:
@@ -72,7 +79,8 @@ class BestPolicy:
         if value > best:
             trainer.save(self.folder.policy(BEST), moments=False)
         self._write([*earlier, {"iteration": finished, "policy": policy, "value": value}])
-        return f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if value > best else "")
+        words = f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if value > best else "")
+        return Candidate(words, value if self.validation else None)
 
     def _value(self, finished: int) -> float:
         return self._validated() if self.validation else self._trained(finished)

@@ -161,6 +161,8 @@ def flat(entry: Entry) -> dict[str, float]:
     """
     seconds = entry["seconds"]
     found = {f"{entry['phase']}/{name}": value for name, value in entry["metrics"].items()}
+    if "validation" in entry:
+        found[f"{entry['phase']}/validation"] = entry["validation"]
     found |= {f"seconds/{part}": value for part, value in seconds.items()}
     found["seconds/update"] = sum(seconds.values())
     found["overhead"] = overhead(seconds)

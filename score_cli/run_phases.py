@@ -24,6 +24,7 @@ from score_cli.phases import BASE, Phase
 from score_cli.progress import Progress, Task
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
+from score_cli.run_disk import check_next_save
 from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import Entry, RunLog, overhead
 from score_cli.sampling.offline import OfflineAttempts, read_offline
@@ -290,6 +291,8 @@ class RunPhases:
             watch.lap("write")
             entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
             self.log.write(entry, watch.take())
+            if finished < entry["run_last"]:
+                check_next_save(self.folder, out, finished, 1)
         self._newest = replace(policy, name=str(self.folder.policy(phase.name)))
 
 
@@ -326,18 +329,24 @@ class _Journal:
         for warning in trainer.warnings:
             self._phases.progress.line(f"warning: {warning}")
         best = self._phases.best
-        if best is not None and best.phase == self._phase and (found := best.consider(trainer)):
-            self._phases.progress.line(f"{self._phase.name}: {found}")
+        found = best.consider(trainer) if best is not None and best.phase == self._phase else None
+        if found is not None:
+            self._phases.progress.line(f"{self._phase.name}: {found.words}")
             self._watch.lap("validate")
         traces, verdicts = self._graded
         log, configs = self._phases.log, self._phases.configs
         entry = log.entry(self._phase, finished - 1, traces=traces, verdicts=verdicts, metrics=trainer.metrics)
+        if found is not None and found.validation is not None:
+            entry["validation"] = found.validation
         alarms, new = log.alarms(entry, configs.alarms)
         stopping = [alarm.words for alarm in alarms if alarm.stops]
+        saved = None
         if finished == self._phase.last:
-            trainer.save(folder.policy(self._phase.name))
+            saved = folder.policy(self._phase.name)
+            trainer.save(saved)
         elif finished % configs.run.save_every == 0 or self._asked_to_stop() or stopping:
-            trainer.save(folder.next_kept(finished))
+            saved = folder.next_kept(finished)
+            trainer.save(saved)
             folder.drop_kept(configs.run.keep_checkpoints)
             folder.compact(finished, configs.run.compact_every)
         self._watch.lap("write")
@@ -350,6 +359,8 @@ class _Journal:
                 f"stopped after update {finished - 1} by an alarm: {'; '.join(stopping)}. Its policy is kept: go on "
                 "with another limit or `warn` in [run.alarms], or --fork under other settings"
             )
+        if saved is not None and finished < entry["run_last"]:
+            check_next_save(folder, saved, finished, configs.run.save_every)
         if self._asked_to_stop():
             raise KeyboardInterrupt
 

@@ -54,6 +54,30 @@ def test_collapse_is_little_change_while_first_attempts_rise() -> None:
     assert names(log(*[{"accuracy@t1": 0.1 * n} for n in range(1, 6)])) == []  # one attempt has nothing to change
 
 
+def measured(*updates: tuple[float, float | None]) -> list[dict[str, Any]]:
+    """Shaped rewards of a trace, half of them at each attempt, and the validation accuracy where it was measured."""
+    entries = log(*({"reward@t1": reward / 2, "reward@t2": reward / 2} for reward, _ in updates))
+    return [e if v is None else e | {"validation": v} for e, (_, v) in zip(entries, updates, strict=True)]
+
+
+def test_what_is_paid_for_rises_while_held_out_accuracy_falls() -> None:
+    rising = measured((1, None), (1, 0.6), (1, None), (2, 0.6), (2, None), (3, 0.5), (3, None), (3, 0.55), (3, None))
+    [alarm] = alarms_of(rising, CONFIG)
+    # Accuracy 0.6, 0.6 against 0.5, 0.55; rewards 1, 1.5 against 2.5, 3, each the mean of two updates.
+    assert (alarm.name, alarm.words) == (
+        "held_out",
+        "validation accuracy fell from 60.0% to 52.5% over the last 4 measurements (limit 2.0%), while the shaped "
+        "rewards of a trace rose from 1.25 to 2.75",
+    )
+    assert names(rising[:7]) == []  # three measurements of four
+    assert names(rising, replace(CONFIG, held_out_limit=0.08)) == []
+    assert names(measured((3, 0.6), (3, 0.6), (3, 0.5), (3, 0.5))) == []  # no more is paid
+    assert names(measured((1, 0.5), (2, 0.5), (3, 0.6), (4, 0.6))) == []  # it is learned for good
+    assert names(measured(*[(n, None) for n in range(9)])) == []  # nothing is held out
+    # Of an odd number the middle one is between the halves.
+    assert names(measured((1, 0.6), (9, 0.9), (2, 0.5)), replace(CONFIG, held_out_measurements=3)) == ["held_out"]
+
+
 def test_what_an_alarm_does_is_the_recipes_to_say() -> None:
     wrong = log({"kl@t1": 9.0, "unscored": 0.5})
     assert [(a.name, a.stops) for a in alarms_of(wrong, replace(CONFIG, kl="stop"))] == [

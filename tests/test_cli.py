@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_earlier_files_whole(batch: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=batch, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "no space to write" in done.stderr.splitlines()[-1]
     assert (batch / "traces.parquet").read_bytes() == before
     assert sorted(p.name for p in batch.iterdir()) == ["ckpt", "problems.parquet", "rewards.parquet", "traces.parquet"]

@@ -276,6 +276,8 @@ def test_validation_problems_choose_the_best_policy_where_there_are_some(
     assert record["best"]["iteration"] == max(values, key=lambda number: values[number])
     assert stored_state(folder / "best").iteration == record["best"]["iteration"]
     assert "on 20 validation problems" in record["chosen_by"]
+    logged = {entry["update"] + 1: entry["validation"] for entry in read_log(folder / "log.jsonl")}
+    assert logged == pytest.approx(values)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from score_cli.errors import UserError
+from score_cli.errors import NO_ROOM, UserError
 
 _EARLIER = "earlier"
 
@@ -150,13 +151,27 @@ def resumable_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let whoever finds no room for a file say so alike, with the place: libraries in Rust raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number not in NO_ROOM:
+            raise
+        assert number is not None
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file path; when the block succeeds it becomes `path`, else it vanishes.
 
     An earlier `path` stays whole until the rename, which replaces it in one step.
     """
     path = path.absolute()
-    with _workspace(path) as workspace:
+    with _naming(path), _workspace(path) as workspace:
         temporary = workspace / path.name
         yield temporary
         _sync(temporary)
@@ -172,7 +187,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     if this process is stopped between the two steps, or by the next one that writes there if it is killed.
     """
     path = path.absolute()
-    with _workspace(path) as workspace:
+    with _naming(path), _workspace(path) as workspace:
         temporary = workspace / "new"
         temporary.mkdir()
         yield temporary
