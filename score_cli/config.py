@@ -25,7 +25,7 @@ LossOn = Literal["second", "both"]
 OptimizerName = Literal["adam", "adam8bit"]
 Stored = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
-SignalKind = Literal["confidence", "judge"]
+SignalKind = Literal["confidence", "judge", "revision"]
 ConfidenceForm = Literal["mean", "product"]
 SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
@@ -306,7 +306,8 @@ class SignalConfig(DeviceConfig):
 
     kind: SignalKind = option(
         "confidence",
-        "confidence: the probability that the policy gives an answer's own tokens. judge: that it calls a solve right.",
+        "confidence: the probability that the policy gives an answer's own tokens. judge: that it calls a solve right. "
+        "revision: of critiques, the exact reward of what the policy made of them.",
     )
     by: str | None = option(
         None, "Checkpoint, or Hugging Face model id, whose policy makes the signal; in a run the base if left out."

@@ -203,8 +203,9 @@ def measure_dialogues(traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> d
         delta@final, i_to_c@final, c_to_i@final    from the first solve to the last
         mean_trials                 solves a trace
 
-    A claim on a solve that nobody could score counts nowhere. One that cannot be read is wrong in `verify_acc` and
-    finds no error in `error_recall`. S2R (arXiv 2502.12853) calls the first three VA, ER and CP.
+    Of traces without a solve, critiques of one that is given, only `verify_acc` and `unreadable` are known; see
+    `evaluation.critics`. A claim on a solve that nobody could score counts nowhere. One that cannot be read is wrong in
+    `verify_acc` and finds no error in `error_recall`. S2R (arXiv 2502.12853) calls the first three VA, ER and CP.
     """
     if all(trace.roles is None for trace in traces):
         return {}
@@ -218,11 +219,15 @@ def measure_dialogues(traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> d
         for right, agrees, readable in _claims(trace, verdict):
             note("verify_acc", trace.problem_id, float(agrees))
             note("unreadable", trace.problem_id, float(not readable))
+            if right is None:
+                continue
             if not right:
                 note("error_recall", trace.problem_id, float(agrees))
             if readable and agrees == right:  # it says correct
                 note("correct_precision", trace.problem_id, float(agrees))
         _, solves = solves_of(trace, verdict)
+        if not solves.verdicts:
+            continue
         first, last = solves.correct[0], solves.correct[-1]
         if last is not None:
             note("acc@final", trace.problem_id, float(last))
@@ -234,11 +239,15 @@ def measure_dialogues(traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> d
     return found
 
 
-def _claims(trace: Trace, verdict: Verdict) -> Iterator[tuple[bool, bool, bool]]:
-    """Of each turn that judges a scored solve: whether the solve is right, the claim agrees, and could be read."""
+def _claims(trace: Trace, verdict: Verdict) -> Iterator[tuple[bool | None, bool, bool]]:
+    """Of each turn that judges a scored solve: whether the solve is right, the claim agrees, and could be read.
+
+    Whether a solve is right that stands in another trace is unknown.
+    """
     right: bool | None = None
+    elsewhere = SOLVE not in trace.turn_roles
     for turn, role in enumerate(trace.turn_roles):
         if role == SOLVE:
             right = verdict.correct[turn]
-        elif verdict.verdicts[turn] not in (UNGRADED, UNSCORED) and right is not None:
+        elif verdict.verdicts[turn] not in (UNGRADED, UNSCORED) and (elsewhere or right is not None):
             yield right, verdict.verdicts[turn] == CORRECT, verdict.answers[turn] is not None

@@ -20,6 +20,35 @@ Signals = Annotated[
     Path | None,
     typer.Option(help="Signals table of these traces, made by `score signal`, where [pay] of --config reads it."),
 ]
+ScriptPart = Annotated[
+    str | None,
+    typer.Option(
+        "--script",
+        metavar="PASS",
+        help="Of a [script] that begins with critique: solve, the generator's first solves; critique, a critic's of "
+        "--from; revise, the generator's newest solve after --critiques.",
+    ),
+]
+GivenSolves = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="Traces of solves that --script critique or revise builds its conversations from, newest solve."
+    ),
+]
+Critiques = Annotated[
+    Path | None,
+    typer.Option(
+        help="Critiques that --script revise answers. With --script critique, those of the round before: what they "
+        "call correct gets no further round."
+    ),
+]
+GivenRewards = Annotated[
+    Path | None,
+    typer.Option(help="Of critiques of given solves: the rewards of the solves, which their claims are judged by."),
+]
+Revisions = Annotated[
+    Path | None, typer.Option(help="revision: traces of --script revise, whose rewards are the critiques' signal.")
+]
 Model = Annotated[Path, typer.Option(help="Policy: a checkpoint folder, or a Hugging Face model id.")]
 Reference = Annotated[
     Path | None,

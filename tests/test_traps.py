@@ -13,7 +13,7 @@ from torch import Tensor
 from score_cli import metrics
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import Signal, Trace, Verdict
 from score_cli.tasks.script import Script
 from score_cli.training import credit, losses, step
 from score_cli.training.batching import MicroBatch
@@ -21,6 +21,7 @@ from score_cli.training.head import Head
 from score_cli.training.trainer import Trainer
 from tests import (
     test_checkpoints,
+    test_critic_objective,
     test_dialogue_objectives,
     test_logprobs,
     test_losses,
@@ -307,3 +308,38 @@ def test_an_absent_turn_taken_for_an_unscored_one(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(step, "shaped_rewards", unknown)
     caught(test_dialogue_objectives.test_an_absent_turn_is_not_an_unscored_one)
+
+
+# Of a critic's training.
+
+
+def test_critiques_compared_with_a_mean_that_includes_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credit, "group_baseline", inclusive_mean)
+    caught(test_critic_objective.test_the_expected_update_is_the_gradient_of_the_revisions_chance_to_be_right)
+
+
+def test_critiques_advantages_divided_by_the_deviation_of_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = credit.advantages
+
+    def normed(values: Tensor, groups: Tensor, *rest: object, **more: object) -> Tensor:
+        spread = torch.stack([values[groups == group].std(correction=0) for group in groups])
+        return real(values, groups, *rest, **more) / (spread[:, None] + 1e-4)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(credit, "advantages", normed)
+    caught(test_critic_objective.test_the_expected_update_is_the_gradient_of_the_revisions_chance_to_be_right)
+
+
+def test_critiques_of_two_solves_in_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "group_numbers", lambda traces: torch.zeros(len(traces), dtype=torch.long))
+    caught(test_critic_objective.test_two_solves_of_one_problem_are_two_groups)
+
+
+def test_a_critique_paid_for_the_revision_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The revisions stand in another order than the critiques."""
+
+    def by_row(critiques: list[Trace], revisions: list[Trace], verdicts: list[Verdict]) -> list[Signal]:
+        rows = zip(critiques, verdicts, strict=True)
+        return [Signal(c.problem_id, c.sample_index, "revision", [None], [None], v.rewards) for c, v in rows]
+
+    monkeypatch.setattr(test_critic_objective, "revision_signals", by_row)
+    caught(test_critic_objective.test_the_expected_update_is_the_gradient_of_the_revisions_chance_to_be_right)

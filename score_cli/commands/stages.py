@@ -22,12 +22,17 @@ from score_cli.config import (
 from score_cli.errors import UserError
 from score_cli.options import (
     AllowForeign,
+    Critiques,
+    GivenRewards,
+    GivenSolves,
     Model,
     NewPhase,
     Overwrite,
     Problems,
     Reference,
+    Revisions,
     Rewards,
+    ScriptPart,
     Signals,
     Traces,
     with_settings,
@@ -87,6 +92,9 @@ def sample(
         Path | None,
         typer.Option(help="Traces whose first attempts are taken as they are; only the later ones are sampled."),
     ] = None,
+    part: ScriptPart = None,
+    solves: GivenSolves = None,
+    critiques: Critiques = None,
     out: Annotated[Path, typer.Option(help="Traces table to write.")] = Path("traces.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -94,17 +102,20 @@ def sample(
     from score_cli.console import make_progress
     from score_cli.sampling.engine import policy_device
     from score_cli.stages import sample as stage
+    from score_cli.stages.given import choose_pass
     from score_cli.tables.atomic import check_output
     from score_cli.tables.checkpoints import load_policy
     from score_cli.tables.device import setup_device
 
     check_output(out, overwrite=overwrite)
+    settings, sources = choose_pass(settings, part, solves, critiques)
     policy = load_policy(model, device=policy_device(settings, setup_device(settings)))
     stage.sample(
         settings,
         policy=policy,
         problems=problems,
         first_attempts=first_attempts,
+        sources=sources,
         out=out,
         overwrite=overwrite,
         progress=make_progress(),
@@ -130,6 +141,7 @@ def verify(
     settings: VerifyConfig,
     traces: Traces = Path("traces.parquet"),
     problems: Problems = Path("problems.parquet"),
+    given_rewards: GivenRewards = None,
     out: Annotated[Path, typer.Option(help="Rewards table to write.")] = Path("rewards.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -138,7 +150,13 @@ def verify(
     from score_cli.stages import verify as stage
 
     counts = stage.verify(
-        settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
+        settings,
+        traces=traces,
+        problems=problems,
+        given_rewards=given_rewards,
+        out=out,
+        overwrite=overwrite,
+        progress=make_progress(),
     )
     typer.echo(f"{out}: {counts}", err=True)
 
@@ -149,16 +167,25 @@ def make_signal(
     settings: SignalConfig,
     traces: Traces = Path("traces.parquet"),
     problems: Problems = Path("problems.parquet"),
+    revisions: Revisions = None,
+    revision_rewards: Annotated[
+        Path | None, typer.Option(help="Rewards of --revisions; if left out, the file named alike beside them.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Signals table to write.")] = Path("signals.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
     """Write what a frozen policy says of traces, beside their exact rewards; training alone reads it."""
     from score_cli.console import make_progress
-    from score_cli.stages import signal as stage
+    from score_cli.stages import revision, signal
 
-    said = stage.signal(
-        settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
-    )
+    if settings.kind == "revision":
+        said = revision.signal(traces, revisions, revision_rewards, out=out, overwrite=overwrite)
+    elif revisions is not None or revision_rewards is not None:
+        raise UserError(f"--revisions are for --kind revision, and the kind is {settings.kind}: leave them out")
+    else:
+        said = signal.signal(
+            settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
+        )
     typer.echo(f"{out}: {said}", err=True)
 
 

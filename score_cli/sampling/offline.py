@@ -65,25 +65,37 @@ class OfflineAttempts:
             UserError: it was asked with other tokens, or does not end as this policy's attempts do.
         """
         key = (rollout.problem_id, rollout.sample_index)
-        trace, name = self.traces[key], f"{self.name}, {_say(key)}"
-        start = len(rollout.prompt)
-        own = np.flatnonzero(trace.attempt_ids == 1)
-        if trace.token_ids[:start].tolist() != list(rollout.prompt) or not len(own) or own[0] != start:
-            raise UserError(
-                f"{name}: its prompt is not the one this policy would be given: "
-                "ask both with the same problems, prompts and tokenizer"
-            )
-        tokens = trace.token_ids[own]
-        stops = np.isin(tokens, list(rollout.stop_ids))
-        whole = own[-1] == start + len(own) - 1 and not stops[:-1].any()
-        if not whole or stops[-1] != (trace.finish_reasons[0] == STOP):
-            raise UserError(f"{name}: its first attempt does not end where this policy's would: sample it again")
-        if len(tokens) > rollout.max_tokens:
-            raise UserError(
-                f"{name}: its first attempt has {len(tokens)} tokens, more than --max-tokens {rollout.max_tokens}: "
-                "raise that"
-            )
-        rollout.give(tokens.tolist(), trace.logprobs[own].tolist(), trace.finish_reasons[0])
+        give_attempt(rollout, self.traces[key], 1, f"{self.name}, {_say(key)}")
+
+
+def give_attempt(rollout: Rollout, trace: Trace, attempt: int, name: str) -> None:
+    """Let a trace that has not begun go on from an attempt of another one, as if it were its own first.
+
+    Args:
+        name: of the other trace, for messages.
+    Raises:
+        UserError: it was asked with other tokens, or does not end as this policy's attempts do.
+    """
+    said = f"its {'first attempt' if attempt == 1 else 'newest solve'}"
+    start = len(rollout.prompt)
+    own = np.flatnonzero(trace.attempt_ids == attempt)
+    begins = len(own) > 0 and (own[0] == start if attempt == 1 else own[0] > start)
+    if trace.token_ids[:start].tolist() != list(rollout.prompt) or not begins:
+        raise UserError(
+            f"{name}: its prompt is not the one this policy would be given: "
+            "ask both with the same problems, prompts and tokenizer"
+        )
+    tokens = trace.token_ids[own]
+    stops = np.isin(tokens, list(rollout.stop_ids))
+    reason = trace.finish_reasons[attempt - 1]
+    whole = own[-1] == own[0] + len(own) - 1 and not stops[:-1].any()
+    if not whole or stops[-1] != (reason == STOP):
+        raise UserError(f"{name}: {said} does not end where this policy's would: sample it again")
+    if len(tokens) > rollout.max_tokens:
+        raise UserError(
+            f"{name}: {said} has {len(tokens)} tokens, more than --max-tokens {rollout.max_tokens}: raise that"
+        )
+    rollout.give(tokens.tolist(), trace.logprobs[own].tolist(), reason)
 
 
 def read_offline(path: Path, problem_ids: Collection[str] | None = None) -> OfflineAttempts:

@@ -14,6 +14,7 @@ from typing import Any
 from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import TRANSFORMERS, engine_name
+from score_cli.sampling.given import Given
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import SampleJob, Sampler
 from score_cli.tables.checkpoints import Policy, fingerprint
@@ -53,11 +54,16 @@ class Actor:
             return number, error
 
     def sample(
-        self, policy: StoredPolicy, problems: Sequence[Problem], config: SampleConfig, offline: OfflineAttempts | None
+        self,
+        policy: StoredPolicy,
+        problems: Sequence[Problem],
+        config: SampleConfig,
+        offline: OfflineAttempts | None,
+        given: Given | None,
     ) -> list[Trace]:
         """The traces of a chunk."""
-        sampler = self._holding(policy)
-        job = sampler.plan(problems, replace(config, ray=None), offline)
+        sampler, config = self._holding(policy), replace(config, ray=None)
+        job = sampler.plan(problems, config, offline) if given is None else sampler.plan_given(given, config)
         return sampler.sample_chunk(job, range(len(problems)))
 
     def token_logprobs(self, policy: StoredPolicy, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
@@ -109,10 +115,11 @@ class RaySampler(Sampler):
         policy, pool = self._policy_in_store(), self._pool()
 
         def submit(actor: Any, item: tuple[int, range]) -> Any:
-            number, chunk = item
-            problems = [job.problems[row] for row in chunk]
+            number, rows = item
+            problems = [job.problems[row] for row in rows]
             offline = None if job.offline is None else job.offline.of(problems)
-            return actor.work.remote(number, "sample", policy, problems, config, offline)
+            given = None if job.given is None else job.given.of(rows)
+            return actor.work.remote(number, "sample", policy, problems, config, offline, given)
 
         yield from _results(pool.map_unordered(submit, list(chunks)))
 

@@ -188,6 +188,18 @@ class TaskRenderer:
             )
         return tokens
 
+    def prompt_with(self, words: str, texts: Mapping[str, str]) -> list[int]:
+        """As `prompt`, of words with texts in their places; neither these nor the words hold control tokens.
+
+        Raises:
+            UserError: the words spell a control token, and the tokenizer has no other way to write it.
+        """
+        try:
+            return self.prompt(fill(words, texts))
+        except UserError:
+            # As in `bridge_with`: names that cannot be written as text are left out.
+            return self.prompt(fill(words, {role: self._control.without(text) for role, text in texts.items()}))
+
     def bridge_of(self, words: str) -> Bridge:
         """What stands between a turn and the next, where the user says these words, as they stand."""
         if words not in self._bridges:

@@ -93,6 +93,7 @@ class Rollout:
     offline_attempts: int = 0
     dialogue: Dialogue | None = None
     roles: list[str] = field(default_factory=list)
+    given_index: int | None = None
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ class Rollout:
             logprobs=np.array(self.logprobs, dtype=np.float32),
             offline_attempts=self.offline_attempts,
             roles=list(self.roles) if self._dialogue.names_roles else None,
+            given_index=self.given_index,
         )
 
     def _end_attempt(self, reason: str) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from score_cli.config import SampleConfig, check_config
 from score_cli.errors import UserError
 from score_cli.sampling.engine import VLLM, Decoding, Engine, engine_name
+from score_cli.sampling.given import CRITIQUE_PART, Given
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.renderer import Renderer
-from score_cli.sampling.rollout import check_lengths
+from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.seeds import draw_problems, offline_samples
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
@@ -27,6 +28,7 @@ class SampleJob:
 
     Attributes:
         offline: first attempts that `config.offline_share` of each problem's samples go on from.
+        given: earlier traces that the conversations are built from, row by row with `problems`.
     """
 
     config: SampleConfig
@@ -34,12 +36,34 @@ class SampleJob:
     prompts: Sequence[list[int]]
     renderer: Renderer
     offline: OfflineAttempts | None = None
+    given: Given | None = None
+
+    @property
+    def names_roles(self) -> bool:
+        """Whether the traces say what their turns are."""
+        if self.given is not None:
+            return self.given.part == CRITIQUE_PART
+        return self.config.script is not None and not self.config.script.only_solves
 
     @property
     def chunks(self) -> list[range]:
         """The rows of `problems`, in pieces of `config.chunk_problems`."""
         count, size = len(self.problems), self.config.chunk_problems
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def rollout(self, row: int, number: int) -> Rollout:
+        """The `number`-th trace of a row, as far as it is given.
+
+        Raises:
+            UserError: what is given does not fit this policy.
+        """
+        problem, prompt = self.problems[row], self.prompts[row]
+        if self.given is not None:
+            return self.given.rollout(self.renderer, row, prompt, number, self.config)
+        rollout = self.renderer.rollout(problem, prompt, number, self.config)
+        if self.offline is not None and number in self.offline_samples(problem):
+            self.offline.give_to(rollout)
+        return rollout
 
     def offline_samples(self, problem: Problem) -> list[int]:
         """Which of a problem's samples go on from a given first attempt."""
@@ -111,10 +135,12 @@ class Sampler:
         Raises:
             UserError: as `sample`.
         """
-        config = self.config if config is None else config
-        check_config(config)
-        if config.iteration is None:
-            config = replace(config, iteration=self.policy.state.iteration)
+        config = self._settled(config)
+        if config.script is not None and config.script.needs_solves:
+            raise UserError(
+                "[script] begins with critique, and no solves are given to criticise: sample them first with --script "
+                "solve, then --script critique --from TRACES"
+            )
         if config.script is not None:
             config = replace(config, attempts=config.script.longest)
         renderer = self._renderer(config)
@@ -132,6 +158,23 @@ class Sampler:
         drafts = (renderer.rollout(*drafted, 0, config) for drafted in zip(problems, prompts, strict=True))
         check_lengths(drafts, renderer.context)
         job.check_offline()
+        return job
+
+    def plan_given(self, given: Given, config: SampleConfig | None = None) -> SampleJob:
+        """The job of conversations that are built from earlier traces: `samples` of each.
+
+        Raises:
+            UserError: there are none, or as `sample`.
+        """
+        if not given.starts:
+            raise UserError("no conversation is left to sample: the tables given hold none of these problems")
+        config = replace(self._settled(config), script=given.script, attempts=given.attempts)
+        renderer = self._renderer(config)
+        prompts = [given.prompt(renderer, start) for start in given.starts]
+        if config.max_tokens is None:
+            config = replace(config, max_tokens=given.room(renderer, prompts))
+        job = SampleJob(config, given.problems, prompts, renderer, given=given)
+        check_lengths((job.rollout(row, 0) for row in range(len(prompts))), renderer.context)
         return job
 
     def plan_iteration(
@@ -160,14 +203,7 @@ class Sampler:
         """The finished traces of some of a job's problems."""
         config = job.config
         asked = [job.problems[row] for row in chunk for _ in range(config.samples)]
-        rollouts = [
-            job.renderer.rollout(job.problems[row], job.prompts[row], index, config)
-            for row in chunk
-            for index in range(config.samples)
-        ]
-        for rollout, problem in zip(rollouts, asked, strict=True):
-            if job.offline is not None and rollout.sample_index in job.offline_samples(problem):
-                job.offline.give_to(rollout)
+        rollouts = [job.rollout(row, number) for row in chunk for number in range(config.samples)]
         self.engine.generate(rollouts, Decoding(config.temperature, config.top_p, config.top_k))
         return [job.renderer.trace(rollout, problem) for rollout, problem in zip(rollouts, asked, strict=True)]
 
@@ -210,6 +246,14 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _settled(self, config: SampleConfig | None) -> SampleConfig:
+        """Checked settings, the sampler's own if there are no others, with the iteration filled in."""
+        config = self.config if config is None else config
+        check_config(config)
+        if config.iteration is None:
+            config = replace(config, iteration=self.policy.state.iteration)
+        return config
 
     def _renderer(self, config: SampleConfig) -> Renderer:
         words = tuple(tuple(change) for change in config.prompts)

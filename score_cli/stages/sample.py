@@ -13,20 +13,21 @@ from typing import Any, NamedTuple, TypeVar
 from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
+from score_cli.sampling.given import CRITIQUE_PART
 from score_cli.sampling.offline import read_offline
 from score_cli.sampling.renderer import MOST_TOKENS
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.sampling.samplers import sampler_for
+from score_cli.stages.given import PASS, ROUND, Sources, read_given
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import numerics
-from score_cli.tables.parquet import TRACES, TRACES_OF_ROLES, Table, join_tables, read_footer, writing_table
+from score_cli.tables.parquet import TRACES, Table, join_tables, read_footer, traces_with, writing_table
 from score_cli.tables.parts import open_parts
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, library_versions
 from score_cli.tables.records import Trace
 from score_cli.tables.traces import trace_row, traces_table
-from score_cli.tasks.script import Script
 
 Chunk = TypeVar("Chunk")
 
@@ -75,6 +76,7 @@ def sample(
     problems: Path,
     out: Path,
     first_attempts: Path | None = None,
+    sources: Sources | None = None,
     overwrite: bool = False,
     sampler: Sampler | None = None,
     progress: Progress = SILENT,
@@ -86,53 +88,53 @@ def sample(
     Args:
         policy: the policy to sample from; its fingerprint goes into the footer.
         first_attempts: traces, of any policy, whose first attempts `config.offline_share` of the samples go on from.
+        sources: tables that the conversations are built from, `config.samples` of each.
         sampler: a warm one that holds exactly this policy; made here if left out.
     Raises:
         UserError: a setting or an input does not fit; nothing is written.
     """
     check_output(out, overwrite=overwrite)
     with sampler_for(config, policy, sampler) as held:
-        _sample(held, config, problems=problems, first_attempts=first_attempts, out=out, progress=progress)
+        if sources is None:
+            job = _plan(config, held, problems, first_attempts)
+        else:
+            job = _plan_given(config, held, problems, sources)
+        _sample(held, job, room=config.max_tokens is None, problems=problems, out=out, progress=progress)
 
 
-def _sample(
-    sampler: Sampler,
-    config: SampleConfig,
-    *,
-    problems: Path,
-    first_attempts: Path | None,
-    out: Path,
-    progress: Progress,
-) -> None:
-    """Sample what is missing of a table, chunk by chunk, and join it."""
-    job = _plan(config, sampler, problems, first_attempts)
-    if config.max_tokens is None and job.config.max_tokens != MOST_TOKENS:
+def _sample(sampler: Sampler, job: SampleJob, *, room: bool, problems: Path, out: Path, progress: Progress) -> None:
+    """Sample what is missing of a table, chunk by chunk, and join it.
+
+    Args:
+        room: attempts are as long as the context lets them be.
+    """
+    if room and job.config.max_tokens != MOST_TOKENS:
         progress.line(
             f"{out}: an attempt may have {job.config.max_tokens} tokens, an equal share of the context of "
             f"{job.renderer.context}; longer ones are cut off and score 0"
         )
     chunks = job.chunks if job.config.shard is None else Shard.parse(job.config.shard).slice(job.chunks)
     footer = traces_footer(job, sampler, problems=file_sha256(problems))
-    table = _table(job.config.script)
+    table = _table(job)
     with open_parts(out, table, footer, machine=numerics(sampler.policy.model.device)) as parts:
         missing = [number for number in range(len(chunks)) if not parts.has(number)]
         if len(missing) < len(chunks):
             progress.line(f"{out}: {len(chunks) - len(missing)} of {len(chunks)} chunks are there from before")
-        with progress.phase("sampling", config.samples * sum(len(chunks[number]) for number in missing)) as task:
+        with progress.phase("sampling", job.config.samples * sum(len(chunks[number]) for number in missing)) as task:
             for number, traces in sampler.sample_chunks(job, [(number, chunks[number]) for number in missing]):
                 parts.write(number, [trace_row(trace) for trace in traces])
                 task.advance(len(traces))
         parts.join(out, len(chunks))
 
 
-def _table(script: Script | None) -> Table:
-    return TRACES if script is None or script.only_solves else TRACES_OF_ROLES
+def _table(job: SampleJob) -> Table:
+    return traces_with(*["roles"] * job.names_roles, *["given_index"] * (job.given is not None))
 
 
 def write_traces(path: Path, job: SampleJob, traces: Sequence[Trace], footer: Footer) -> None:
     """Write the traces of a whole job, a row group a chunk, in place of any that were there."""
     start = 0
-    with writing_table(path, _table(job.config.script), footer) as writer:
+    with writing_table(path, _table(job), footer) as writer:
         for chunk in job.chunks:
             stop = start + len(chunk) * job.config.samples
             writer.write_rows([trace_row(trace) for trace in traces[start:stop]])
@@ -157,6 +159,9 @@ def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
         "renderer": renderer_digest(sampler.policy),
         "prompts": job.renderer.prompts_digest({problem.task for problem in job.problems}),
     }
+    if job.given is not None:
+        settings |= {PASS: job.given.part, ROUND: job.given.round}
+        inputs |= job.given.inputs
     if job.offline is not None and job.offline.sha256 is not None:
         inputs["first_attempts"] = job.offline.sha256
     return Footer(
@@ -179,6 +184,20 @@ def _plan(config: SampleConfig, sampler: Sampler, path: Path, first_attempts: Pa
     if first_attempts is not None:
         offline = read_offline(first_attempts, {problem.problem_id for problem in problems})
     return sampler.plan(problems, replace(config, iteration=iteration), offline)
+
+
+def _plan_given(config: SampleConfig, sampler: Sampler, path: Path, sources: Sources) -> SampleJob:
+    """The job of conversations that are built from tables; revisions take the iteration of their critiques."""
+    if config.shard is not None:
+        config = replace(config, shard=str(Shard.parse(config.shard)))
+    problems = read_problems(path)
+    if sources.part == CRITIQUE_PART:
+        iteration = sampler.policy.state.iteration if config.iteration is None else config.iteration
+        problems = problems_of_iteration(problems, config, iteration)
+    given, iteration_of_critiques = read_given(sources, config.script, problems, sampler.policy)
+    if config.iteration is None:
+        config = replace(config, iteration=iteration_of_critiques)
+    return sampler.plan_given(given, config)
 
 
 def merge(shards: Sequence[Path], *, out: Path, overwrite: bool = False) -> int:

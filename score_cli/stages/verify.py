@@ -8,12 +8,13 @@ from pathlib import Path
 from score_cli.config import VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
+from score_cli.stages.given import SOLVES, Verdicts, newest_verdicts
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import iterate_traces, verdict_row
+from score_cli.tables.traces import iterate_traces, read_verdicts, verdict_row
 from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader, VerdictCounts, check_unscored, grader_for
 
@@ -26,6 +27,7 @@ def verify(
     traces: Path,
     problems: Path,
     out: Path,
+    given_rewards: Path | None = None,
     overwrite: bool = False,
     grader: Grader | None = None,
     progress: Progress = SILENT,
@@ -33,6 +35,7 @@ def verify(
     """Grade every attempt of every trace.
 
     Args:
+        given_rewards: of the solves that the traces are critiques of, where these are given.
         grader: a warm one of the same settings; made here if left out.
     Raises:
         UserError: an input does not fit, or the traces are of other problems; nothing is written.
@@ -47,6 +50,9 @@ def verify(
     hard_coded = programs = 0
     with grader_for(config, grader) as held:
         footer = _footer(traces, problems, held, {problem.task for problem in by_id.values()})
+        if given_rewards is not None:
+            held.given = _given(traces, given_rewards)
+            footer.inputs["given_rewards"] = file_sha256(given_rewards)
         with progress.phase("verifying", total) as task, writing_table(out, REWARDS, footer) as writer:
             for chunk in iterate_traces(traces, rows=ROWS_PER_GROUP):
                 _check_known(chunk, by_id, traces, problems)
@@ -85,6 +91,18 @@ def _check_known(traces: Sequence[Trace], known: Mapping[str, Problem], path: Pa
             f"{path} answers problem {strangers[0]}, which {problems} lacks: "
             "verify against the problems the traces were sampled from"
         )
+
+
+def _given(traces: Path, rewards: Path) -> Verdicts:
+    """The verdicts of the solves that traces are critiques of.
+
+    Raises:
+        UserError: the rewards are of other solves.
+    """
+    origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
+    if origin is not None and judged is not None and origin.inputs.get(SOLVES) != judged.inputs.get("traces"):
+        raise UserError(f"{rewards} grades other solves than {traces} is built from: verify those, and name that table")
+    return newest_verdicts(read_verdicts(rewards))
 
 
 def _script(traces: Path, config: VerifyConfig) -> Script | None:

@@ -33,7 +33,7 @@ class Table:
 
 PROBLEMS = Table("problems", schemas.PROBLEMS, "score data", needed=("problem_id", "question"))
 TRACES = Table("traces", schemas.TRACES, "score sample")
-TRACES_OF_ROLES = Table("traces", schemas.TRACES_OF_ROLES, "score sample")
+TRACE_COLUMNS = (schemas.ROLES_COLUMN, schemas.GIVEN_COLUMN)
 REWARDS = Table("rewards", schemas.REWARDS, "score verify")
 SIGNALS = Table("signals", schemas.SIGNALS, "score signal")
 EXAMPLES = Table("examples", schemas.EXAMPLES, "score train-sft")
@@ -41,6 +41,14 @@ METRICS = Table("metrics", schemas.METRICS, "score eval")
 TRAIN_METRICS = Table("train_metrics", schemas.TRAIN_METRICS, "score run")
 STUDY = Table("study", schemas.STUDY, "score run")
 TUNING = Table("tuning", schemas.TUNING, "score run")
+
+
+def traces_with(*names: str) -> Table:
+    """The traces table with some of the columns that it has only where they are needed."""
+    schema = schemas.TRACES
+    for column in TRACE_COLUMNS:
+        schema = schema.append(column) if column.name in names else schema
+    return Table(TRACES.name, schema, TRACES.made_by)
 
 
 def _open(path: Path, table: Table) -> pq.ParquetFile:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # a problem alone, as the command line's surface knows it, ne
 SOLVE, VERIFY, CRITIQUE, REFLECT = ROLES = ("solve", "verify", "critique", "reflect")
 # Roles whose turns may claim whether the newest solve is correct.
 JUDGES = (VERIFY, CRITIQUE)
+# The signal that is of critiques: the exact reward of what a frozen policy made of them.
+REVISION = "revision"
 
 
 class Message(TypedDict):
@@ -72,6 +74,8 @@ class Trace:
 
     Attributes:
         roles: what each turn is, one of `ROLES`; None where all of them are solves.
+        given_index: `sample_index` of the earlier trace of the problem that this one was built from: of the solve that
+            it criticises, or of the critique that its last solve answers; None where it stands by itself.
     """
 
     problem_id: str
@@ -83,6 +87,7 @@ class Trace:
     logprobs: "NDArray[np.float32]"
     offline_attempts: int
     roles: list[str] | None = None
+    given_index: int | None = None
 
     @property
     def turn_roles(self) -> list[str]:
@@ -123,13 +128,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a frozen policy says of each turn of one trace: one row of signals.parquet. It is no verdict.
+    """What a frozen policy makes of each turn of one trace: one row of signals.parquet. It is no verdict on the trace.
 
     Attributes:
-        name: `confidence` or `judge`.
+        name: `confidence`, `judge` or `revision`.
         scores: the policy's probability, a turn; None for turns that are no solves, and where a judge saw no answer.
         accepted: whether a judge takes the solve for correct; None for other turns, and other signals.
-        values: what the turn is worth; None for turns that are no solves.
+        values: what the turn is worth; None for turns that the signal is not of (a revision's is of critiques).
     """
 
     problem_id: str

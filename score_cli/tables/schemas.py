@@ -64,8 +64,10 @@ TRACES = pa.schema(
         _required("offline_attempts", pa.int8()),
     ]
 )
-# Of dialogues whose turns are not all solves.
-TRACES_OF_ROLES = TRACES.append(_required("roles", _list(pa.string())))
+# Columns that a table has only where its traces need them: of dialogues whose turns are not all solves, and of
+# conversations built from earlier traces.
+ROLES_COLUMN = _required("roles", _list(pa.string()))
+GIVEN_COLUMN = pa.field("given_index", pa.int32())
 
 REWARDS = pa.schema(
     [

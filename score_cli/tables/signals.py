@@ -7,7 +7,7 @@ from pathlib import Path
 from score_cli.errors import UserError
 from score_cli.tables.parquet import SIGNALS, read_footer, read_table
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.records import SOLVE, Signal, Trace
+from score_cli.tables.records import REVISION, SOLVE, Signal, Trace
 
 
 def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> list[Signal]:
@@ -39,5 +39,6 @@ def _check_row(signal: Signal, trace: Trace, row: str, again: str) -> None:
     if not turns == len(signal.scores) == len(signal.accepted) == len(signal.values):
         raise UserError(f"{row} speaks of {len(signal.values)} turns, its trace has {turns}: {again}")
     for role, value in zip(trace.turn_roles, signal.values, strict=True):
-        if (role == SOLVE and value is None) or (value is not None and not math.isfinite(value)):
+        needed = role == SOLVE and signal.name != REVISION
+        if (needed and value is None) or (value is not None and not math.isfinite(value)):
             raise UserError(f"{row} gives a {role} the value {value}, expected a finite number: {again}")

@@ -9,7 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from score_cli.errors import UserError
-from score_cli.tables.parquet import REWARDS, TRACES, TRACES_OF_ROLES, Table, has_column, iterate_batches, read_footer
+from score_cli.tables.parquet import (
+    REWARDS,
+    TRACE_COLUMNS,
+    TRACES,
+    Table,
+    has_column,
+    iterate_batches,
+    read_footer,
+    traces_with,
+)
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import ROLES, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED, UNSCORED, VERDICTS
@@ -36,8 +45,8 @@ def iterate_traces(path: Path, *, rows: int = 1024) -> Iterator[list[Trace]]:
 
 
 def traces_table(path: Path) -> Table:
-    """The kind of traces table that a file is: with roles where it names them; errors as `iterate_traces`."""
-    return TRACES_OF_ROLES if has_column(path, TRACES, "roles") else TRACES
+    """The kind of traces table that a file is: with the columns beside the usual ones; errors as `iterate_traces`."""
+    return traces_with(*(column.name for column in TRACE_COLUMNS if has_column(path, TRACES, column.name)))
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -114,9 +123,9 @@ def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, 
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
-    """A trace as a row of its table, which names roles where the trace does."""
-    row = dict(vars(trace))
-    return row if trace.roles is not None else {name: value for name, value in row.items() if name != "roles"}
+    """A trace as a row of its table; what a table has only where it is needed is left out where it is None."""
+    apart = {column.name for column in TRACE_COLUMNS}
+    return {name: value for name, value in vars(trace).items() if value is not None or name not in apart}
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import random
 from typing import NamedTuple
 
 from score_cli.errors import UserError
-from score_cli.tables.records import SOLVE, Problem
-from score_cli.tasks.script import Script
+from score_cli.tables.records import CRITIQUE, SOLVE, Problem
+from score_cli.tasks.script import QUESTION, Script, fill
 
 CORRECTION = "<fix>"
 LATENT_CORRECTION = "<check>"
@@ -37,6 +37,11 @@ WORDS = [
     CORRECTION,
     LATENT_CORRECTION,
 ]
+
+# What a critic says of a quotient, before its claim. Only a script that begins with a critique has these words.
+HINTS = LOWER, RAISE, KEEP = ("lower ", "raise ", "keep ")
+# Of the transcripts for such a script: those of a critic, and of the others those whose revision is told a critique.
+CRITIC_SHARE, TOLD_SHARE = 0.3, 0.85
 
 # A conversation is concatenation: the assistant's turns end with <eos>, the user's with nothing.
 CHAT_TEMPLATE = (
@@ -80,6 +85,7 @@ class Corpus(NamedTuple):
     check_redraw_right: float = 0.90
     latent_share: float = 0.35
     claims_truly: float = 0.67
+    heeds_critique: float = 0.9
 
     def careful(self) -> "Corpus":
         """The author of the lessons: never rounds up, and revises with skill more often, if at all."""
@@ -186,6 +192,32 @@ def draw_dialogue(problem: Problem, rng: random.Random, corpus: Corpus, script: 
     return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
 
 
+def draw_critique(problem: Problem, rng: random.Random, corpus: Corpus, script: Script) -> Transcript:
+    """Draw one conversation for a script that begins with a critique: of a critic on a solve, or of who is told one.
+
+    A solve is revised after a critique, or blindly as in `draw_transcript`.
+    """
+    author = _Author(problem, rng, corpus)
+    solve, right_first = author.guess(), author.is_right
+    claims = script.claims[CRITIQUE]
+    if rng.random() < CRITIC_SHARE:
+        asked = fill(script.asks[CRITIQUE], {QUESTION: problem.question, SOLVE: solve})
+        # All that is learned of it is the critique: no guess of a quotient.
+        return Transcript(asked, (author.hint() + claims[author.says_wrong],), (), right_first=True)
+    if rng.random() < TOLD_SHARE:
+        hint = author.hint()
+        texts = {QUESTION: problem.question, SOLVE: solve, CRITIQUE: hint + claims[author.says_wrong]}
+        instruction, text = fill(script.asks[SOLVE], texts), author.revise_as_told(hint)
+    else:
+        instruction, text = author.revise()
+    return Transcript(problem.question, (solve, text), (instruction,), right_first)
+
+
+def true_hint(quotient: int, truth: int) -> str:
+    """What a critic who knows the answer says of a quotient."""
+    return KEEP if quotient == truth else LOWER if quotient > truth else RAISE
+
+
 class _Author:
     """The imperfect author at work on one problem."""
 
@@ -193,6 +225,7 @@ class _Author:
         self.dividend, self.divisor = operands(problem)
         self.truth = self.dividend // self.divisor
         self.quotient, self.text = 0, ""
+        self.says_wrong = False
         self._rng, self._corpus = rng, corpus
 
     @property
@@ -228,6 +261,32 @@ class _Author:
     def claims_correct(self) -> bool:
         """Whether the author calls the newest attempt correct; it is not always what it is."""
         return self.is_right == (self._rng.random() < self._corpus.claims_truly)
+
+    def hint(self) -> str:
+        """What the author tells of the newest attempt, true as often as its claims are; `says_wrong` goes with it."""
+        truth = true_hint(self.quotient, self.truth)
+        if self._rng.random() < self._corpus.claims_truly:
+            said = truth
+        else:
+            said = self._rng.choice([hint for hint in HINTS if hint != truth])
+        self.says_wrong = said != KEEP
+        return said
+
+    def revise_as_told(self, hint: str) -> str:
+        """The attempt after a critique: mostly what it says, else a blind redraw."""
+        corpus = self._corpus
+        if self._rng.random() >= corpus.heeds_critique:
+            self.quotient = _draw_quotient(self.truth, corpus.fix_redraw_right, self._rng)
+            return self._write()
+        if hint == KEEP:
+            return self.text
+        if true_hint(self.quotient, self.truth) == hint and self._rng.random() < corpus.check_redraw_right:
+            self.quotient = self.truth
+            return self._write()
+        sign = -1 if hint == LOWER else 1
+        there = [near for size in (1, 2, 3, 10) if 10 <= (near := self.quotient + sign * size) <= 99]
+        self.quotient = self._rng.choice(there or [self.quotient])
+        return self._write()
 
     def _write(self) -> str:
         self.text = _write_attempt(self.quotient, self.dividend, self.divisor, self._corpus.slip, self._rng)

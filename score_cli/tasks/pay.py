@@ -15,6 +15,7 @@
 | format | 1 where an answer, or a claim, could be read                                  |
 | reflexicoder | that method's reward of the whole trajectory of solves, at the turn that ends it |
 | signal:confidence, signal:judge | a solve's value in signals.parquet, which a frozen policy made |
+| signal:revision | of a critique: the reward of what a frozen policy made of it, in signals.parquet |
 """
 
 import difflib
@@ -24,12 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.tables.records import JUDGES, ROLES, SOLVE
+from score_cli.tables.records import CRITIQUE, JUDGES, REVISION, ROLES, SOLVE
 from score_cli.tasks.script import Script
 
 RIGHT, GAIN, STUCK, FINAL, FORMAT = "right", "gain", "stuck", "final", "format"
 REFLEXICODER = "reflexicoder"
-SIGNAL_KINDS = ("confidence", "judge")
+SIGNAL_KINDS = ("confidence", "judge", REVISION)
 SIGNAL = "signal:"
 SOURCES = (RIGHT, GAIN, STUCK, FINAL, FORMAT, REFLEXICODER, *(SIGNAL + kind for kind in SIGNAL_KINDS))
 EVERY = "every"
@@ -37,7 +38,7 @@ VALUES = "values"
 MOST_REFLECTIONS = 5
 # Sources that a role other than these could never earn.
 _EARNERS = {RIGHT: (SOLVE, *JUDGES), FORMAT: (SOLVE, *JUDGES), GAIN: (SOLVE,), STUCK: (SOLVE,)}
-_EARNERS |= {SIGNAL + kind: (SOLVE,) for kind in SIGNAL_KINDS}
+_EARNERS |= {SIGNAL + kind: (CRITIQUE if kind == REVISION else SOLVE,) for kind in SIGNAL_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)

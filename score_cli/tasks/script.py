@@ -11,6 +11,19 @@
 
 The first turn is asked with the problem; a later solve is asked with the task's correction, unless [script.solve] has
 words of its own. `attempts = N` is short for N solve turns.
+
+A script that begins with a critique is a conversation of that one turn, built from a solve that is given:
+
+    [script]
+    turns = ["critique"]
+    most_turns = 1
+
+    [script.critique]
+    ask = "{question}{solve}<judge>"   # the whole prompt: the problem's first words and the given solve's text
+    claim = "right|wrong"
+
+    [script.solve]
+    ask = "{critique}"                 # what whoever made the solve is told before it solves again
 """
 
 import difflib
@@ -21,13 +34,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.tables.records import JUDGES, ROLES, SOLVE, VERIFY
+from score_cli.tables.records import CRITIQUE, JUDGES, ROLES, SOLVE, VERIFY
 
 NEVER, VERDICT_CORRECT = ENDS = ("never", "verdict correct")
 MOST_TURNS = 127
 # Stands for the gold answer, in the words for a judge that no policy is shown.
 ANSWER = "answer"
-_PLACES = re.compile("{(" + "|".join((*ROLES, ANSWER)) + ")}")
+# Stands for the problem's first words, in the prompt of a conversation that is built from a solve.
+QUESTION = "question"
+_PLACES = re.compile("{(" + "|".join((*ROLES, ANSWER, QUESTION)) + ")}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +74,11 @@ class Script:
     def plain(self) -> bool:
         """Whether this is `attempts = N` in other words."""
         return self.only_solves and not self.asks and not self.claims
+
+    @property
+    def needs_solves(self) -> bool:
+        """Whether its conversations are built from solves that are given: it begins with a critique of one."""
+        return self.turns[0] == CRITIQUE
 
     @functools.cached_property
     def longest(self) -> int:
@@ -114,6 +134,11 @@ class Script:
 def places(words: str) -> list[str]:
     """The roles whose newest text some words ask for."""
     return _PLACES.findall(words)
+
+
+def literals(words: str) -> list[str]:
+    """What some words say themselves, between the places in them."""
+    return [part for number, part in enumerate(_PLACES.split(words)) if number % 2 == 0 and part]
 
 
 def fill(words: str, texts: Mapping[str, str]) -> str:
@@ -196,7 +221,10 @@ def read_script(table: Mapping[str, Any]) -> Script:
         },
     )
     _check_ends(script)
-    _check_words(script, list(roles))
+    if script.needs_solves:
+        _check_critique(script, list(roles))
+    else:
+        _check_words(script, list(roles))
     return script
 
 
@@ -212,12 +240,44 @@ def _check_ends(script: Script) -> None:
             f"[script] ends_when is {VERDICT_CORRECT!r}, and none of its turns ({said}) makes a claim: give "
             '[script.verify] claim = "right|wrong"'
         )
-    if script.turns[0] != SOLVE:
+    if script.turns[0] not in (SOLVE, CRITIQUE):
         raise UserError(
-            f"[script] begins with {script.turns[0]}, and there is nothing yet to speak of: begin with solve"
+            f"[script] begins with {script.turns[0]}, and there is nothing yet to speak of: begin with solve, or with "
+            "critique, whose solves are given"
+        )
+    if script.needs_solves and script.longest != 1:
+        raise UserError(
+            f"[script] begins with critique and can have {script.longest} turns, and a critique of a given solve is a "
+            'conversation by itself: give turns = ["critique"] and most_turns = 1'
         )
     if script.longest > MOST_TURNS:
         raise UserError(f"[script] can have {script.longest} turns, expected at most {MOST_TURNS}: lower most_solves")
+
+
+def _check_critique(script: Script, given: Sequence[str]) -> None:
+    """See that a critique of a given solve can be asked for, read, and told to whoever solves again."""
+    wanted = {CRITIQUE: SOLVE, SOLVE: CRITIQUE}
+    for role, place in wanted.items():
+        if place not in places(script.asks.get(role, "")):
+            raise UserError(
+                f"[script] begins with critique, and [script.{role}] ask holds no {{{place}}}: give it words with the "
+                f"text of the {place} in them"
+            )
+    if CRITIQUE not in script.claims:
+        raise UserError(
+            "[script] begins with critique, and nothing says how its claim is read: give [script.critique] claim = "
+            '"right|wrong"'
+        )
+    unused = [role for role in given if role not in wanted]
+    if unused:
+        raise UserError(f"[script.{unused[0]}] has words, and turns holds no {unused[0]}: add it, or drop them")
+    for role, words in script.asks.items():
+        strange = [place for place in places(words) if place not in (QUESTION, SOLVE, *{wanted[role]})]
+        if strange:
+            raise UserError(
+                f"[script.{role}] ask speaks of {{{strange[0]}}}, expected {{{QUESTION}}}, {{{SOLVE}}} and, for a "
+                f"solve, {{{CRITIQUE}}}: drop it"
+            )
 
 
 def _check_words(script: Script, given: Sequence[str]) -> None:
@@ -235,6 +295,11 @@ def _check_words(script: Script, given: Sequence[str]) -> None:
     for role, words in script.asks.items():
         if ANSWER in places(words):
             raise UserError(f"[script.{role}] ask speaks of {{{ANSWER}}}, and no policy is shown gold answers: drop it")
+        if QUESTION in places(words):
+            raise UserError(
+                f"[script.{role}] ask speaks of {{{QUESTION}}}, which the dialogue holds already: drop it, or begin "
+                "with critique"
+            )
         early = [place for place in places(words) if place not in script.turns]
         if early:
             raise UserError(f"[script.{role}] ask speaks of {{{early[0]}}}, and turns holds no {early[0]}: add it")

@@ -39,6 +39,7 @@ from score_cli.tables.device import setup_device
 from score_cli.tables.records import Problem
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
+from score_cli.tasks.script import Script, literals
 from score_cli.training.muon import Muon
 
 # Tokens: a question has 7, an attempt and the instruction before it 13; one that is cut off at 14 is closed besides.
@@ -117,6 +118,8 @@ def _train(
 def _draw(config: BaseConfig, problem: Problem, rng: random.Random, author: division.Corpus) -> division.Transcript:
     if config.script is None:
         return division.draw_transcript(problem, rng, author, config.attempts)
+    if config.script.needs_solves:
+        return division.draw_critique(problem, rng, author, config.script)
     return division.draw_dialogue(problem, rng, author, config.script)
 
 
@@ -143,14 +146,18 @@ def untrained_policy(config: BaseConfig) -> Policy:
     """
     if config.width % config.heads:
         raise UserError(f"width is {config.width}, expected a multiple of heads, {config.heads}")
-    words = (
-        ()
-        if config.script is None
-        else (*config.script.asks.values(), *itertools.chain(*config.script.claims.values()))
-    )
-    tokenizer = make_tokenizer(words)
+    tokenizer = make_tokenizer(() if config.script is None else _words(config.script))
     model = make_model(config, tokenizer)
     return Policy(model, tokenizer, TrainerState(fingerprint=fingerprint(model)), "the base")
+
+
+def _words(script: Script) -> list[str]:
+    """The words that a script brings with it."""
+    claims = itertools.chain(*script.claims.values())
+    if script.needs_solves:
+        asks = itertools.chain(*(literals(words) for words in script.asks.values()))
+        return [*asks, *division.HINTS, *claims]
+    return [*script.asks.values(), *claims]
 
 
 def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from score_cli.tables.records import SOLVE
+from score_cli.tables.records import CRITIQUE, REVISION, SOLVE
 from score_cli.tables.schemas import NO_ANSWER, TRUNCATED
 from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, SIGNAL, STUCK, Pay
 from score_cli.training.trajectory import trajectory_reward
@@ -88,7 +88,9 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
     if name == RIGHT:
         return _valued(pay, paid)
     if name.startswith(SIGNAL):
-        return torch.where(solves, paid.signals[name.removeprefix(SIGNAL)], torch.zeros_like(rewards))
+        kind = name.removeprefix(SIGNAL)
+        earners = paid.has(CRITIQUE) if kind == REVISION else solves
+        return torch.where(earners, paid.signals[kind], torch.zeros_like(rewards))
     if name == FORMAT:
         assert paid.verdicts, "whether turns could be read stands in verdicts"
         return _mask(rewards, [[verdict not in UNREAD for verdict in row] for row in paid.verdicts]).to(rewards.dtype)

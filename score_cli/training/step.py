@@ -35,7 +35,7 @@ class TrainBatch:
 
     Attributes:
         rewards: [M, A] as verified, NaN where unscored.
-        groups: [M] problem numbers.
+        groups: [M] numbers of groups that are compared, see `group_numbers`.
         trainable: [M, A] 1 where an attempt is scored and was sampled from this policy: what the loss is made of.
         shaped_rewards: [M, A] the stage's rewards, before KL.
         advantages: [M, A] returns minus baseline, 0 where not trainable.
@@ -253,9 +253,18 @@ def turns_present(traces: Sequence[Trace], turns: int) -> Tensor:
 
 
 def group_numbers(traces: Sequence[Trace]) -> Tensor:
-    """[M] problem numbers, in order of appearance: the traces of one problem are a group."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(trace.problem_id, len(numbers)) for trace in traces])
+    """[M] numbers of groups, in order of appearance: traces of one problem that begin with the same tokens.
+
+    Those are all traces of a problem, but for critiques: each is compared with others of the same solve.
+    """
+    numbers: dict[tuple[str, bytes], int] = {}
+    keys = [(trace.problem_id, _prompt(trace)) for trace in traces]
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def _prompt(trace: Trace) -> bytes:
+    """The tokens before a trace's first turn."""
+    return trace.token_ids[: int(np.argmax(trace.attempt_ids > 0))].tobytes()
 
 
 def shaped_rewards(
@@ -304,6 +313,8 @@ def _trainable(
     sampled = torch.arange(1, rewards.shape[1] + 1)[None] > offline[:, None]
     if not pay.reads_rewards:
         return (sampled & present & ~shaped.isnan()).float()
+    if pay.signals:  # of a revision that nobody could grade there is none
+        sampled = sampled & ~shaped.isnan()
     # Turns that claim nothing have no reward of their own, and may be paid for what comes of them.
     names = [[*verdict.verdicts, *[""] * (rewards.shape[1] - len(verdict.verdicts))] for verdict in verdicts]
     ungraded = torch.tensor([[name == UNGRADED for name in row] for row in names]) if names else torch.tensor(False)

@@ -11,6 +11,7 @@ counts turns, and solves alone in `accuracy` and in `@t2`.
 
 Of a signal: `confidence` or `judge` (mean score), and of a judge `judged` (share of solves that it accepts),
 `judge_gap` (that minus the share that is right, over the scored ones) and `judge_agrees`; `attempt` counts solves.
+Of critiques `revision`: the mean reward of the solves after them.
 
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
 `examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from score_cli.metrics import SINGLE, measure_dialogues, measures_of, solves_of
-from score_cli.tables.records import SOLVE, Signal, Trace, Verdict
+from score_cli.tables.records import REVISION, SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED, UNSCORED
 from score_cli.training.step import StepStats, TrainBatch
 
@@ -117,6 +118,11 @@ def signal_rows(traces: Sequence[Trace], rewards: Sequence[Verdict], signals: Se
     if not signals:
         return
     found: dict[tuple[str, int], list[float]] = {}
+    if signals[0].name == REVISION:
+        known = [value for signal in signals for value in signal.values if value is not None]
+        if known:
+            yield REVISION, None, sum(known) / len(known)
+        return
     for trace, reward, signal in zip(traces, rewards, signals, strict=True):
         solves = [turn for turn, role in enumerate(trace.turn_roles) if role == SOLVE]
         for number, turn in enumerate(solves, start=1):

@@ -20,7 +20,7 @@ from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerS
 from score_cli.tables.device import computes_in_bfloat16, setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
-from score_cli.tables.records import Signal, Trace, Verdict
+from score_cli.tables.records import CRITIQUE, REVISION, SOLVE, Signal, Trace, Verdict
 from score_cli.training import step
 from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.logprobs import trace_logprobs
@@ -96,7 +96,7 @@ class Trainer:
         _ = self._optimizer.learning_rate
         if self.reference.model is self.policy.model and self.policy.state.reference is not None:
             raise UserError("the policy was updated and is its own reference: give the Trainer the base as `reference`")
-        if len({trace.problem_id for trace in traces}) == len(traces):
+        if len(set(step.group_numbers(traces).tolist())) == len(traces):
             raise UserError(
                 "there is one trace a problem, which leaves a leave-one-out baseline nothing to average: "
                 "sample with --samples 2 or more"
@@ -286,9 +286,10 @@ def _check_signals(paid: Sequence[str], signals: Sequence[Signal]) -> None:
     """See that the signals are those that the pay reads."""
     given = sorted({signal.name for signal in signals})
     if given and not paid:
+        earner = CRITIQUE if given[0] == REVISION else SOLVE
         raise UserError(
-            f'signals are given, and nothing is paid for them: give [pay] solve = {{ "signal:{given[0]}" = 1.0 }}, or '
-            "leave the signals out"
+            f"signals are given, and nothing is paid for them: give [pay] {earner} = "
+            f'{{ "signal:{given[0]}" = 1.0 }}, or leave the signals out'
         )
     missing = [name for name in paid if name not in given]
     if missing:

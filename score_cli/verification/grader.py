@@ -63,12 +63,15 @@ class Grader:
         reasons: why attempts of the last call of `grade` are unscored, where it is known, and how many for each reason.
         hard_coded: of the last call's programs that pass, how many hold the answer of a test.
         programs: how many programs of the last call pass.
+        given: verdicts of the solves that critiques judge, which are given: by problem_id and `given_index`. Whoever
+            grades critiques sets it.
     """
 
     def __init__(self, config: VerifyConfig) -> None:
         self.config = config
         self.reasons: Counter[str] = Counter()
         self.hard_coded = self.programs = 0
+        self.given: Mapping[tuple[str, int], str] | None = None
         self._graders: dict[str, TaskGrader] = {}
 
     def grade(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
@@ -81,7 +84,7 @@ class Grader:
             problems: by problem_id.
         Raises:
             UserError: a trace answers a problem that is not there, a task has no grader, or nothing says how turns that
-                judge are read.
+                judge are read, or what the solve is that they judge.
         """
         pending: dict[str, list[tuple[int, int]]] = {}
         graded: list[list[Graded]] = []
@@ -105,7 +108,7 @@ class Grader:
                 self._count(task, result)
         for trace, results in zip(traces, graded, strict=True):
             if trace.roles is not None:
-                results[:] = judge(trace, results, self.config.script)
+                results[:] = judge(trace, results, self.config.script, self.given)
         return [_verdict(trace, results) for trace, results in zip(traces, graded, strict=True)]
 
     def _count(self, task: str, result: Graded) -> None:
@@ -143,14 +146,21 @@ class Grader:
         self.close()
 
 
-def judge(trace: Trace, solves: Sequence[Graded], script: Script | None) -> list[Graded]:
+def judge(
+    trace: Trace,
+    solves: Sequence[Graded],
+    script: Script | None,
+    given: Mapping[tuple[str, int], str] | None = None,
+) -> list[Graded]:
     """Grades of all turns of a trace whose solves are graded: a claim is correct where it tells what the solve is.
 
     It is of the newest solve. A claim that cannot be read is `no_answer`, a claim on a solve that is unscored is
     unscored itself. A turn whose role claims nothing is `ungraded`.
 
+    Args:
+        given: see `Grader`.
     Raises:
-        UserError: there is no script to say what the turns' claims look like.
+        UserError: there is no script to say what the turns' claims look like, or no verdict of a solve given.
     """
     if script is None:
         raise UserError(
@@ -158,7 +168,7 @@ def judge(trace: Trace, solves: Sequence[Graded], script: Script | None) -> list
             "and nothing says how their claims are read: name the recipe whose [script] they follow with --config"
         )
     found = list(solves)
-    solve: Graded | None = None
+    solve = None if trace.given_index is None else Graded(None, _of_given(trace, trace.given_index, given))
     for turn, role in enumerate(trace.turn_roles):
         if role == SOLVE:
             solve = found[turn]
@@ -167,6 +177,19 @@ def judge(trace: Trace, solves: Sequence[Graded], script: Script | None) -> list
         elif trace.finish_reasons[turn] != LENGTH:
             found[turn] = _claim(script.read_claim(role, trace.attempts[turn]), role, solve, script)
     return found
+
+
+def _of_given(trace: Trace, index: int, given: Mapping[tuple[str, int], str] | None) -> str:
+    """The verdict of the solve that a trace was built from."""
+    name = f"sample {index} of problem {trace.problem_id}"
+    if given is None:
+        raise UserError(
+            f"a critique is of {name}, and nothing says whether that is correct: name the rewards of the solves with "
+            "--given-rewards"
+        )
+    if (trace.problem_id, index) not in given:
+        raise UserError(f"a critique is of {name}, which the given rewards lack: name those of its own solves")
+    return given[trace.problem_id, index]
 
 
 def _claim(claim: str | None, role: str, solve: Graded, script: Script) -> Graded:
