@@ -15,8 +15,9 @@ from score_cli.errors import UserError
 from score_cli.recipe import read_recipe
 from score_cli.study.claims import judge_claims
 from score_cli.study.jobs import Job, run_jobs
+from score_cli.study.own_tables import own_tables
 from score_cli.study.plan import Study, attempts_that_fit, choose, expand_grid, read_study
-from score_cli.study.results import PAPER, Results, Seeds, study_markdown, study_tables
+from score_cli.study.results import PAPER, Results, Seeds, logged, study_markdown, study_tables
 from score_cli.tables.atomic import locked_folder
 from score_cli.tables.provenance import file_sha256
 
@@ -159,7 +160,9 @@ def test_the_study_of_the_paper_tries_as_many_settings_for_score_as_for_each_bas
         ('rows = ["base", "scor"]\nseeds = [0]', "no recipe of a row scor: did you mean score"),
         ('rows = ["base"]\nseeds = []', "has no seeds"),
         ('rows = ["base"]\nseeds = [0, 0]', "expected a list without repetitions"),
-        ('rows = ["score"]\nseeds = [0]', "rows lack base"),
+        ('rows = ["base"]\nseeds = [0]\n[study.tables.A]\nrows = ["score"]\ncolumns = ["x"]', "speaks of row score"),
+        ('rows = ["base"]\nseeds = [0]\n[study.tables.A]\nrows = ["base"]', "[study.tables.A] has no columns"),
+        ('rows = ["base"]\nseeds = [0]\n[study.tables.A]\nrow = ["base"]', "no key row: did you mean rows"),
         ('rows = ["base"]\nseeds = [0]\nworker = 2', "no key worker: did you mean workers"),
         ('rows = ["base"]\nseeds = [0]\nworkers = 0', "expected a whole number of at least 1"),
         ('rows = ["base"]\nseeds = [0]\nfurther = "score"', "speaks of row score, which its rows lack"),
@@ -196,6 +199,110 @@ def test_a_failed_part_ends_the_study_with_its_name_and_message(tmp_path: Path) 
     job = Job(name="star, seed 1", output=tmp_path / "o", needs=[], arguments=lambda: ["show", str(tmp_path / "none")])
     with pytest.raises(UserError, match=r"^star, seed 1: .*none does not exist"):
         run_jobs([job], workers=2)
+
+
+def test_rows_with_equal_bases_share_the_one_of_the_first_or_of_a_row_that_is_nothing_else(tmp_path: Path) -> None:
+    """A script changes what the base is trained on, its length included; what comes after the base does not."""
+    study = read(ROOT / "pipelines" / "neighbours.toml")
+    assert {row: study.base_row(row) for row in study.config.rows if row in FIRST_SIX} == {
+        "s2r": "s2r",
+        "s2r-outcome": "s2r",
+        "reflexicoder": "reflexicoder",
+        "reflexicoder-own-turn": "reflexicoder",
+        "rlsf": "reflexicoder",
+        "judge": "judge",
+    }
+    paper = read(study_at(tmp_path, 'rows = ["score", "self-refine", "base"]\nseeds = [0]'))
+    assert {row: paper.base_row(row) for row in paper.config.rows} == dict.fromkeys(paper.config.rows, "self-refine")
+
+
+FIRST_SIX = ("s2r", "s2r-outcome", "reflexicoder", "reflexicoder-own-turn", "rlsf", "judge")
+
+
+def test_a_row_of_its_own_table_is_shown_before_and_after_by_its_own_measures() -> None:
+    """(0.5 + 0.7) / 2 = 0.6, deviation 0.2 / sqrt(2) = 0.1414; claims on wrong solves: (300 + 100) / 2 = 200."""
+    rows = rows_of("s2r", "verify_acc", 0.5, 0.7, policy="base") + rows_of(
+        "s2r", "verify_acc", 0.9, 0.9, policy="stage2"
+    )
+    rows += rows_of("s2r", "mean_trials", 1.5, 1.25, policy="stage2")
+    rows += [
+        row | {"count": count}
+        for row, count in zip(rows_of("s2r", "error_recall", 0.5, 0.5, policy="stage2"), (300, 100), strict=True)
+    ]
+    rows += rows_of("score", "acc@t1", 0.5, 0.5)
+    tables = {"S2R": {"rows": ["s2r"], "columns": ["verify_acc", "error_recall", "mean_trials"], "words": "w"}}
+    tables["S2R"]["training"] = []
+    shown = own_tables(Results(rows), tables)["S2R"]
+    assert shown.titles == ["row", "policy", "decoding", "verify_acc", "error_recall", "mean_trials"]
+    assert shown.lines == [
+        ["s2r", "base", "sampled", "60.0 ±14.1", "", ""],
+        ["s2r", "stage2", "sampled", "90.0 ±0.0", "50.0 ±0.0 of 200", "1.38 ±0.18"],
+    ]
+    (paper,) = study_tables(Results(rows), [], apart={"s2r"})["results"].lines
+    assert paper[0] == "score"
+
+
+def test_what_a_run_logged_is_shown_of_its_first_and_its_last_ten_updates() -> None:
+    """Updates 0 to 21 log their number as the accepted share: means 4.5 and 16.5. Three updates: the first and last."""
+    lines = [{"iteration": n, "name": "judged", "attempt": None, "value": float(n)} for n in range(22)]
+    lines += [{"iteration": n, "name": "accuracy", "attempt": 1, "value": 0.25} for n in range(22)]
+    found = {(row["policy"], row["name"]): (row["value"], row["count"]) for row in logged(lines)}
+    assert found == {
+        ("first 10 updates", "judged"): (4.5, 10),
+        ("last 10 updates", "judged"): (16.5, 10),
+        ("first 10 updates", "accuracy@t1"): (0.25, 10),
+        ("last 10 updates", "accuracy@t1"): (0.25, 10),
+    }
+    assert [(row["policy"], row["value"]) for row in logged(lines[:3])] == [
+        ("first 1 updates", 0.0),
+        ("last 1 updates", 2.0),
+    ]
+
+
+def neighbours(row: str, name: str, before: tuple[float, ...], after: tuple[float, ...]) -> list[dict[str, object]]:
+    return rows_of(row, name, *before, policy="base") + rows_of(row, name, *after, policy="stage2")
+
+
+def test_a_neighbour_s_measure_must_move_in_every_seed() -> None:
+    for after, appears in (((0.6, 0.7), True), ((0.9, 0.4), False)):
+        claims = verdicts(neighbours("s2r", "verify_acc", (0.5, 0.5), after))
+        assert claims == {"s2r: tells its right solves from its wrong ones better": appears}
+    falls = verdicts(neighbours("judge", "error_recall", (0.5, 0.5), (0.4, 0.3)))
+    assert falls == {"judge: its own claims, which nobody pays, find fewer errors": True}
+
+
+def test_process_and_outcome_are_set_side_by_side() -> None:
+    rows = rows_of("s2r", "verify_acc", 0.7) + rows_of("s2r-outcome", "verify_acc", 0.6)
+    rows += rows_of("s2r", "error_recall", 0.7) + rows_of("s2r-outcome", "error_recall", 0.6)
+    assert list(verdicts(rows).values()) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("mended", "after", "expected", "appears"),
+    [(0.35, 0.4, "sags", True), (0.35, 0.6, "sags", False), (0.2, 0.6, "gains", True), (0.2, 0.4, "gains", False)],
+)
+def test_the_first_attempt_sags_only_where_the_base_mends_most_of_its_errors(
+    mended: float, after: float, expected: str, appears: bool
+) -> None:
+    """Half of the first attempts are wrong: 0.35 mends 70 percent of them, 0.2 mends 40; the turn-over is at 56."""
+    rows = neighbours("reflexicoder", "acc@t1", (0.5,), (after,))
+    rows += neighbours("reflexicoder", "i_to_c@t2", (mended,), (0.1,))
+    ((text, found),) = verdicts(rows).items()
+    assert f"the first attempt {expected}" in text and found is appears
+
+
+def test_greedy_answers_are_unmoved_within_two_points() -> None:
+    for after, appears in ((0.81, True), (0.77, False)):
+        greedy = [row | {"decoding": "greedy"} for row in neighbours("rlsf", "acc@t1", (0.8,), (after,))]
+        ((text, found),) = verdicts(greedy).items()
+        assert text.startswith("rlsf: greedy answers stay") and found is appears
+
+
+def test_the_judge_s_gap_is_that_of_the_last_updates_against_the_first() -> None:
+    for last, appears in ((0.2, True), (0.02, False)):
+        rows = rows_of("judge", "judge_gap", 0.03, condition="training", policy="first 10 updates")
+        rows += rows_of("judge", "judge_gap", last, condition="training", policy="last 10 updates")
+        assert verdicts(rows) == {"judge: more passes for right than is": appears}
 
 
 TINY = """

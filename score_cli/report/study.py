@@ -20,8 +20,9 @@ from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, lines_f
 from score_cli.report.run import config_table, read_config, read_curve, smoothed, stage_rules, traces_section
 from score_cli.report.traces import Source, check_rewards, evaluated_sources, read_sources, spread
 from score_cli.study.claims import BASE, SCORE, judge_claims
+from score_cli.study.own_tables import OWN_TABLES, OwnTables, own_tables, rows_of
 from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Results, Seeds, row_folder, study_tables
-from score_cli.tables.parquet import STUDY, TUNING, read_table
+from score_cli.tables.parquet import STUDY, TUNING, read_footer, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem
 
@@ -89,12 +90,19 @@ def study_page(path: Path, config: ReportConfig, figures: Figures, progress: Pro
         UserError: a table or config.json is damaged or something else.
     """
     results = Results(read_table(path / STUDY_FILE, STUDY).to_pylist())
+    footer = read_footer(path / STUDY_FILE, STUDY)
+    own = {} if footer is None else footer.config.get(OWN_TABLES, {})
+    papers = [row for row in results.rows if row not in rows_of(own)]
     tuning = read_table(file, TUNING).to_pylist() if (file := path / "tuning.parquet").exists() else []
-    tables = study_tables(results, tuning)
+    tables = study_tables(results, tuning, apart=rows_of(own))
     seed = results.seeds[0]
-    sources = [source for row in BROWSED for source in _sources(path, results, row, seed)]
+    browsed = [*BROWSED, *(row for row in results.rows if row not in papers)]
+    sources = [source for row in browsed for source in _sources(path, results, row, seed)]
     _, browser = read_sources(sources, [], _problems(path, results, seed), config, progress)
-    sections = [Section("results", "Results", [tables.pop("results"), Words(RESULTS)], "Results")]
+    sections = []
+    if papers:
+        sections.append(Section("results", "Results", [tables.pop("results"), Words(RESULTS)], "Results"))
+    sections += _own_sections(path, results, own, figures)
     tried = tables.pop("tuning", None)
     if claims := judge_claims(results):
         badge = Markup('<span class="verdict {}">{}</span>')
@@ -102,23 +110,25 @@ def study_page(path: Path, config: ReportConfig, figures: Figures, progress: Pro
         lines = [[shown[claim.appears], claim.text, claim.criterion, claim.figures] for claim in claims]
         table = TextTable("", ["verdict", "claim", "criterion", "figures"], lines, 4)
         sections.append(Section("claims", "Claims", [Words(CLAIMS), table], "Claims"))
-    drawn = {
-        "edits": _edits(results, figures),
-        "collapse": _collapse(path, results, figures),
-        "shift": (_shift(results, figures), []),
-        "votes": (_votes(results, figures), []),
-        "attempts": (_attempts(results, figures), []),
-    }
+    drawn: dict[str, Drawn] = {}
+    if papers:
+        drawn = {
+            "edits": _edits(results, figures),
+            "collapse": _collapse(path, results, figures),
+            "shift": (_shift(results, figures), []),
+            "votes": (_votes(results, figures), []),
+            "attempts": (_attempts(results, figures), []),
+        }
     for name, (plots, numbers) in drawn.items():
         title, text, missing = WORDS[name]
-        own = [*numbers, *([tables[name]] if name in tables else [])]
-        blocks: list[Block] = [Words(text), Plots(plots), Folded("The numbers drawn, percent", own)]
+        listed = [*numbers, *([tables[name]] if name in tables else [])]
+        blocks: list[Block] = [Words(text), Plots(plots), Folded("The numbers drawn, percent", listed)]
         sections.append(Section(name, title, blocks if plots else [Words(f"Left out: {missing}.", note=True)], title))
     sections += traces_section(browser, f"Of seed {seed}. ")
     about = [*_runs(path, results), *([Folded("Settings tried", [tried])] if tried else [])]
     about += config_table(read_config(path / "config.json"))
     sections.append(Section("about", "About this study", about, "About this study"))
-    sentences = headline(results.means(), (BASE, SCORE), mean=", mean over seeds")
+    sentences = headline(results.means(apart=rows_of(own)), (BASE, SCORE), mean=", mean over seeds")
     return render("SCoRe study", sentences, sections)
 
 
@@ -139,6 +149,33 @@ def seeds_line(label: str, points: Mapping[int, Seeds]) -> Line:
     seeds = sorted({seed for point in points.values() for seed in point.values})
     faint = [[(x, point.values[seed]) for x, point in points.items() if seed in point.values] for seed in seeds]
     return Line(short_name(label), [[(x, point.mean) for x, point in points.items()]], faint)
+
+
+def _own_sections(path: Path, results: Results, own: OwnTables, figures: Figures) -> list[Section]:
+    """The rows that have a table of their own; and what they logged over training, drawn."""
+    sections = []
+    shown = own_tables(results, own)
+    for name, table in own.items():
+        blocks: list[Block] = [shown[part] for part in (name, f"{name}, training") if part in shown]
+        plots = []
+        for row in table["rows"] if table["training"] else ():
+            curves = {seed: read_curve(row_folder(path, row, seed)) for seed in results.seeds}
+            lines = [
+                seeds_line(column, points)
+                for column in table["training"]
+                if (points := curve_points(curves, column, None) or curve_points(curves, *_of_attempt(column)))
+            ]
+            if lines:
+                figure = lines_figure(lines, across="update", up="traces (%)")
+                plots.append(figures.add(f"study-{name}-{row}", f"{row}: what its updates logged", figure))
+        sections.append(Section(name, name, [*blocks, *([Plots(plots)] if plots else [])], name))
+    return sections
+
+
+def _of_attempt(column: str) -> tuple[str, int | None]:
+    """`accuracy@t1` is logged as accuracy, of attempt 1."""
+    name, _, attempt = column.partition("@t")
+    return name, int(attempt) if attempt.isdecimal() else None
 
 
 def _runs(path: Path, results: Results) -> list[Words | Folded]:

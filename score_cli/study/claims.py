@@ -4,11 +4,11 @@ Every figure is of sampled traces (T = 1) and a mean over seeds, unless the crit
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from score_cli.evaluation.layout import percent
 from score_cli.evaluation.votes import GAIN
-from score_cli.study.results import BASE_FIRST, VOTED, Results
+from score_cli.study.neighbour_claims import neighbour_claims
+from score_cli.study.results import BASE_FIRST, VOTED, Claim, Results
 
 BASE, SCORE = "base", "score"
 SFT_ROWS = ("star", "star-plus", "pair-sft", "pair-sft-plus")
@@ -25,21 +25,8 @@ RIVALS = {
 }
 
 
-class Claim(NamedTuple):
-    """A claim, the criterion in words, the figures it was judged by, and the verdict."""
-
-    text: str
-    criterion: str
-    figures: str
-    appears: bool
-
-    def __str__(self) -> str:
-        verdict = "appears" if self.appears else "does not appear"
-        return f"{verdict}: {self.text} ({self.criterion}): {self.figures}"
-
-
 def judge_claims(results: Results) -> list[Claim]:
-    """The claims that a study has the rows for, in the order of the paper."""
+    """The claims that a study has the rows for, in the order of the paper; then those of its neighbours."""
     return [
         *_base_does_not_correct(results),
         *_sft_falls_short(results),
@@ -48,6 +35,7 @@ def judge_claims(results: Results) -> list[Claim]:
         *_bonus_to_first(results),
         *_sequential_beats_parallel(results),
         *_shift(results),
+        *neighbour_claims(results),
     ]
 
 

@@ -20,6 +20,22 @@ Changes = dict[str, Any]  # "train-sft.epochs" -> value
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnTable:
+    """A table `[study.tables.NAME]`: rows by their own measures, every policy of theirs from the base on.
+
+    Attributes:
+        columns: names of the metrics table.
+        training: names that updates log, such as `judge_gap` and `accuracy@t1`: means of the first and the last ones.
+        words: what the table shows.
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    training: Sequence[str] = ()
+    words: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """The `[study]` table.
 
@@ -35,6 +51,7 @@ class StudyConfig:
         attempt_tokens: tokens of one attempt where there are more than two.
         grid: row -> key -> the values tried.
         tuned_like: row -> rows whose chosen values it takes.
+        tables: name -> a table of its own, which takes its rows out of the paper's.
     """
 
     rows: Sequence[str]
@@ -48,6 +65,7 @@ class StudyConfig:
     attempt_tokens: int = 12
     grid: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     tuned_like: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tables: Mapping[str, OwnTable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,15 @@ class Study:
         )
         return phases[-1].name if phases else BASE
 
+    def base_row(self, row: str) -> str:
+        """The row whose run trains the base that a row starts from.
+
+        Of the rows with equal bases it is the first that trains nothing else, or, where all do, the first.
+        """
+        own = self.recipes[row].settings("base", BaseConfig)
+        alike = [other for other in self.config.rows if self.recipes[other].settings("base", BaseConfig) == own]
+        return next((other for other in alike if self.policy_of(other) == BASE), alike[0])
+
     def tuned_by(self, row: str) -> list[str]:
         """The rows whose chosen settings a row takes: its own, and those of the rows it is tuned like."""
         return [row] * (row in self.config.grid) + list(self.config.tuned_like.get(row, ()))
@@ -82,9 +109,9 @@ class Study:
         return self.recipes[row].extended(Recipe(tables))
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """All that the results depend on; how many processes work at it is not part of that."""
+        """All that the results depend on, not how many processes work at them or how they are shown."""
         own = asdict(self.config)
-        del own["workers"]
+        del own["workers"], own["tables"]
         return {STUDY: own, **{row: {"recipe": recipe.as_toml()} for row, recipe in self.recipes.items()}}
 
 
@@ -105,7 +132,8 @@ def read_study(path: Path, recipe: Recipe) -> Study:
         if row not in known:
             raise UserError(f"{path}: {folder} has no recipe of a row {row}{did_you_mean(row, known)}")
     named = itertools.chain(config.first_attempts_of_base, config.grid, config.tuned_like, *config.tuned_like.values())
-    for row in [*named, config.further or BASE]:
+    shown = itertools.chain(*(table.rows for table in config.tables.values()))
+    for row in [*named, *([] if config.further is None else [config.further]), *shown]:
         if row not in config.rows:
             raise UserError(f"{path}: [study] speaks of row {row}, which its rows lack: add it, or leave it out")
     untuned = {row for rows in config.tuned_like.values() for row in rows} - set(config.grid)
@@ -118,7 +146,7 @@ def read_study(path: Path, recipe: Recipe) -> Study:
     for row, grid in config.grid.items():
         _check_grid(path, row, grid)
     study = Study(config, recipes)
-    if study.policy_of(BASE) != BASE:
+    if BASE in config.rows and study.policy_of(BASE) != BASE:
         raise UserError(f"{path}: row {BASE} trains a {study.policy_of(BASE)} policy, expected one without iterations")
     return study
 
@@ -151,11 +179,24 @@ def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
     for key, example in {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"}.items():
         if not table.get(key):
             raise UserError(f"{path}: [study] has no {key}: give it some, such as {key} = {example}")
-    if BASE not in table["rows"]:
-        raise UserError(f"{path}: [study] rows lack {BASE}, which every other row starts from: add it")
-    config = StudyConfig(**table)
+    own = {name: _read_table(path, name, content) for name, content in table.get("tables", {}).items()}
+    config = StudyConfig(**{**table, "tables": own})
     read_counts(config.votes, "votes")
     return config
+
+
+def _read_table(path: Path, name: str, content: Mapping[str, Any]) -> OwnTable:
+    place = f"{path}: [study.tables.{name}]"
+    for key, value in content.items():
+        if key not in _TABLE_CHECKS:
+            raise UserError(f"{place} has no key {key}{did_you_mean(key, list(_TABLE_CHECKS))}")
+        fits, expected = _TABLE_CHECKS[key]
+        if not fits(value):
+            raise UserError(f"{place} {key} is {value!r}, expected {expected}")
+    for key, example in {"rows": '["s2r"]', "columns": '["acc@t1", "acc@final"]'}.items():
+        if not content.get(key):
+            raise UserError(f"{place} has no {key}: give it some, such as {key} = {example}")
+    return OwnTable(**content)
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -180,6 +221,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seeds": (partial(_is_list, kind=int), "a list without repetitions"),
     "grid": (_is_grid, _EACH),
     "tuned_like": (lambda value: isinstance(value, dict) and all(_is_list(v, str) for v in value.values()), _EACH),
+    "tables": (lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()), "tables"),
+}
+# Key of [study.tables.NAME] -> what it must be.
+_TABLE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("rows", "columns", "training"), _NAMES),
+    "words": _TEXT,
 }
 
 

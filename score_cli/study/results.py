@@ -1,9 +1,12 @@
-"""What the rows of a study measured: one table of all of it, means over seeds, and how both are shown."""
+"""What the rows of a study measured: one table of all of it, means over seeds, and how both are shown.
+
+`own_tables` shows the rows that have a table of their own.
+"""
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +25,14 @@ from score_cli.evaluation.layout import (
 )
 from score_cli.evaluation.votes import VOTES
 from score_cli.phases import BASE
-from score_cli.tables.parquet import METRICS, STUDY, read_table, write_table
+from score_cli.tables.parquet import METRICS, STUDY, TRAIN_METRICS, read_table, write_table
 from score_cli.tables.provenance import Footer
 
 # What a row's policy was measured under.
 OWN, BASE_FIRST, MORE, VOTED = "own", "base-first-attempts", "more-attempts", VOTES
+# Not a measurement: what a row's updates logged, the first of them and the last.
+TRAINING = "training"
+UPDATES = 10
 
 # Row -> the paper's table and its figures on MATH with Gemini 1.5 Flash, decoded greedily, as fractions in the order
 # of PAPER_COLUMNS, as far as the table has them. Source: Kumar et al., ICLR 2025, arXiv 2409.12917.
@@ -59,6 +65,20 @@ class Source(NamedTuple):
     seed: int
     condition: str
     metrics: Path
+    whole: bool = False  # keep what the run measured of its base, too
+
+
+class Claim(NamedTuple):
+    """A claim, the criterion in words, the figures it was judged by, and the verdict."""
+
+    text: str
+    criterion: str
+    figures: str
+    appears: bool
+
+    def __str__(self) -> str:
+        verdict = "appears" if self.appears else "does not appear"
+        return f"{verdict}: {self.text} ({self.criterion}): {self.figures}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class Seeds:
     """One number measured in several seeds."""
 
     values: Mapping[int, float]
+    counts: Mapping[int, int] = field(default_factory=dict)  # how many things each value is over
 
     @property
     def mean(self) -> float:
@@ -86,22 +107,33 @@ class Results:
     """The rows of study.parquet, looked up by what they measure."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        """Of a row's policies the last one counts, which is the one its runs end in."""
+        """Of a row's policies the last one counts, which is the one its runs end in, unless another is named."""
         measured = [row for row in rows if MINUS not in row["policy"]]
         # A run lists its policies in the order of its training: the base first, the last is what the row is about.
         self.policies = {(row["row"], row["seed"], row["condition"]): row["policy"] for row in measured}
-        self._values: dict[tuple[str, str, str, str], dict[int, float]] = {}
+        self._values: dict[tuple[str, str, str, str, str | None], dict[int, Row]] = {}
         for row in measured:
+            key = (row["row"], row["condition"], row["decoding"], row["name"])
+            self._values.setdefault((*key, row["policy"]), {})[row["seed"]] = row
             if row["policy"] == self.policies[row["row"], row["seed"], row["condition"]]:
-                key = (row["row"], row["condition"], row["decoding"], row["name"])
-                self._values.setdefault(key, {})[row["seed"]] = row["value"]
+                self._values.setdefault((*key, None), {})[row["seed"]] = row
         self.rows = list(dict.fromkeys(key[0] for key in self._values))
         self.seeds = sorted({seed for _, seed, _ in self.policies})
 
-    def find(self, row: str, name: str, decoding: str = SAMPLED, condition: str = OWN) -> Seeds | None:
+    def find(
+        self, row: str, name: str, decoding: str = SAMPLED, condition: str = OWN, policy: str | None = None
+    ) -> Seeds | None:
         """One metric of one row, as a fraction."""
-        values = self._values.get((row, condition, decoding, name))
-        return Seeds(dict(sorted(values.items()))) if values else None
+        found = self._values.get((row, condition, decoding, name, policy))
+        if not found:
+            return None
+        seeds = sorted(found)
+        return Seeds({seed: found[seed]["value"] for seed in seeds}, {seed: found[seed]["count"] for seed in seeds})
+
+    def policies_of(self, row: str, condition: str = OWN) -> list[str]:
+        """The policies of a row that were kept, in the order of its training."""
+        keys = (key for key in self._values if key[:2] == (row, condition))
+        return list(dict.fromkeys(policy for *_, policy in keys if policy is not None))
 
     def mean(self, row: str, name: str, condition: str = OWN) -> float | None:
         """A metric's mean over seeds, of sampled traces."""
@@ -112,7 +144,7 @@ class Results:
         self, row: str, pattern: str, decoding: str = SAMPLED, condition: str = OWN
     ) -> list[tuple[re.Match[str], Seeds]]:
         """The metrics of a row whose names match, in the order of the tables."""
-        keys = [key for key in self._values if key[:3] == (row, condition, decoding)]
+        keys = [key for key in self._values if key[:3] == (row, condition, decoding) and key[4] is None]
         matches = [match for key in keys if (match := re.fullmatch(pattern, key[3]))]
         return [(match, seeds) for match in matches if (seeds := self.find(row, match[0], decoding, condition))]
 
@@ -129,12 +161,17 @@ class Results:
         """The decodings that a condition was measured in, sampled before greedy."""
         return sorted({key[2] for key in self._values if key[1] == condition}, reverse=True)
 
-    def means(self, condition: str = OWN) -> list[Row]:
-        """Rows of a metrics table, row by row: means over seeds, with the deviation between them as error."""
+    def means(self, condition: str = OWN, *, apart: Container[str] = ()) -> list[Row]:
+        """Rows of a metrics table, row by row: means over seeds, with the deviation between them as error.
+
+        Args:
+            apart: rows left out.
+        """
         return [
             {"policy": row, "decoding": decoding, "name": match[0]}
             | {"value": seeds.mean, "stderr": seeds.deviation, "count": len(seeds.values)}
             for row in self.rows
+            if row not in apart
             for decoding in self.decodings(condition)
             for match, seeds in self.matching(row, ".*", decoding, condition)
         ]
@@ -143,18 +180,42 @@ class Results:
 def collect(sources: Sequence[Source], seeds: Sequence[int]) -> list[Row]:
     """Rows of study.parquet: row by row, then seed by seed.
 
-    A row's run measures its base again; that policy is kept in the rows alone that end in it.
+    A row's run measures its base again; that policy is kept in the rows alone that end in it or are kept whole.
     """
     order = list(dict.fromkeys(source.row for source in sources))
     rows = []
     for source in sorted(sources, key=lambda each: (order.index(each.row), seeds.index(each.seed))):
+        key = {"row": source.row, "seed": source.seed, "condition": source.condition}
+        if source.condition == TRAINING:
+            rows += [key | row for row in logged(read_table(source.metrics, TRAIN_METRICS).to_pylist())]
+            continue
         found = [row for row in read_table(source.metrics, METRICS).to_pylist() if MINUS not in row["policy"]]
-        if any(row["policy"] != BASE for row in found):
+        if not source.whole and any(row["policy"] != BASE for row in found):
             found = [row for row in found if row["policy"] != BASE]
         if source.condition == VOTED:
             found = [row for row in found if row["name"].startswith("majority@")]
-        key = {"row": source.row, "seed": source.seed, "condition": source.condition}
         rows += [key | row for row in found]
+    return rows
+
+
+def logged(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Means of what the first and the last updates logged, as rows of a metrics table; of an attempt, `accuracy@t1`.
+
+    Ten updates at either end; fewer where a run has fewer than twenty.
+    """
+    updates = sorted({line["iteration"] for line in lines})
+    most = max(1, min(UPDATES, len(updates) // 2))
+    rows = []
+    for end, chosen in (("first", updates[:most]), ("last", updates[-most:])):
+        values: dict[str, list[float]] = {}
+        for line in lines:
+            if line["iteration"] in chosen:
+                name = line["name"] if line["attempt"] is None else f"{line['name']}@t{line['attempt']}"
+                values.setdefault(name, []).append(line["value"])
+        named = {"policy": f"{end} {most} updates", "decoding": SAMPLED, "stderr": None}
+        rows += [
+            named | {"name": name, "value": statistics.fmean(own), "count": len(own)} for name, own in values.items()
+        ]
     return rows
 
 
@@ -163,15 +224,18 @@ def write_study(path: Path, rows: Sequence[Row], config: Mapping[str, Any]) -> N
     write_table(path, STUDY, rows, Footer(table=STUDY.name, stage="study", config=dict(config)))
 
 
-def study_tables(results: Results, tuning: Sequence[Mapping[str, Any]], note: str = "") -> dict[str, TextTable]:
+def study_tables(
+    results: Results, tuning: Sequence[Mapping[str, Any]], note: str = "", *, apart: Container[str] = ()
+) -> dict[str, TextTable]:
     """The tables that a study has the rows for, by what they show.
 
     Args:
         tuning: rows of tuning.parquet; note: what to say of the measurement with more attempts.
+        apart: rows with a table of their own, which the first leaves out.
     """
     more = results.means(MORE)
     tables = {
-        "results": _main(results),
+        "results": _main(results, results.means(apart=apart)),
         "shift": _shift(results),
         "attempts": paper_table(
             more, max(3, attempts_of(more)), caption=f"More attempts{note}", titles=("row", "decoding")
@@ -189,11 +253,11 @@ def study_tables(results: Results, tuning: Sequence[Mapping[str, Any]], note: st
 
 def study_markdown(tables: Sequence[TextTable], claims: Sequence[object]) -> str:
     """The tables and claims as a Markdown page."""
-    judged = "## The paper's claims\n\n" + "\n".join(f"- {escape(str(claim))}" for claim in claims)
+    judged = "## Claims\n\n" + "\n".join(f"- {escape(str(claim))}" for claim in claims)
     return "\n\n".join(["# The study", *map(markdown, tables), judged]) + "\n"
 
 
-def _main(results: Results) -> TextTable:
+def _main(results: Results, means: Sequence[Row]) -> TextTable:
     def cell(row: Row) -> str:
         _, figures = PAPER.get(row["policy"], (0, ()))
         paper = dict(zip(PAPER_COLUMNS, figures, strict=False)).get(row["name"])
@@ -208,8 +272,8 @@ def _main(results: Results) -> TextTable:
         "that its corpus revises with skill under"
     )
     secondary = SECONDARY | {"changed": "changed"}
-    table = paper_table(results.means(), caption=caption, titles=("row", "decoding"), secondary=secondary, cell=cell)
-    counts = {(row["policy"], row["decoding"]): row["count"] for row in results.means() if row["name"] == "acc@t1"}
+    table = paper_table(means, caption=caption, titles=("row", "decoding"), secondary=secondary, cell=cell)
+    counts = {(row["policy"], row["decoding"]): row["count"] for row in means if row["name"] == "acc@t1"}
     lines = []
     for line in table.lines:
         named = f"Table {PAPER[line[0]][0]}" if line[0] in PAPER else ""

@@ -1,9 +1,8 @@
-"""`score run` of a recipe with a `[study]` table: every row of the paper's tables, over seeds.
+"""`score run` of a recipe with a `[study]` table: every row of the paper's tables, or of others, over seeds.
 
 RUN/config.json                 what the study was started with; a resumed one must agree
 RUN/recipes/ROW.toml              a row's whole recipe, with the settings chosen for it
-RUN/seed-S/base/                  the run folder of row `base`; all other rows start from its policy
-RUN/seed-S/ROW/                   the run folder of a row
+RUN/seed-S/ROW/                   the run folder of a row; of the rows with equal bases one trains the base of all
 RUN/seed-S/ROW/conditions/        the same policy measured otherwise: metrics tables of `score eval`
 RUN/tuning/ROW/0/ ...             run folders of the settings tried, evaluated on validation problems; 0.toml beside
 RUN/study.parquet, tuning.parquet, study.md
@@ -12,6 +11,7 @@ All the work is done by plain `score` commands, a process each, so a row is what
 """
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +24,17 @@ from score_cli.phases import BASE
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_folder import pin_config
-from score_cli.study.claims import Claim, judge_claims
+from score_cli.study.claims import judge_claims
 from score_cli.study.jobs import Job, run_jobs
+from score_cli.study.own_tables import OWN_TABLES, own_tables, rows_of
 from score_cli.study.plan import Changes, Study, attempts_that_fit, choose, describe, expand_grid, read_study
 from score_cli.study.results import (
     BASE_FIRST,
     MORE,
     OWN,
+    TRAINING,
     VOTED,
+    Claim,
     Results,
     Source,
     collect,
@@ -76,12 +79,15 @@ def run_study(
         work = _Work(study, folder, limit)
         run_jobs(work.jobs(), workers=study.config.workers, inherited=[held], progress=progress)
         rows = collect(work.sources(), list(study.config.seeds))
-        write_study(folder / "study.parquet", rows, described)
+        shown_as = {name: asdict(table) for name, table in study.config.tables.items()}
+        write_study(folder / "study.parquet", rows, described | ({OWN_TABLES: shown_as} if shown_as else {}))
         tuning = work.tuning()
         if tuning:
             write_table(folder / "tuning.parquet", TUNING, tuning, Footer(table=TUNING.name, stage="study"))
         results = Results(rows)
-        shown = StudyTables(list(study_tables(results, tuning, work.note()).values()), judge_claims(results))
+        tables = study_tables(results, tuning, work.note(), apart=rows_of(shown_as))
+        tables |= own_tables(results, shown_as)
+        shown = StudyTables(list(tables.values()), judge_claims(results))
         with replacing_file(folder / "study.md") as temporary:
             temporary.write_text(study_markdown(shown.tables, shown.claims))
     return shown
@@ -103,19 +109,21 @@ class _Work:
 
     def jobs(self) -> list[Job]:
         """Bases, settings tried, rows, and rows measured otherwise; what others wait for comes first."""
-        base = [_name(BASE, seed) for seed in self.config.seeds]
-        jobs = [self._row(BASE, seed, []) for seed in self.config.seeds]
+        bases = list(dict.fromkeys(self.study.base_row(row) for row in self.config.rows))
+        jobs = [self._row(row, seed, []) for seed in self.config.seeds for row in bases]
         for row, grid in self.grids.items():
+            base = [_name(self.study.base_row(row), self.config.seeds[0])]
             for number in range(len(grid)):
                 output = self._tried(row, number) / "metrics.parquet"
-                jobs.append(Job(self._trial(row, number), output, base[:1], partial(self._run_trial, row, number)))
+                jobs.append(Job(self._trial(row, number), output, base, partial(self._run_trial, row, number)))
         for seed in self.config.seeds:
             for row in self.config.rows:
                 tuned = [
                     (other, number) for other in self.study.tuned_by(row) for number in range(len(self.grids[other]))
                 ]
-                if row != BASE:
-                    jobs.append(self._row(row, seed, [_name(BASE, seed), *(self._trial(*trial) for trial in tuned)]))
+                if row not in bases:
+                    base = [_name(self.study.base_row(row), seed)]
+                    jobs.append(self._row(row, seed, [*base, *(self._trial(*trial) for trial in tuned)]))
             for row, condition in self.conditions:
                 name, output = f"{_name(row, seed)}, {condition}", self._metrics(row, seed, condition)
                 jobs.append(Job(name, output, [_name(row, seed)], partial(self._eval_row, row, seed, condition)))
@@ -123,12 +131,17 @@ class _Work:
 
     def sources(self) -> list[Source]:
         """Every metrics table of the study, in the order of rows, with what it stands for."""
-        return [
-            Source(row, seed, condition, self._metrics(row, seed, condition))
-            for seed in self.config.seeds
-            for row in self.config.rows
-            for condition in (OWN, *(condition for name, condition in self.conditions if name == row))
-        ]
+        own = {row: table for table in self.config.tables.values() for row in table.rows}
+        sources = []
+        for seed in self.config.seeds:
+            for row in self.config.rows:
+                conditions = [condition for name, condition in self.conditions if name == row]
+                conditions += [TRAINING] if row in own and own[row].training else []
+                sources += [
+                    Source(row, seed, condition, self._metrics(row, seed, condition), row in own)
+                    for condition in (OWN, *conditions)
+                ]
+        return sources
 
     def tuning(self) -> list[dict[str, Any]]:
         """Rows of tuning.parquet."""
@@ -146,8 +159,8 @@ class _Work:
         """What to say of the measurement with more attempts."""
         if self.config.further is None:
             return ""
-        count, context = self._attempts(self.config.seeds[0])
-        seen = self.study.recipes[BASE].settings("base", BaseConfig).attempts
+        count, context = self._attempts(self.config.further, self.config.seeds[0])
+        seen = self.study.recipes[self.config.further].settings("base", BaseConfig).attempts
         return (
             f": {count} attempts of at most {self.config.attempt_tokens} tokens are what the base's context of "
             f"{context} tokens holds (asked: {self.config.most_attempts}); training had 2, the base's corpus {seen}"
@@ -162,27 +175,27 @@ class _Work:
             values = [self._validation(tuned, number)["value"] for number in range(len(self.grids[tuned]))]
             changes |= self.grids[tuned][choose(values)]
         recipe = self._write_recipe(self._recipe(row), row, changes)
-        start = [] if row == BASE else ["--model", self._policy(BASE, seed)]
+        start = [] if row == self.study.base_row(row) else ["--model", self._base(row, seed) / BASE]
         return ["run", recipe, "--seed", seed, "--out", row_folder(self.folder, row, seed), *self.limit, *start]
 
     def _run_trial(self, row: str, number: int) -> list[object]:
         """Settings are tried on the first seed's base, with validation problems in place of the test's."""
         seed, out = self.config.seeds[0], self._tried(row, number)
-        base = row_folder(self.folder, BASE, seed)
+        base = self._base(row, seed)
         recipe = self._write_recipe(out.with_suffix(".toml"), row, self.grids[row][number])
-        inputs = ["--model", self._policy(BASE, seed), "--problems", base / "train.parquet"]
+        inputs = ["--model", base / BASE, "--problems", base / "train.parquet"]
         inputs += ["--eval-problems", base / "validation.parquet"]
         return ["run", recipe, "--seed", seed, "--out", out, *self.limit, *inputs]
 
     def _eval_row(self, row: str, seed: int, condition: str) -> list[object]:
         """Measure a row's policy otherwise than its run measures it."""
-        base, out = row_folder(self.folder, BASE, seed), self._metrics(row, seed, condition)
+        base, out = self._base(row, seed), self._metrics(row, seed, condition)
         further: dict[str, list[object]] = {
             BASE_FIRST: ["--first-attempts", base / "eval" / "base-sampled.traces.parquet"],
             VOTED: ["--votes", self.config.votes],
         }
         if condition == MORE:
-            further[MORE] = ["--attempts", self._attempts(seed)[0], "--max-tokens", self.config.attempt_tokens]
+            further[MORE] = ["--attempts", self._attempts(row, seed)[0], "--max-tokens", self.config.attempt_tokens]
         command = ["eval", "--config", self._recipe(row), "--seed", seed, "--model", self._policy(row, seed)]
         command += ["--problems", base / "test.parquet", "--out", out, "--traces-folder", out.with_suffix("")]
         return [*command, *further[condition], "--overwrite"]
@@ -201,10 +214,10 @@ class _Work:
         wanted = (self.study.policy_of(row), SAMPLED, CRITERION)
         return next(line for line in metrics if (line["policy"], line["decoding"], line["name"]) == wanted)
 
-    def _attempts(self, seed: int) -> tuple[int, int]:
-        """How many attempts of one trace fit the base's context, and that context in tokens."""
-        base = row_folder(self.folder, BASE, seed)
-        model = json.loads((self._policy(BASE, seed) / "config.json").read_text())
+    def _attempts(self, row: str, seed: int) -> tuple[int, int]:
+        """How many attempts of one trace fit the context of a row's base, and that context in tokens."""
+        base = self._base(row, seed)
+        model = json.loads((base / BASE / "config.json").read_text())
         context = int(model["n_positions"] if "n_positions" in model else model["max_position_embeddings"])
         traces = read_traces(base / "eval" / "base-sampled.traces.parquet")
         prompt = max(int((trace.attempt_ids > 0).argmax()) for trace in traces)
@@ -218,11 +231,16 @@ class _Work:
     def _policy(self, row: str, seed: int) -> Path:
         """Checkpoint of a row's policy; rows that train nothing have the base's."""
         name = self.study.policy_of(row)
-        return row_folder(self.folder, BASE if name == BASE else row, seed) / name
+        return (self._base(row, seed) if name == BASE else row_folder(self.folder, row, seed)) / name
+
+    def _base(self, row: str, seed: int) -> Path:
+        """The run folder that holds a row's base, and the problems."""
+        return row_folder(self.folder, self.study.base_row(row), seed)
 
     def _metrics(self, row: str, seed: int, condition: str = OWN) -> Path:
         run = row_folder(self.folder, row, seed)
-        return run / "metrics.parquet" if condition == OWN else run / "conditions" / f"{condition}.parquet"
+        files = {OWN: run / "metrics.parquet", TRAINING: run / "train_metrics.parquet"}
+        return files.get(condition, run / "conditions" / f"{condition}.parquet")
 
     def _recipe(self, row: str) -> Path:
         return self.folder / "recipes" / f"{row}.toml"

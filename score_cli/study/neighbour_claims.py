@@ -1,0 +1,115 @@
+"""What neighbours of SCoRe claim, or what was expected of them on the built-in task, and whether it appears.
+
+Every figure is of sampled traces (T = 1) and a mean over seeds, unless the criterion says otherwise. `before` is the
+base, as the row's own run measured it.
+"""
+
+from collections.abc import Iterator
+
+from score_cli.evaluation.evaluate import GREEDY, SAMPLED
+from score_cli.phases import BASE
+from score_cli.study.own_tables import figure
+from score_cli.study.results import OWN, TRAINING, Claim, Results, Seeds
+
+PROCESS, OUTCOME = "s2r", "s2r-outcome"
+TRAJECTORY, OWN_TURN = "reflexicoder", "reflexicoder-own-turn"
+# Where a base mends a larger share of its errors, paying the whole trajectory pays for making them: found by following
+# the exact gradient of a policy of three numbers that keeps 97 percent of its right answers.
+TURN_OVER = 0.56
+UNMOVED = 0.02
+
+
+def neighbour_claims(results: Results) -> list[Claim]:
+    """The claims that a study has the rows for, method by method."""
+    return [*_s2r(results), *_reflexicoder(results), *_rlsf(results), *_judge(results)]
+
+
+def _s2r(results: Results) -> Iterator[Claim]:
+    for row in (PROCESS, OUTCOME):
+        yield from _moves(results, row, "verify_acc", "tells its right solves from its wrong ones better")
+        yield from _moves(results, row, "acc@final", "ends in a right solve more often")
+        yield from _moves(results, row, "i_to_c@final", "puts more solves right")
+        yield from _moves(results, row, "c_to_i@final", "breaks fewer solves", down=True)
+    for name, text, process_first in (
+        ("verify_acc", "paying every turn for itself lifts verification accuracy more than paying the outcome", True),
+        ("error_recall", "paying the outcome finds more errors than paying every turn for itself", False),
+    ):
+        rows = (PROCESS, OUTCOME) if process_first else (OUTCOME, PROCESS)
+        found = [results.find(row, name) for row in rows]
+        if found[0] and found[1]:
+            figures = f"{figure(name, found[0])} against {figure(name, found[1])}"
+            above = found[0].mean > found[1].mean
+            yield Claim(text, f"{name} of {rows[0]} above that of {rows[1]}", figures, above)
+
+
+def _reflexicoder(results: Results) -> Iterator[Claim]:
+    before, after = _ends(results, TRAJECTORY, "acc@t1")
+    mended, _ = _ends(results, TRAJECTORY, "i_to_c@t2")
+    control = results.find(OWN_TURN, "acc@t1")
+    if before and after and mended and before.mean < 1:
+        share = mended.mean / (1 - before.mean)
+        sags = share > TURN_OVER
+        yield Claim(
+            f"{TRAJECTORY}: the first attempt {'sags, for' if sags else 'gains, for'} the base mends "
+            f"{'more' if sags else 'fewer'} than {TURN_OVER:.0%} of its errors",
+            f"acc@t1 {'below' if sags else 'above'} the base's",
+            f"mends {share:.1%}; acc@t1 {before} before, {after} after",
+            after.mean < before.mean if sags else after.mean > before.mean,
+        )
+    if after and control:
+        yield Claim(
+            f"{TRAJECTORY}: credit for the whole trajectory costs the first attempt",
+            f"acc@t1 below that of {OWN_TURN}",
+            f"{after} against {control}",
+            after.mean < control.mean,
+        )
+    for row in (TRAJECTORY, OWN_TURN):
+        yield from _moves(results, row, "acc@t2", "ends in a right answer more often")
+
+
+def _rlsf(results: Results) -> Iterator[Claim]:
+    yield from _moves(results, "rlsf", "acc@t1", "sampled answers become right more often without a gold answer")
+    before, after = _ends(results, "rlsf", "acc@t1", GREEDY)
+    if before and after:
+        yield Claim(
+            "rlsf: greedy answers stay as right as they were, for it sharpens what the base believes",
+            f"greedy acc@t1 within {UNMOVED:.0%} of the base's",
+            f"{before} before, {after} after",
+            abs(after.mean - before.mean) <= UNMOVED,
+        )
+    yield from _moves(results, "rlsf", "ece@t1", "confidence ends up worse calibrated than the base's")
+    yield from _moves(results, "rlsf", "brier@t1", "confidence and being right come closer, solve by solve", down=True)
+
+
+def _judge(results: Results) -> Iterator[Claim]:
+    policies = results.policies_of("judge", TRAINING)
+    ends = [results.find("judge", "judge_gap", condition=TRAINING, policy=policy) for policy in policies]
+    if len(ends) == 2 and ends[0] and ends[1]:
+        yield _compared("judge", "judge_gap", "more passes for right than is", ends[0], ends[1], down=False)
+    yield from _moves(
+        results, "judge", "error_recall", "its own claims, which nobody pays, find fewer errors", down=True
+    )
+    yield from _moves(results, "judge", "acc@t1", "answers become right more often, by a model's word alone")
+
+
+def _ends(results: Results, row: str, name: str, decoding: str = SAMPLED) -> tuple[Seeds | None, Seeds | None]:
+    """A metric of a row's base and of its last policy."""
+    return results.find(row, name, decoding, OWN, BASE), results.find(row, name, decoding)
+
+
+def _moves(results: Results, row: str, name: str, text: str, *, down: bool = False) -> Iterator[Claim]:
+    before, after = _ends(results, row, name)
+    if before and after:
+        yield _compared(row, name, text, before, after, down=down)
+
+
+def _compared(row: str, name: str, text: str, before: Seeds, after: Seeds, *, down: bool) -> Claim:
+    """One way in every seed that both were measured in."""
+    sign = -1 if down else 1
+    shared = [seed for seed in before.values if seed in after.values]
+    return Claim(
+        f"{row}: {text}",
+        f"{name} {'falls' if down else 'rises'} in every seed",
+        f"{figure(name, before)} before, {figure(name, after)} after",
+        all(sign * (after.values[seed] - before.values[seed]) > 0 for seed in shared),
+    )
