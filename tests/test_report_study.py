@@ -9,6 +9,8 @@ from score_cli.report.plots import Bar, bars_figure, edits_figure, lines_figure,
 from score_cli.report.study import seeds_line
 from score_cli.study.claims import judge_claims
 from score_cli.study.results import Results, Seeds
+from score_cli.tables.parquet import STUDY, TRAIN_METRICS, write_table
+from score_cli.tables.provenance import Footer
 from tests.report_support import study_rows, write_runs, write_study
 from tests.test_report import Page, report
 
@@ -119,6 +121,45 @@ def test_the_rows_own_reports_and_the_settings_tried_are_listed(page: Page) -> N
         ["star", "train-sft.epochs=1", "50.0 ±1.0", ""],
         ["star", "train-sft.epochs=3", "62.5 ±1.0", "chosen"],
     ]
+
+
+def test_a_study_of_neighbours_shows_their_tables_and_draws_what_they_logged(tmp_path: Path) -> None:
+    """No row of the paper's: none of its sections. Accepted 0.6 and 0.9, right 0.5 and 0.6, in each of two seeds."""
+    own = {"row": "judge", "condition": "own", "decoding": "sampled", "name": "acc@t1", "stderr": None, "count": 8}
+    rows = [
+        own | {"seed": seed, "policy": policy, "value": v}
+        for seed in (0, 1)
+        for policy, v in (("base", 0.5), ("stage2", 0.75))
+    ]
+    logs = own | {"condition": "training", "count": 1, "name": "judge_gap"}
+    rows += [
+        logs | {"seed": seed, "policy": f"{end} 1 updates", "value": value}
+        for seed in (0, 1)
+        for end, value in (("first", 0.1), ("last", 0.3))
+    ]
+    table = {"rows": ["judge"], "columns": ["acc@t1"], "training": ["judge_gap", "accuracy@t1"], "words": ""}
+    footer = Footer(table=STUDY.name, stage="study", config={"tables": {"judge": table}})
+    write_table(tmp_path / "study.parquet", STUDY, rows, footer)
+    for seed in (0, 1):
+        lines = [
+            {"stage": "stage2", "iteration": update, "name": name, "attempt": attempt, "value": value}
+            for update, gap, right in ((0, 0.1, 0.5), (1, 0.3, 0.6))
+            for name, attempt, value in (("judge_gap", None, gap), ("accuracy", 1, right))
+        ]
+        run = tmp_path / f"seed-{seed}" / "judge"
+        write_table(run / "train_metrics.parquet", TRAIN_METRICS, lines, Footer(table="train_metrics", stage="run"))
+    page = report(tmp_path)
+    measured, trained = page.tables["judge"]
+    assert measured[1:] == [["judge", "base", "sampled", "50.0 ±0.0"], ["judge", "stage2", "sampled", "75.0 ±0.0"]]
+    assert trained[1:] == [
+        ["judge", "first 1 updates", "sampled", "+10.0 ±0.0", ""],
+        ["judge", "last 1 updates", "sampled", "+30.0 ±0.0", ""],
+    ]
+    assert "judge: what its updates logged" in page.captions and "Collapse over training" not in page.text
+    gap = "judge: more passes for right than is"
+    assert ["appears", gap, "judge_gap rises in every seed", "+10.0 ±0.0 before, +30.0 ±0.0 after"] in page.tables[
+        "claims"
+    ][0]
 
 
 def test_what_was_not_measured_is_said_in_a_sentence(tmp_path: Path) -> None:
