@@ -10,7 +10,7 @@ GPU_VENV ?= .venv-gpu
 GPU_READY := $(GPU_VENV)/.ready
 # Tests side by side, each on one thread.
 JOBS ?= auto
-PYTEST_SIDE_BY_SIDE := -n $(JOBS) --maxprocesses 8 --dist worksteal
+PYTEST_SIDE_BY_SIDE := -n $(JOBS) --maxprocesses 8
 
 .PHONY: quickstart test test-vllm test-gpu lint unit pipeline setup clean
 
@@ -25,10 +25,10 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -q $(PYTEST_SIDE_BY_SIDE) -m "not pipeline and not gpu and not vllm"
+	$(BIN)/python -m pytest -q $(PYTEST_SIDE_BY_SIDE) --dist worksteal -m "not pipeline and not gpu and not vllm"
 
 pipeline: setup
-	$(BIN)/python -m pytest -q $(PYTEST_SIDE_BY_SIDE) -m pipeline
+	$(BIN)/python -m pytest -q $(PYTEST_SIDE_BY_SIDE) --dist loadfile -m pipeline
 
 # The vLLM engine for real, on the CPU, in an environment of its own.
 test-vllm: $(VLLM_READY)

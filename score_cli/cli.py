@@ -22,6 +22,7 @@ from score_cli.errors import (
     UserError,
 )
 from score_cli.interrupts import interrupt_on_signals
+from score_cli.storage import Mirror
 
 # Each adds its commands to the app, in the order of `score --help`.
 import score_cli.commands.stages  # isort: skip
@@ -40,15 +41,21 @@ def main() -> None:
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 3 no room, 130 interrupted."""
     try:
-        # Outside standalone mode typer returns the exit code, or raises what it would have printed.
-        code = typer.main.get_command(app)(args=arguments, prog_name="score", standalone_mode=False) or 0
-        return _interrupted() if code == EXIT_INTERRUPTED else int(code)
+        mirror = Mirror(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         return _fail(str(error), EXIT_BAD_INPUT)
+    try:
+        if mirror.fetch() and (code := _call(mirror.arguments)):
+            return code
+        for address in mirror.send():
+            print(f"{address}: sent", file=sys.stderr)
+        return 0
+    except UserError as error:
+        return _fail(mirror.in_addresses(str(error)), EXIT_BAD_INPUT)
     except NoRoomError as error:
-        return _fail(str(error), EXIT_NO_ROOM)
+        return _fail(mirror.in_addresses(str(error)), EXIT_NO_ROOM)
     except JobError as error:
-        return _fail(str(error), EXIT_JOB_FAILED)
+        return _fail(mirror.in_addresses(str(error)), EXIT_JOB_FAILED)
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
@@ -70,6 +77,12 @@ def run_command(arguments: list[str] | None = None) -> int:
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
             return _fail(f"{error.filename} cannot be used ({error.strerror}): name another place", EXIT_BAD_INPUT)
         raise
+
+
+def _call(arguments: list[str]) -> int:
+    # Outside standalone mode typer returns the exit code, or raises what it would have printed.
+    code = typer.main.get_command(app)(args=arguments, prog_name="score", standalone_mode=False) or 0
+    return _interrupted() if code == EXIT_INTERRUPTED else int(code)
 
 
 def _interrupted() -> int:

@@ -48,6 +48,7 @@ NOT_RUN = {
     ),
     "pip install '.[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
     "pip install 'score-cli[lora]'": "installs from the network",
+    "pip install 'score-cli[s3]'": "needs storage of one's own; tests/test_storage.py runs such a loop",
     "score run pipelines/math.toml --model Qwen/Qwen2.5-1.5B-Instruct --problems math.parquet --eval-problems "
     "math500.parquet      --validation-problems validation.parquet --set run.best_every=100 --set run.evaluate=best "
     "--out runs/math": "days on a GPU; tests/test_run_phases.py keeps the best policy of small runs",
