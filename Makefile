@@ -10,6 +10,7 @@ GPU_VENV ?= .venv-gpu
 GPU_READY := $(GPU_VENV)/.ready
 # Tests side by side, each on one thread.
 JOBS ?= auto
+unit pipeline: export OMP_NUM_THREADS = 1
 PYTEST_SIDE_BY_SIDE := -n $(JOBS) --maxprocesses 8
 
 .PHONY: quickstart test test-vllm test-gpu lint unit pipeline setup clean
