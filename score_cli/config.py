@@ -326,6 +326,12 @@ class SignalConfig(DeviceConfig):
     boxed: bool = option(
         True, "judge: an answer stands in a box; a solve without one has none. Off, every finished solve is judged."
     )
+    temperature: float = option(
+        1.0,
+        "revision, in a run: of the revisions. 0 takes the likeliest, which is another objective than the chance that "
+        "a revision is right.",
+        least=0,
+    )
     scoring_tokens: int = option(16384, "Padded tokens a pass; changes memory and speed.", least=1)
     prompts: Overrides = ()  # from a recipe's tables [prompts.TASK]: the problems' words for the judge
 
@@ -518,6 +524,12 @@ class RunConfig:
         "Share of each problem's samples that go on, in Stage II, from first attempts drawn once from the base.",
         least=0,
         most=1,
+    )
+    given_solves: int = option(
+        2, "With a [script] that begins with critique: solves of each training problem, drawn once.", least=1
+    )
+    critique_rounds: int = option(
+        3, "With such a script: rounds of critique and revision in the evaluation.", least=1, most=60
     )
     sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
     sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")

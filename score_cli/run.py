@@ -19,6 +19,7 @@ from score_cli.sampling.engine import engine_name, policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import make_sampler
 from score_cli.stages.base import build_base
+from score_cli.stages.critics import evaluate_critics
 from score_cli.stages.data import SPLITS, write_problems
 from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
 from score_cli.stages.signal import check_problems
@@ -27,7 +28,7 @@ from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import overlapping, read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem
+from score_cli.tables.records import REVISION, Problem
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.optimizer import check_optimizer, check_schedule
 from score_cli.verification.grader import Grader
@@ -125,6 +126,7 @@ class Run:
                 finally:
                     log.close()
                     sampler.close()
+                    phases.close()
                 if self.configs.run.evaluate == "best":
                     phases.end_with_best()
                 self.folder.join_train_metrics(updates)
@@ -224,6 +226,9 @@ class Run:
 
     def _check_room(self, base: Policy, train: Sequence[Problem], test: Sequence[Problem]) -> None:
         """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""
+        if (script := self.configs.sample.script) is not None and script.needs_solves:
+            _check_passes(self.configs, base, train, test)
+            return
         sampler = Sampler(self.configs.sample, base)
         sampler.plan(train, replace(self.configs.sample, problems_per_iteration=None, iteration=0))
         # Decodings of as many attempts are as long.
@@ -234,6 +239,21 @@ class Run:
         """Measure the base and the policy at each phase's end on the held-out problems."""
         config = self.configs.eval
         device = policy_device(config, setup_device(config))
+        if phases.reviser is not None and config.script is not None:
+            generator = phases.reviser.sampler.policy
+            generator.model.to(device)
+            return evaluate_critics(
+                config,
+                config.script,
+                generator=generator,
+                critics=((name, phases.load(name, device)) for name in phases.ends),
+                rounds=self.configs.run.critique_rounds,
+                problems=self.folder.problems("test"),
+                folder=self.folder.evaluation,
+                out=self.folder.metrics,
+                grader=grader,
+                progress=self.progress,
+            )
         with make_sampler(next(iter(eval_samplings(config).values())), phases.base) as sampler:
             return evaluate_policies(
                 config,
@@ -316,6 +336,8 @@ def _check_script(configs: RunConfigs) -> None:
     script, run = configs.sample.script, configs.run
     if script is None or script.only_solves:
         return
+    if script.needs_solves:
+        _check_critic(configs)
     if run.stage1_iterations:
         raise UserError(
             "run.stage1_iterations is set, and Stage I is for solves alone: leave it out, or let the turns of [script] "
@@ -323,6 +345,31 @@ def _check_script(configs: RunConfigs) -> None:
         )
     if run.sft_rounds:
         raise UserError("run.sft_rounds is set, and its methods learn from two solves: with [script] leave it out")
+
+
+def _check_critic(configs: RunConfigs) -> None:
+    """Refuse a critic that nobody pays for, or that is to be measured as a solver is, before anything is trained."""
+    pay = configs.stage2.pay
+    if pay is None or REVISION not in pay.signals:
+        raise UserError(
+            "[script] begins with critique, and a run pays critiques for revisions: give [pay] critique = "
+            '{ "signal:revision" = 1.0 } and [signal] kind = "revision"'
+        )
+    if configs.run.best_every is not None:
+        raise UserError("run.best_every measures solves, and [script] begins with critique: leave it out")
+    if configs.eval.calibration:
+        raise UserError("eval.calibration is of a policy's own solves, and [script] begins with critique: leave it out")
+    if configs.run.offline_first_attempts:
+        raise UserError("run.offline_first_attempts is for solves, and [script] begins with critique: leave it out")
+
+
+def _check_passes(configs: RunConfigs, base: Policy, train: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Refuse what would outgrow the context: a solve, a critique and another solve, in a row."""
+    for problems, config in ((train, configs.sample), (test, next(iter(eval_samplings(configs.eval).values())))):
+        plain = replace(config, script=None, attempts=3, problems_per_iteration=None, iteration=0)
+        if plain.max_tokens is None:
+            raise UserError("a critic's turns share one length: set sample.max_tokens and eval.max_tokens")
+        Sampler(plain, base).plan(problems, plain)
 
 
 def _check_best(run: RunConfig, phases: Sequence[Phase], inputs: RunInputs) -> None:

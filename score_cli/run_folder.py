@@ -4,6 +4,7 @@ RUN/config.json                 what the run was started with; who goes on in it
 RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
+RUN/solves.parquet ...          the frozen generator's solves that a critic is trained on, with their rewards
 RUN/iterations/0007/            traces, rewards, signals where paid for, metrics: the update from policy 7 to policy 8
 RUN/iterations/0000-0099/       the same of a hundred old updates
 RUN/latest/0010/                the newest checkpoints between those, to go on from
@@ -57,7 +58,10 @@ FREE = {
     *(("alarms", field.name) for field in fields(AlarmsConfig)),
 }
 # What a fork takes besides the policies: problems, updates, the newest checkpoint.
-FORKED = ("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet", "iterations", "latest")
+FORKED = (
+    *("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet"),
+    *("solves.parquet", "solves.rewards.parquet", "iterations", "latest"),
+)
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
 
@@ -70,6 +74,7 @@ class RunFolder:
         self.metrics = root / "metrics.parquet"
         self.evaluation = root / "eval"
         self.first_attempts = root / "first_attempts.parquet"
+        self.solves = root / "solves.parquet"
         self.best_record = root / "best.json"
         self.updates = Updates(root / "iterations")
         self._latest = root / "latest"

@@ -27,8 +27,10 @@ from score_cli.run_best import BestPolicy
 from score_cli.run_disk import check_next_save
 from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import Entry, RunLog, overhead
+from score_cli.sampling.given import GivenSolves
 from score_cli.sampling.offline import OfflineAttempts, read_offline
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
+from score_cli.stages.revision import Reviser
 from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.signal import Signaller, check_same_tokens, write_signals
 from score_cli.stages.train import save_sft_round, write_examples
@@ -39,7 +41,7 @@ from score_cli.tables.checkpoints import METRICS_FILE, Policy, load_optimizer, l
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import TRACES, TRAIN_METRICS, read_footer, write_table
 from score_cli.tables.provenance import file_sha256
-from score_cli.tables.records import Problem, Signal, Trace, Verdict
+from score_cli.tables.records import REVISION, Problem, Signal, Trace, Verdict
 from score_cli.tables.schemas import CORRECT
 from score_cli.training.adapt import copy_to_train
 from score_cli.training.sft import make_examples, sft_round
@@ -112,7 +114,8 @@ class RunPhases:
         self._newest: Policy | None = self.base
         self._problems_sha256 = file_sha256(folder.problems("train"))
         paid = configs.stage2.pay is not None and configs.stage2.pay.signals
-        self._signaller = self._frozen() if paid else None
+        self.reviser = self._generator() if paid and configs.signal.kind == REVISION else None
+        self._signaller = self._frozen() if paid and self.reviser is None else None
 
     def do(self, phase: Phase) -> None:
         """Run a phase, or what is left of it, and keep its policy under RUN/name."""
@@ -167,19 +170,38 @@ class RunPhases:
         write_traces(folder / "traces.parquet", job, traces, footer)
         digest = file_sha256(folder / "traces.parquet")
         inputs = {"traces": digest, "problems": self._problems_sha256}
-        tasks = {problem.task for problem in self.problems}
-        footer = rewards_footer(self.grader, tasks, inputs=inputs, policy=footer.policy)
+        if self.reviser is not None and self.reviser.solves is not None:
+            inputs["given_rewards"] = self.reviser.solves.rewards_sha256
+        footer = rewards_footer(self.grader, self._tasks, inputs=inputs, policy=footer.policy)
         write_verdicts(folder / "rewards.parquet", verdicts, footer)
         return digest
 
     def write_signals(self, iteration: int, signals: Sequence[Signal]) -> None:
         """Write the signals of an update's traces as the command does."""
-        assert self._signaller is not None
         folder = self.folder.iteration(iteration)
+        if self.reviser is not None:
+            self.reviser.write(folder, signals, problems=self._problems_sha256, tasks=self._tasks)
+            return
+        assert self._signaller is not None
         origin = read_footer(folder / "traces.parquet", TRACES)
         assert origin is not None
         footer = self._signaller.footer(traces=file_sha256(folder / "traces.parquet"), policy=origin.policy)
         write_signals(folder / "signals.parquet", signals, footer)
+
+    def close(self) -> None:
+        """Give back what a frozen generator holds; the run's sampler is another's to close."""
+        if self.reviser is not None:
+            self.reviser.sampler.close()
+
+    @property
+    def _tasks(self) -> set[str]:
+        return {problem.task for problem in self.problems}
+
+    def _generator(self) -> Reviser:
+        """Whose solves are criticised: the checkpoint that the recipe names, or the base; never the critic."""
+        config = self.configs.signal
+        policy = self.base if config.by is None else load_policy(config.by, device=self._device)
+        return Reviser(self.configs.sample, policy, self.grader, temperature=config.temperature)
 
     def _frozen(self) -> Signaller:
         """Who makes signals: the checkpoint that the recipe names, or the base; never the policy under training."""
@@ -206,9 +228,13 @@ class RunPhases:
         if share and isinstance(config, Stage2Config):
             offline = self._offline_first_attempts()
         reference = self.load(phase.reference)
+        solves = None if self.reviser is None else self._solves(self.reviser)
         policy = self._begin(config, kept, reference)
         moments = None if kept is None else load_optimizer(kept)
         trainer = Trainer(config, policy, reference, moments, new_phase=kept is None and phase.first > 0)
+        if self.reviser is not None and solves is not None:
+            self.reviser.begin(solves, lambda: trainer.policy.state.iteration)
+            self.sampler.solves = solves
         with self.progress.phase(phase.name, phase.last - phase.first) as task:
             task.advance(policy.state.iteration - phase.first)
             self.sampler.load(trainer.policy)
@@ -221,7 +247,7 @@ class RunPhases:
                 attempts=phase.attempts,
                 offline=offline,
                 offline_share=share,
-                signaller=self._signaller if trainer.pay.signals else None,
+                signaller=(self.reviser or self._signaller) if trainer.pay.signals else None,
             )
             with stopping_between_updates(self.progress) as asked:
                 run_updates(loop, phase.last, _Journal(self, phase, loop.watch, task, asked))
@@ -232,6 +258,19 @@ class RunPhases:
         """Forget what was said of this update and later ones, and make room for their tables."""
         self.log.go_on_from(update)
         self.folder.updates.expand_from(update)
+
+    def _solves(self, reviser: Reviser) -> GivenSolves:
+        """The frozen generator's solves of every training problem, drawn once for the whole run."""
+        script = self.configs.sample.script
+        assert script is not None
+        setup_device(self.configs.sample)
+        return reviser.draw_solves(
+            script,
+            self.folder.solves,
+            problems=self.folder.problems("train"),
+            samples=self.configs.run.given_solves,
+            progress=self.progress,
+        )
 
     def _offline_first_attempts(self) -> OfflineAttempts:
         """First attempts of the base at every training problem, drawn once for the whole run."""

@@ -77,7 +77,7 @@ def run(
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
     from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import MINUS
-    from score_cli.evaluation.layout import attempts_of, dialogue_table, paper_table
+    from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
     from score_cli.run import Run, RunInputs
     from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
@@ -97,8 +97,9 @@ def run(
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     policies = [row for row in rows if MINUS not in row["policy"]]
     print_table(paper_table(policies, attempts_of(policies)))
-    if (dialogues := dialogue_table(policies)).lines:
-        print_table(dialogues)
+    for table in (dialogue_table(policies), critic_table(policies)):
+        if table.lines:
+            print_table(table)
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:

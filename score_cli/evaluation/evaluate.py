@@ -9,6 +9,7 @@ Names of the metrics table, for attempts t1, t2, ... and their neighbours:
     edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there
     pass@4@t2                                                            see `votes.pass_at_k`
     verify_acc  error_recall  acc@final  mean_trials                     of scripts: see `metrics.measure_dialogues`
+    f1_correct  holds_answer  acc@round2                                 of critics: see `critics`
 
 t1, t2, ... count a trace's solves, whatever turns stand between them.
 """
@@ -102,7 +103,12 @@ def metric_rows(
                 estimates[f"{name}|{label}"] = _mean(chosen)
     for k in pass_at:
         estimates |= _pass_at(measured, k)
-    return [{"policy": policy, "decoding": decoding, "name": name} | asdict(found) for name, found in estimates.items()]
+    return _rows(estimates, policy, decoding)
+
+
+def value_rows(measured: Mapping[str, Values], *, policy: str, decoding: str) -> list[Row]:
+    """Rows of the metrics table for measures whose values are known."""
+    return _rows({name: _mean(pairs) for name, pairs in measured.items()}, policy, decoding)
 
 
 def measure_traces(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> dict[str, Values]:
@@ -146,6 +152,10 @@ def by_problem(pairs: Values) -> dict[str, list[float]]:
     for problem, value in pairs:
         grouped.setdefault(problem, []).append(value)
     return grouped
+
+
+def _rows(estimates: Mapping[str, Estimate], policy: str, decoding: str) -> list[Row]:
+    return [{"policy": policy, "decoding": decoding, "name": name} | asdict(found) for name, found in estimates.items()]
 
 
 def _mean(pairs: Values) -> Estimate:

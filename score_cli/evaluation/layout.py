@@ -24,6 +24,14 @@ DIALOGUES = {
     "unreadable": "unreadable",
     TRIALS: "trials",
 }
+# Of critics: what their claims say, and what becomes of the solves, round by round.
+CRITICS = {
+    "f1_correct": "F1 correct",
+    "f1_wrong": "F1 wrong",
+    "verify_acc": "verify acc",
+    "error_recall": "error recall",
+    "holds_answer": "holds answer",
+}
 COUNTED = ("error_recall", "correct_precision")
 
 
@@ -111,6 +119,7 @@ def metric_tables(rows: Sequence[Row], attempts: int) -> list[TextTable]:
     differences = [row for row in rows if MINUS in row["policy"]]
     tables = [
         dialogue_table([row for row in rows if MINUS not in row["policy"]]),
+        critic_table([row for row in rows if MINUS not in row["policy"]]),
         paper_table(differences, attempts, caption=compared, cell=_difference),
         _passes(rows),
         vote_table(rows, "majority vote: all first attempts, or half as many each corrected once"),
@@ -122,13 +131,32 @@ def metric_tables(rows: Sequence[Row], attempts: int) -> list[TextTable]:
 def dialogue_table(rows: Iterable[Row]) -> TextTable:
     """What a script's dialogues show, one line a policy and decoding; no line where all turns are solves."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
+    rows = list(rows)
+    dialogues = {(row["policy"], row["decoding"]) for row in rows if row["name"] == TRIALS}
     for row in rows:
-        if row["name"] in DIALOGUES:
+        if row["name"] in DIALOGUES and (row["policy"], row["decoding"]) in dialogues:
             counted = row["name"] in COUNTED
             cell = f"{row['value']:.2f}" if row["name"] == TRIALS else metric_cell(row)
             cells.setdefault((row["policy"], row["decoding"]), {})[row["name"]] = cell + f" of {row['count']}" * counted
     caption = "dialogues: their last solve, and what their claims say of the solves they judge"
     return grid(caption, ["policy", "decoding"], DIALOGUES, cells)
+
+
+def critic_table(rows: Iterable[Row]) -> TextTable:
+    """Critics side by side, one line a policy and decoding; no line where there are none."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    columns: dict[str, str] = {}
+    rows = list(rows)
+    critics = {(row["policy"], row["decoding"]) for row in rows if row["name"].startswith("acc@round")}
+    for row in rows:
+        key, name = (row["policy"], row["decoding"]), row["name"]
+        if key in critics and name.startswith("acc@round"):
+            columns[name] = name
+        if key in critics and (name in CRITICS or name in columns):
+            counted = name in COUNTED
+            cells.setdefault(key, {})[name] = metric_cell(row) + f" of {row['count']}" * counted
+    caption = "critics: accuracy after each round, and what their claims say of the solves they judge"
+    return grid(caption, ["policy", "decoding"], columns | CRITICS, cells)
 
 
 def vote_table(

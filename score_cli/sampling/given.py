@@ -26,6 +26,8 @@ Part = Literal["critique", "revise"]
 CRITIQUE_PART: Part = "critique"
 REVISE_PART: Part = "revise"
 PARTS = (CRITIQUE_PART, REVISE_PART)
+# What a footer's `inputs` call the tables that a pass was built from.
+SOLVES, CRITIQUES = "solves", "critiques"
 # Of a critique among a user's words: all of it.
 _WHOLE = 2**31
 
@@ -149,6 +151,33 @@ class Given:
         assert start.critique is not None
         texts = {CRITIQUE: start.critique, SOLVE: start.solve.attempts[-1], QUESTION: start.problem.question}
         return renderer.task(start.problem.task).bridge_with(self.script.asks[SOLVE], texts, _WHOLE)
+
+
+@dataclass(frozen=True)
+class GivenSolves:
+    """A generator's solves of many problems, drawn once, on which a critic is trained.
+
+    Attributes:
+        script: begins with a critique.
+        verdicts: of each solve, by problem_id and sample_index.
+        sha256: of the table that holds the solves; `rewards_sha256` of the one that holds their verdicts.
+    """
+
+    script: Script
+    traces: Sequence[Trace]
+    verdicts: Mapping[tuple[str, int], str]
+    sha256: str
+    rewards_sha256: str
+
+    def critiques(self, problems: Sequence[Problem]) -> Given:
+        """The conversations of a critic on some problems' solves."""
+        known = {problem.problem_id: problem for problem in problems}
+        return Given(CRITIQUE_PART, self.script, starts_of_critiques(known, self.traces), 1, {SOLVES: self.sha256})
+
+    def revisions(self, problems: Mapping[str, Problem], critiques: Sequence[Trace]) -> Given:
+        """The conversations of the generator after critiques."""
+        starts = starts_of_revisions(problems, self.traces, critiques)
+        return Given(REVISE_PART, self.script, starts, 1, {SOLVES: self.sha256})
 
 
 class _Critique:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from score_cli.config import SampleConfig, check_config
 from score_cli.errors import UserError
 from score_cli.sampling.engine import VLLM, Decoding, Engine, engine_name
-from score_cli.sampling.given import CRITIQUE_PART, Given
+from score_cli.sampling.given import CRITIQUE_PART, Given, GivenSolves
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout, check_lengths
@@ -93,6 +93,8 @@ class Sampler:
 
     Args:
         config: how to sample; a call may bring other settings for the same engine.
+    Attributes:
+        solves: of another policy, to be criticised by this one in every update. Whoever trains a critic sets it.
     """
 
     def __init__(self, config: SampleConfig, policy: Policy) -> None:
@@ -103,6 +105,7 @@ class Sampler:
         self.config = config
         self.policy = policy
         self.engine_name = engine_name(config)
+        self.solves: GivenSolves | None = None
         self._engine: Engine | None = None
         self._renderers: dict[tuple[object, ...], Renderer] = {}
 
@@ -185,14 +188,20 @@ class Sampler:
         offline: OfflineAttempts | None = None,
         offline_share: float | None = None,
     ) -> SampleJob:
-        """The job of one update: its own problems out of all, its own random numbers; errors as `plan`."""
+        """The job of one update: its own problems out of all, its own random numbers; errors as `plan`.
+
+        Of a critic, whose sampler has `solves`, it is critiques of those of the problems.
+        """
         config = replace(
             self.config,
             iteration=iteration,
             attempts=self.config.attempts if attempts is None else attempts,
             offline_share=None if offline is None else offline_share,
         )
-        return self.plan(problems_of_iteration(problems, config, iteration), config, offline)
+        drawn = problems_of_iteration(problems, config, iteration)
+        if self.solves is not None:
+            return self.plan_given(self.solves.critiques(drawn), config)
+        return self.plan(drawn, config, offline)
 
     def sample_chunks(self, job: SampleJob, chunks: Sequence[tuple[int, range]]) -> Iterator[tuple[int, list[Trace]]]:
         """The finished traces of numbered chunks, each with its number, in the order in which they are done."""

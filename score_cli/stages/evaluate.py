@@ -190,7 +190,7 @@ def evaluate_policies(
         )
         names.append(name)
     rows += _comparisons(_eval_tables(config, names, folder))
-    _write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
+    write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
 
@@ -253,7 +253,7 @@ def _loaded(checkpoints: Sequence[Path], device: str) -> Iterator[Policy]:
         yield policy
 
 
-def _write_metrics(
+def write_metrics(
     rows: list[Row],
     config: EvalConfig,
     *,

@@ -9,8 +9,10 @@ from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.given import (
     CRITIQUE_PART,
+    CRITIQUES,
     PARTS,
     REVISE_PART,
+    SOLVES,
     Given,
     Part,
     starts_of_critiques,
@@ -25,8 +27,8 @@ from score_cli.tables.traces import read_traces
 from score_cli.tasks.script import Script
 
 SOLVE_PART = "solve"
-# Keys of a footer: of `config`, which pass and which round; of `inputs`, the solves and the critiques.
-PASS, ROUND, SOLVES, CRITIQUES = "pass", "round", "solves", "critiques"
+# Keys of a footer's `config`: which pass, and which round.
+PASS, ROUND = "pass", "round"
 
 # The verdict of the newest solve of each trace, by problem_id and sample_index.
 Verdicts = Mapping[tuple[str, int], str]

@@ -1,17 +1,112 @@
-"""`score signal --kind revision`: what critiques are worth, by the exact rewards of the revisions after them."""
+"""What critiques are worth, by the exact rewards of the revisions after them: `score signal --kind revision`.
+
+In a run the frozen generator revises after every update's critiques.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from score_cli.config import SampleConfig
 from score_cli.errors import UserError
-from score_cli.stages.given import CRITIQUES
+from score_cli.progress import Progress
+from score_cli.sampling.given import CRITIQUES, GivenSolves
+from score_cli.sampling.sampler import SampleJob
+from score_cli.sampling.samplers import make_sampler
+from score_cli.stages.given import newest_verdicts
+from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.signal import write_signals
+from score_cli.stages.verify import rewards_footer, verify, write_verdicts
 from score_cli.tables.atomic import check_output
+from score_cli.tables.checkpoints import Policy
 from score_cli.tables.parquet import SIGNALS, TRACES, read_footer
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import CRITIQUE, REVISION, Signal, Trace, Verdict
-from score_cli.tables.traces import read_graded, read_traces, rewards_beside
+from score_cli.tables.records import CRITIQUE, REVISION, Problem, Signal, Trace, Verdict
+from score_cli.tables.traces import read_graded, read_traces, read_verdicts, rewards_beside
+from score_cli.tasks.script import Script
+from score_cli.verification.grader import Grader, check_unscored
+
+
+class Reviser:
+    """The frozen generator in a run: it writes the solves that are criticised, and revises them after each critique.
+
+    See `loop.Signaller`.
+    """
+
+    def __init__(self, config: SampleConfig, generator: Policy, grader: Grader, *, temperature: float) -> None:
+        """Args:
+        config: as the critiques are sampled.
+        grader: of the critiques too; it is told what the solves' verdicts are.
+        temperature: of the revisions.
+        """
+        self.solves: GivenSolves | None = None
+        self.sampler = make_sampler(replace(config, script=None, attempts=1), generator)
+        self._config = replace(config, samples=1, temperature=temperature)
+        self._grader = grader
+        self._iteration: Callable[[], int] = lambda: 0
+        self._made: tuple[SampleJob, list[Trace], list[Verdict]] | None = None
+
+    def begin(self, solves: GivenSolves, iteration: Callable[[], int]) -> None:
+        """Take the solves that are criticised from now on; `iteration` tells the number of the update under way."""
+        self.solves, self._iteration = solves, iteration
+        self._grader.given = solves.verdicts
+
+    def draw_solves(
+        self, script: Script, out: Path, *, problems: Path, samples: int, progress: Progress
+    ) -> GivenSolves:
+        """The solves of all problems with their rewards, from their tables or drawn into them."""
+        rewards = rewards_beside(out)
+        if not out.exists():
+            config = replace(
+                self.sampler.config, samples=samples, problems_per_iteration=None, iteration=0, temperature=1.0
+            )
+            policy = self.sampler.policy
+            sample(config, policy=policy, problems=problems, out=out, sampler=self.sampler, progress=progress)
+        if not rewards.exists():
+            verify(self._grader.config, traces=out, problems=problems, out=rewards, grader=self._grader)
+        verdicts = newest_verdicts(read_verdicts(rewards))
+        return GivenSolves(script, read_traces(out), verdicts, file_sha256(out), file_sha256(rewards))
+
+    def signals(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Signal]:
+        """See `loop.Signaller`; `traces` are critiques."""
+        assert self.solves is not None, "`begin` comes first"
+        config = replace(self._config, iteration=self._iteration())
+        job = self.sampler.plan_given(self.solves.revisions(problems, traces), config)
+        revisions = self.sampler.run(job)
+        verdicts = self._grader.grade(revisions, problems)
+        check_unscored(verdicts, self._grader.config.unscored_limit, self._grader.reasons)
+        self._made = job, revisions, verdicts
+        return revision_signals(traces, revisions, verdicts)
+
+    def write(self, folder: Path, signals: Sequence[Signal], *, problems: str, tasks: Collection[str]) -> None:
+        """Write the revisions made last, their rewards and the signal, as the commands do.
+
+        Args:
+            folder: holds the critiques, as `traces.parquet`.
+            problems: sha256 of the problems' table; tasks: those of all its problems.
+        """
+        assert self._made is not None and self.solves is not None
+        job, revisions, verdicts = self._made
+        critiques = file_sha256(folder / "traces.parquet")
+        assert job.given is not None
+        given = replace(job.given, inputs={**job.given.inputs, CRITIQUES: critiques})
+        out = folder / "revisions.parquet"
+        footer = traces_footer(replace(job, given=given), self.sampler, problems=problems)
+        write_traces(out, job, revisions, footer)
+        inputs = {"traces": file_sha256(out), "problems": problems}
+        write_verdicts(
+            rewards_beside(out), verdicts, rewards_footer(self._grader, tasks, inputs=inputs, policy=footer.policy)
+        )
+        origin = read_footer(folder / "traces.parquet", TRACES)
+        own = revision_footer(
+            traces=critiques,
+            revisions=inputs["traces"],
+            rewards=file_sha256(rewards_beside(out)),
+            generator=footer.policy,
+            policy=None if origin is None else origin.policy,
+        )
+        write_signals(folder / "signals.parquet", signals, own)
 
 
 def revision_signals(

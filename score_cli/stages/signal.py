@@ -24,7 +24,7 @@ from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import SIGNALS, TRACES, read_footer, write_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import SOLVE, Problem, Signal, Trace
+from score_cli.tables.records import REVISION, SOLVE, Problem, Signal, Trace
 from score_cli.tables.schemas import LENGTH
 from score_cli.tables.traces import read_traces
 from score_cli.tasks.confidence import confidences
@@ -46,6 +46,7 @@ class Signaller:
         UserError: a setting is out of bounds, or the policy's tokenizer lacks a judge's words.
         """
         check_config(config)
+        assert config.kind != REVISION, "see `stages.revision`"
         self.config = config
         self.policy = policy
         self._judge = _Judge(config, policy) if config.kind == JUDGE else None
@@ -236,6 +237,8 @@ def check_problems(config: SignalConfig, problems: Sequence[Problem]) -> None:
     Raises:
         UserError: their answers are programs, or a judge is to see answers that are not there.
     """
+    if config.kind == REVISION:
+        return
     programs = sorted({problem.task for problem in problems} & PROGRAM_TASKS)
     if programs and (config.kind != JUDGE or config.boxed):
         raise UserError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from score_cli.config import VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.stages.given import SOLVES, Verdicts, newest_verdicts
+from score_cli.sampling.given import SOLVES
+from score_cli.stages.given import Verdicts, newest_verdicts
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
 from score_cli.tables.problems import read_problems

@@ -38,6 +38,8 @@ _METRICS = "metrics.parquet"
 TABLES: dict[str, Table] = {
     "traces.parquet": TRACES,
     "rewards.parquet": REWARDS,
+    "revisions.parquet": TRACES,
+    "revisions.rewards.parquet": REWARDS,
     "signals.parquet": SIGNALS,
     "sft.parquet": EXAMPLES,
     _METRICS: TRAIN_METRICS,

@@ -9,6 +9,7 @@ This module holds the problems, the tokenizer and the transcripts the base polic
 
 import hashlib
 import random
+import re
 from typing import NamedTuple
 
 from score_cli.errors import UserError
@@ -216,6 +217,14 @@ def draw_critique(problem: Problem, rng: random.Random, corpus: Corpus, script: 
 def true_hint(quotient: int, truth: int) -> str:
     """What a critic who knows the answer says of a quotient."""
     return KEEP if quotient == truth else LOWER if quotient > truth else RAISE
+
+
+def advice(problem: Problem, solve: str) -> str:
+    """What a critic who knows the answer says of a solve before its claim; nothing where it has no box."""
+    found = re.match(r"\\boxed\{(\d+)\}", solve)
+    if problem.task != "division" or problem.answer is None or found is None:
+        return ""
+    return true_hint(int(found[1]), int(problem.answer))
 
 
 class _Author:
