@@ -20,6 +20,7 @@ Baseline = Literal["leave-one-out", "conditional"]
 KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "bfloat16"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
 LossOn = Literal["second", "both"]
 OptimizerName = Literal["adam", "adam8bit"]
@@ -110,7 +111,18 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig(DeviceConfig):
+class PolicyConfig(DeviceConfig):
+    """Where a stage runs a policy, and in what arithmetic; the stages of a chain need the same."""
+
+    precision: Precision = option(
+        "auto",
+        "What layers multiply in: auto takes bfloat16 on a GPU and float32 on the CPU; bfloat16 takes it on the CPU "
+        "too, which is quicker where the CPU multiplies it by itself (AMX). Weights and logits stay float32.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(PolicyConfig):
     """What every stage that samples is told: how many traces of which kind, and how much of the machine they take."""
 
     max_model_len: int | None = option(
@@ -301,7 +313,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignalConfig(DeviceConfig):
+class SignalConfig(PolicyConfig):
     """`score signal`: traces to what a frozen policy says of them, for training alone to be paid by."""
 
     kind: SignalKind = option(
@@ -337,7 +349,7 @@ class SignalConfig(DeviceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(DeviceConfig):
+class OptimizerConfig(PolicyConfig):
     """What every stage that trains is told of its optimiser."""
 
     optimizer: OptimizerName = option(

@@ -298,6 +298,24 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
     )
     if configs.eval.correction is None:
         configs = replace(configs, eval=replace(configs.eval, correction=configs.sample.correction))
+    return _in_one_precision(configs)
+
+
+def _in_one_precision(configs: RunConfigs) -> RunConfigs:
+    """The settings with `sample.precision` in every stage: sampler and trainer must agree.
+
+    Raises:
+        UserError: another stage asks for what sampling does not.
+    """
+    asked = configs.sample.precision
+    for name in ("signal", "stage1", "stage2", "sft", "eval"):
+        stage = getattr(configs, name)
+        if stage.precision not in ("auto", asked):
+            raise UserError(
+                f"precision is {stage.precision} for {name} and {asked} for sample: a run computes in one, so set "
+                "sample.precision, which every stage of a run takes"
+            )
+        configs = replace(configs, **{name: replace(stage, precision=asked)})
     return configs
 
 

@@ -273,6 +273,8 @@ def write_metrics(
     apart = {"device", "ray", "ray_samplers"}
     if not config.calibration:
         apart.add("calibration")
+    if config.precision == "auto":
+        apart.add("precision")
     if config.script is None or config.script.plain:
         apart.add("script")
     settings = {key: value for key, value in asdict(config).items() if key not in apart}

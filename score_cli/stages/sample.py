@@ -151,6 +151,8 @@ def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
     settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
     for key in ("device", "gpu_memory_utilization", "ray", "ray_samplers"):
         del settings[key]
+    if job.config.precision == "auto":
+        del settings["precision"]
     if job.config.script is None or job.config.script.plain:  # `attempts` says it all
         del settings["script"]
     settings["versions"] = library_versions(*({"vllm"} & {sampler.engine_name}))

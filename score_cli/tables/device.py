@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import DeviceConfig
+from score_cli.config import DeviceConfig, PolicyConfig
 from score_cli.errors import UserError
 
 # The functions that torch hands to MKL's vector mathematics.
@@ -25,12 +25,14 @@ VECTOR_FUNCTIONS = (
 
 # Devices on which models compute in bfloat16, over float32 weights; elsewhere they compute in float32.
 BFLOAT16_DEVICES = {"cuda"}
+# What this process's settings ask for besides.
+_ASKED: set[str] = set()
 # Numbers in a model whose update is worth giving memory back.
 LARGE_MODEL = 2**23
 
 
 def setup_device(config: DeviceConfig) -> str:
-    """Set the number of CPU threads and return the device to run on.
+    """Set the number of CPU threads and the arithmetic, and return the device to run on.
 
     Raises:
         UserError: CUDA was asked for and is not there, or the number of threads is below 1.
@@ -40,6 +42,9 @@ def setup_device(config: DeviceConfig) -> str:
     warm_up_mkl()
     keep_freed_memory()
     torch.set_num_threads(config.threads)
+    _ASKED.clear()
+    if isinstance(config, PolicyConfig) and config.precision == "bfloat16":
+        _ASKED.add("cpu")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but torch finds no GPU here: use --device cpu, or install torch with CUDA")
     if config.device == "auto":
@@ -50,7 +55,8 @@ def setup_device(config: DeviceConfig) -> str:
 def numerics(device: torch.device) -> str:
     """What may change the last bits of a result, in words: the device, the libraries, the instructions used."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return f"{device.type} {name}, torch {torch.__version__}, transformers {transformers.__version__}"
+    arithmetic = " in bfloat16" if device.type in _ASKED else ""
+    return f"{device.type} {name}{arithmetic}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def release_memory() -> None:
@@ -102,12 +108,12 @@ def keep_freed_memory() -> None:
 
 def computes_in_bfloat16(model: PreTrainedModel) -> bool:
     """Whether a model's passes are bfloat16 arithmetic, where it is now."""
-    return model.device.type in BFLOAT16_DEVICES
+    return model.device.type in BFLOAT16_DEVICES | _ASKED
 
 
 @contextmanager
 def compute_precision(model: PreTrainedModel) -> Iterator[None]:
-    """bfloat16 arithmetic on a GPU, over float32 weights, with logits in float32; float32 on CPU.
+    """bfloat16 arithmetic on a GPU, over float32 weights, with logits in float32; float32 on the CPU unless asked.
 
     Each weight is cast once within the outermost block: hold one around all passes over weights that stay as they are.
     Not around passes with gradient together with passes without, whose casts have no history to go back through.
@@ -157,7 +163,19 @@ def float32_product(left: Tensor, right: Tensor) -> Tensor:
             return left @ right
         if left.device.type == "cuda":
             return torch.mm(left, right, out_dtype=torch.float32)
-        return left.float() @ right.float()
+        with _bfloat16_factors():
+            return left.float() @ right.float()
+
+
+@contextmanager
+def _bfloat16_factors() -> Iterator[None]:
+    """Let the CPU round what it multiplies to bfloat16, which loses nothing where it is bfloat16 already."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Float32Product(torch.autograd.Function):
