@@ -51,6 +51,16 @@ def rewarded(batch: Path) -> Path:
     return batch
 
 
+def test_a_first_batch_without_a_signal_leaves_the_policy_where_it_is(batch: Path) -> None:
+    """Its log-ratios are rounding, which Adam's first step would make as large as any gradient."""
+    base = load_policy(batch / "ckpt").state.fingerprint
+    for config in (Stage1Config(threads=1, kl="sampled"), Stage2Config(threads=1, kl="sampled")):
+        out = step(batch, config.__class__.__name__, config)
+        assert load_policy(out).state.fingerprint == base
+    reward_some(batch)
+    assert load_policy(step(batch, "learned", Stage1Config(threads=1, kl="sampled"))).state.fingerprint != base
+
+
 def gradient_of(folder: Path, config: Stage1Config | Stage2Config) -> list[torch.Tensor]:
     """The clipped gradient of the folder's batch, from the parts that the trainer puts together."""
     policy, traces = load_policy(folder / "ckpt"), read_traces(folder / "traces.parquet")

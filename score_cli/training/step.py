@@ -130,6 +130,7 @@ def prepare(
     *,
     temperature: float = 1.0,
     other_engine: bool = False,
+    unmoved: bool = False,
     verdicts: Sequence[Verdict] = (),
     signals: Sequence[Signal] = (),
 ) -> TrainBatch:
@@ -137,6 +138,8 @@ def prepare(
 
     Args:
         rewards: [M, A], NaN where unscored, and past the end of a trace that has fewer turns than others.
+        unmoved: the policy is still its reference, so that log-ratios are rounding alone. Where rewards give no
+            advantage they would be all there is, and Adam's first step makes any gradient as large as any other.
         verdicts: what the rewards come from; traces of a script need them.
         signals: one a trace, where the pay reads them. The baseline is then the leave-one-out mean, whatever the
             settings say: another one would look at rewards.
@@ -175,6 +178,8 @@ def prepare(
         # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
         own = trace_logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
         log_ratios = _log_ratios(traces, shaped.shape[1], batches, reference_logprobs, own).to(shaped)
+        if unmoved and not reward_advantages.any():
+            log_ratios = torch.zeros_like(log_ratios)
         returns = returns_of(shaped - coefficients * log_ratios.sum(-1))
         by_token = advantages_of(credit.token_returns(returns, log_ratios, coefficients))
         for batch in batches:

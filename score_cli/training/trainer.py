@@ -120,6 +120,7 @@ class Trainer:
             self.config,
             temperature=temperature,
             other_engine=other_engine,
+            unmoved=self.policy.state.fingerprint == self.reference.state.fingerprint,
             verdicts=verdicts,
             signals=signals,
         )
