@@ -1,28 +1,37 @@
-"""Kill a run at random moments, change settings in between, and set what it ends with beside a run left alone.
+"""Disturb a run in every way that a week on a shared machine may, and set what it ends with beside a run left alone.
 
-    python benchmarks/kills.py --kills 20 --out /tmp/kills
+    python benchmarks/kills.py --kills 100 --out /tmp/kills
 
-Three runs of one tiny recipe on the CPU, from the built-in task's base to the evaluation. The first is left alone. The
-second is killed (SIGKILL) N times and goes on each time with other values of the settings that cannot change a bit.
-The third is killed N times too, and goes on with other values of those that change the order of additions as well:
-micro-batches, traces decoded together, threads. A moment is a random time after a random file that is next to appear.
+Runs of one tiny recipe on the CPU, from the built-in task's base to the evaluation:
+
+whole      left alone
+exact      killed (SIGKILL) N times, in every part of the work; it goes on each time with other values of the settings
+           that cannot change a bit of the result
+rounding   killed too, and goes on with other values of those that change the order of additions: micro-batches, traces
+           decoded together, threads (--rounding kills)
+disk       on a disk that is full again and again, and grows a little each time (needs the right to mount one)
+clock      under a clock of the day that is up to a day off at every reading (needs a C compiler)
+ray        sampled by two actors of a Ray cluster, of which one is killed now and then (needs ray)
 
 The last lines say where the kills fell, and how far the policies and tables are from those of the first run.
 """
 
 import argparse
 import json
-import math
+import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
+from kill_moments import Child, Moment, moments_of
 from safetensors.torch import load_file
 
 from score_cli import Trace, load_policy
@@ -57,8 +66,10 @@ threads = 1
 stage1_iterations = 5
 stage2_iterations = 5
 save_every = 2
+best_every = 3
+compact_every = 2
 """
-UPDATES = {"stage1": range(5), "stage2": range(5, 10)}
+STAGE1 = 5
 # Settings that cannot change a bit of the result, and those that change the order of additions too.
 EXACT = {
     "verify.workers": [1, 2],
@@ -79,71 +90,119 @@ ROUNDING = EXACT | {
     "train-stage1.threads": [1, 2],
     "train-stage2.threads": [1, 2],
 }
-WAIT_SECONDS = 600
+MARK = "SCORE_KILLS"
 
 
 def command(recipe: Path, out: Path, changes: list[str]) -> list[str]:
     options = [part for change in changes for part in ("--set", change)]
-    return [sys.executable, "-m", "score_cli", "run", str(recipe), "--out", str(out), "--limit", "40", *options]
+    return ["run", str(recipe), "--out", str(out), "--limit", "40", *options]
+
+
+def process(recipe: Path, out: Path, changes: list[str], **variables: str) -> "subprocess.Popen[str]":
+    """The command by itself, in a process of its own."""
+    arguments = [sys.executable, "-m", "score_cli", *command(recipe, out, changes)]
+    environment = os.environ | variables
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(recipe: Path, out: Path, changes: list[str], **variables: str) -> None:
+    """Run the command to its end, which has to come."""
+    started = process(recipe, out, changes, **variables)
+    _, said = started.communicate()
+    if started.returncode:
+        raise SystemExit(f"a run failed by itself: {said}")
+
+
+def plan_kills(moments: list[Moment], kills: int, draw: random.Random) -> list[Moment]:
+    """Random moments in the order of the run, as many of each part of the work as of any other."""
+    parts: dict[str, list[int]] = {}
+    for number, moment in enumerate(moments):
+        parts.setdefault(moment.part, []).append(number)
+    names = list(parts) * (kills // len(parts) + 1)
+    return [moments[number] for number in sorted(draw.choice(parts[name]) for name in names[:kills])]
+
+
+def killed_run(
+    recipe: Path, run: Path, moments: list[Moment], kills: int, settings: dict[str, Any], seed: int
+) -> Counter[str]:
+    """A run killed so many times, each start with other settings, and then run to its end by the plain command."""
+    draw, places = random.Random(seed), Counter[str]()
+    order = {moment.place: number for number, moment in enumerate(moments)}
+    for number, moment in enumerate(plan_kills(moments, kills, draw)):
+        changes = [f"{key}={draw.choice(values)}" for key, values in settings.items()]
+        said = run.with_name(f"{run.name}.said")
+        child = Child(command(recipe, run, changes), said, run.with_name(f"{run.name}.log"), STAGE1)
+        place = child.kill_at(moment, order, draw)
+        if isinstance(place, int):
+            if place:
+                raise SystemExit(f"a run failed by itself: {said.read_text()}")
+            break
+        part = Moment(place, 0).part
+        places[part] += 1
+        print(f"  kill {number + 1}: {part} (asked for: {moment.place})", flush=True)
+    finish(recipe, run, [])
+    return places
+
+
+def filled_run(recipe: Path, run: Path, bytes_of_whole: int) -> Counter[str]:
+    """A run on a small disk, which grows by a fifteenth of what the run needs each time that it is full."""
+    disk, said = run.parent, Counter[str]()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        for step in range(1, 60):
+            size = 64 + step * bytes_of_whole // 15 // 1024
+            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+            log = recipe.with_name("disk.said")
+            code = Child(command(recipe, run, []), log, recipe.with_name("disk.log"), STAGE1).wait()
+            if code == 0:
+                break
+            lines = log.read_text().strip().splitlines()
+            if code != 3 or not lines[-1].startswith("score: "):
+                raise SystemExit(f"a full disk ended with code {code}: {lines[-1:]}")
+            kind = "no room for the next checkpoint" if "next checkpoint" in lines[-1] else "no room for a file"
+            said["no room to begin" if "take" in lines[-1] and "more" in lines[-1] else kind] += 1
+        subprocess.run(["cp", "-r", run, run.parent.with_name("disk-result")], check=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    return said
+
+
+def ray_run(recipe: Path, run: Path, losses: int, seed: int) -> int:
+    """A run sampled by two actors; returns how many of them were killed on the way."""
+    mark, draw, killed = secrets.token_hex(8), random.Random(seed), 0
+    variables = {MARK: mark, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    started = process(recipe, run, ["sample.ray=local", "sample.ray_samplers=2"], **variables)
+    while started.poll() is None:
+        time.sleep(draw.uniform(0.5, 2))
+        actors = actors_of(mark) if killed < losses and (run / "iterations").exists() else []
+        if len(actors) == 2:
+            os.kill(draw.choice(actors), signal.SIGKILL)
+            killed += 1
+            print(f"  an actor killed, {len(list(run.glob('iterations/*')))} folders of updates there", flush=True)
+            time.sleep(draw.uniform(2, 6))
+    if started.returncode:
+        assert started.stderr is not None
+        raise SystemExit(f"a run failed by itself: {started.stderr.read()}")
+    return killed
+
+
+def actors_of(mark: str) -> list[int]:
+    """The processes of our own cluster that are actors: our mark is in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::Actor"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
 
 
 def files_of(run: Path) -> list[str]:
-    """What a run leaves behind, in the order in which it appeared; what is kept in between is not always there."""
-    paths = [path for path in run.rglob("*") if path.is_file() and not any(p[0] == "." for p in path.parts[-3:])]
-    names = [str(path.relative_to(run)) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
-    return [name for name in names if not name.startswith(("latest/", "log", "config.json"))]
-
-
-def phase_of(run: Path) -> str:
-    """What a run was doing when it ended, by what it had written last."""
-    if not (run / "base").exists():
-        return "problems, base"
-    if (run / "stage2").exists():
-        return "evaluation"
-    done = sorted(run.glob("iterations/*/*.parquet"))
-    number = int(done[-1].parent.name) if done else 0
-    stage = "stage1" if number in UPDATES["stage1"] else "stage2"
-    kinds = {path.stem for path in done if path.parent == done[-1].parent} if done else set()
-    doing = {0: "sampling, grading", 1: "sampling, grading", 2: "updating", 3: "saving, sampling"}[len(kinds)]
-    return f"{stage}: {doing}"
-
-
-def kill_once(start: list[str], run: Path, files: list[str], kills_left: int, draw: random.Random) -> str | None:
-    """Go on with a run until a random file further on has appeared, and a moment more; then kill it.
-
-    Returns:
-        Where it was; None if it had ended by itself.
-    """
-    missing = [name for name in files if not (run / name).exists()]
-    ahead = math.ceil(2 * len(missing) / (kills_left + 1))
-    mark = missing[min(draw.randrange(ahead), len(missing) - 1)] if missing else "metrics.parquet"
-    process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (run / mark).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(draw.uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    _, said = process.communicate()
-    if process.returncode == 0:
-        return None
-    if process.returncode != -signal.SIGKILL:
-        raise SystemExit(f"a run failed by itself: {said}")
-    return phase_of(run)
-
-
-def killed_run(recipe: Path, run: Path, files: list[str], kills: int, settings: dict, seed: int) -> Counter[str]:
-    """A run killed so many times, each start with other settings, and then run to its end."""
-    draw = random.Random(seed)
-    places: Counter[str] = Counter()
-    for number in range(kills):
-        changes = [f"{key}={draw.choice(values)}" for key, values in settings.items()]
-        place = kill_once(command(recipe, run, changes), run, files, kills - number, draw)
-        if place is None:
-            break
-        places[place] += 1
-        print(f"  kill {number + 1}: {place}", flush=True)
-    subprocess.run(command(recipe, run, []), check=True, capture_output=True)
-    return places
+    """What a run leaves behind and is to be the same."""
+    names = [str(path.relative_to(run)) for path in sorted(run.rglob("*")) if path.is_file()]
+    return [n for n in names if n.endswith((".parquet", "model.safetensors", "best.json")) and n[:6] != "latest"]
 
 
 def token_logprobs(folder: Path, traces: list[Trace]) -> torch.Tensor:
@@ -159,7 +218,9 @@ def token_logprobs(folder: Path, traces: list[Trace]) -> torch.Tensor:
 
 def compare(whole: Path, other: Path) -> dict[str, float]:
     """How far a run is from another: files that differ, tokens, weights, and what the policy does."""
-    names = [name for name in files_of(whole) if name.endswith((".parquet", ".safetensors"))]
+    names = files_of(whole)
+    if files_of(other) != names:
+        raise SystemExit(f"{other} has other files than {whole}: {sorted(set(files_of(other)) ^ set(names))}")
     differing = [name for name in names if file_sha256(whole / name) != file_sha256(other / name)]
     traces = [name for name in names if name.endswith("traces.parquet")]
     columns = ["problem_id", "sample_index", "token_ids"]
@@ -167,7 +228,11 @@ def compare(whole: Path, other: Path) -> dict[str, float]:
         pl.read_parquet(whole / name, columns=columns).equals(pl.read_parquet(other / name, columns=columns))
         for name in traces
     ]
-    found = {"files": len(names), "files that differ": len(differing), "tables of other tokens": same.count(False)}
+    found: dict[str, float] = {
+        "files": len(names),
+        "files that differ": len(differing),
+        "tables of other tokens": same.count(False),
+    }
     for policy in ("stage1", "stage2"):
         ours, theirs = (load_file(run / policy / "model.safetensors") for run in (whole, other))
         gaps = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
@@ -178,30 +243,63 @@ def compare(whole: Path, other: Path) -> dict[str, float]:
     return found
 
 
+def disturb(options: argparse.Namespace, recipe: Path, moments: list[Moment]) -> dict[str, dict[str, Any]]:
+    """Every disturbed run that was asked for and can be had here: its disturbances by kind, and what it ended with."""
+    out, report = options.out, {}
+    whole = out / "whole"
+
+    def note(name: str, disturbed: Any, run: Path) -> None:
+        report[name] = {"disturbed": disturbed, "found": compare(whole, run)}
+        print(f"{name}: {json.dumps(report[name])}", flush=True)
+
+    for name, kills, settings in (("exact", options.kills, EXACT), ("rounding", options.rounding, ROUNDING)):
+        if kills:
+            print(f"killed {kills} times, other values of {', '.join(settings)}", flush=True)
+            places = killed_run(recipe, out / name, moments, kills, settings, options.seed)
+            note(name, places, out / name)
+    if options.clock:
+        library = out / "jumping_clock.so"
+        source = Path(__file__).with_name("jumping_clock.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+        finish(recipe, out / "clock", [], LD_PRELOAD=str(library))
+        note("clock", {"runs": 1}, out / "clock")
+    if options.disk:
+        (out / "disk").mkdir()
+        size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+        stops = filled_run(recipe, out / "disk" / "run", size)
+        note("disk", stops, out / "disk-result")
+    if options.ray:
+        note("ray", {"actors killed": ray_run(recipe, out / "ray", 3, options.seed)}, out / "ray")
+    return report
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--rounding", type=int, default=0, help="Kills of a run whose roundings differ.")
+    for name in ("disk", "clock", "ray"):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="A folder that does not exist yet.")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     options.out.mkdir(parents=True)
     recipe = options.out / "recipe.toml"
     recipe.write_text(RECIPE)
     print("a run left alone", flush=True)
-    subprocess.run(command(recipe, options.out / "whole", []), check=True, capture_output=True)
-    files = files_of(options.out / "whole")
-    report = {}
-    for name, settings in (("exact", EXACT), ("rounding", ROUNDING)):
-        print(f"killed {options.kills} times, other values of {', '.join(settings)}", flush=True)
-        places = killed_run(recipe, options.out / name, files, options.kills, settings, options.seed)
-        report[name] = {"kills": places, "found": compare(options.out / "whole", options.out / name)}
-    places = sorted({place for each in report.values() for place in each["kills"]})
-    print("\n| killed while | exact | rounding |\n|---|---|---|")
-    for place in places:
-        print(f"| {place} | {report['exact']['kills'][place]} | {report['rounding']['kills'][place]} |")
-    print("\n| against the run left alone | exact | rounding |\n|---|---|---|")
-    for key in report["exact"]["found"]:
-        print(f"| {key} | {report['exact']['found'][key]:.3g} | {report['rounding']['found'][key]:.3g} |")
+    finish(recipe, options.out / "whole", [])
+    log = options.out / "whole.log"
+    # Once more in a child, which tells what each part takes.
+    if Child(command(recipe, options.out / "told", []), options.out / "told.said", log, STAGE1).wait():
+        raise SystemExit((options.out / "told.said").read_text())
+    report = disturb(options, recipe, moments_of(log))
+    kinds = [name for name in ("exact", "rounding") if name in report]
+    print("\n| killed in | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
+    for part in sorted({part for name in kinds for part in report[name]["disturbed"]}):
+        print(f"| {part} | " + " | ".join(str(report[name]["disturbed"][part]) for name in kinds) + " |")
+    print("\n| against the run left alone | " + " | ".join(report) + " |\n|---|" + "---|" * len(report))
+    for key in next(iter(report.values()))["found"]:
+        print(f"| {key} | " + " | ".join(f"{each['found'][key]:.3g}" for each in report.values()) + " |")
     print(json.dumps(report))
 
 
