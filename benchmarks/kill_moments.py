@@ -77,7 +77,9 @@ class Child:
         os.close(self._places)
         return code
 
-    def kill_at(self, moment: Moment, order: Mapping[str, int], draw: random.Random) -> str | int:
+    def kill_at(
+        self, moment: Moment, order: Mapping[str, int], seconds: Mapping[str, float], draw: random.Random
+    ) -> str | int:
         """Kill it at a random time within a part of its work, or within the first that it comes to after that.
 
         Returns:
@@ -88,7 +90,7 @@ class Child:
             self._listen(0.2)
             if (code := self._ended()) is not None:
                 return code
-        time.sleep(draw.uniform(0, moment.seconds))
+        time.sleep(draw.uniform(0, seconds.get(self.place, 0)))
         os.kill(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self._listen(0)

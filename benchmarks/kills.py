@@ -42,15 +42,15 @@ from score_cli.training.batching import micro_batches
 RECIPE = """
 seed = 4
 [base]
-steps = 30
-batch_size = 32
+steps = 15
+batch_size = 16
 threads = 1
 [sample]
 samples = 4
-problems_per_iteration = 12
+problems_per_iteration = 6
 max_tokens = 14
 threads = 1
-chunk_problems = 4
+chunk_problems = 3
 [train-stage1]
 learning_rate = 5e-4
 kl = "full"
@@ -95,7 +95,7 @@ MARK = "SCORE_KILLS"
 
 def command(recipe: Path, out: Path, changes: list[str]) -> list[str]:
     options = [part for change in changes for part in ("--set", change)]
-    return ["run", str(recipe), "--out", str(out), "--limit", "40", *options]
+    return ["run", str(recipe), "--out", str(out), "--limit", "12", *options]
 
 
 def process(recipe: Path, out: Path, changes: list[str], **variables: str) -> "subprocess.Popen[str]":
@@ -127,12 +127,13 @@ def killed_run(
 ) -> Counter[str]:
     """A run killed so many times, each start with other settings, and then run to its end by the plain command."""
     draw, places = random.Random(seed), Counter[str]()
-    order = {moment.place: number for number, moment in enumerate(moments)}
+    order = {moment.place: number for number, moment in reversed(list(enumerate(moments)))}
+    seconds = {moment.place: moment.seconds for moment in moments}
     for number, moment in enumerate(plan_kills(moments, kills, draw)):
         changes = [f"{key}={draw.choice(values)}" for key, values in settings.items()]
         said = run.with_name(f"{run.name}.said")
         child = Child(command(recipe, run, changes), said, run.with_name(f"{run.name}.log"), STAGE1)
-        place = child.kill_at(moment, order, draw)
+        place = child.kill_at(moment, order, seconds, draw)
         if isinstance(place, int):
             if place:
                 raise SystemExit(f"a run failed by itself: {said.read_text()}")

@@ -91,7 +91,8 @@ def run_updates(loop: Loop, last: int, journal: Journal = NOBODY) -> None:
     for iteration in range(trainer.policy.state.iteration, last):
         # x1 -> y1 -> x2 -> y2, sampled from the policy as it is now; x2 asks to correct any y1, right or wrong.
         job = sampler.plan_iteration(loop.problems, iteration, loop.attempts, loop.offline, loop.offline_share)
-        traces = sampler.run(job)
+        # Programs are graded as they end, in other processes, while the rest is sampled.
+        traces = sampler.run(job, grader.begin)
         watch.lap("sample")
         # r(y, y*) of every attempt. The policy never sees a verdict.
         verdicts = grader.grade(traces, by_id)

@@ -304,7 +304,7 @@ class RunPhases:
             watch.lap("refresh")
             drawn = problems_of_iteration(self.problems, sampling, iteration)
             job = self.sampler.plan(drawn, replace(sampling, iteration=iteration))
-            traces = self.sampler.run(job)
+            traces = self.sampler.run(job, self.grader.begin)
             watch.lap("sample")
             verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
             watch.lap("verify")

@@ -16,7 +16,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import TRANSFORMERS, engine_name
 from score_cli.sampling.given import Given
 from score_cli.sampling.offline import OfflineAttempts
-from score_cli.sampling.sampler import SampleJob, Sampler
+from score_cli.sampling.sampler import Ended, SampleJob, Sampler
 from score_cli.tables.checkpoints import Policy, fingerprint
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import Problem, Trace
@@ -103,12 +103,14 @@ class RaySampler(Sampler):
         self._actors: list[Any] = []
         self._stored: StoredPolicy | None = None
 
-    def sample_chunk(self, job: SampleJob, chunk: range) -> list[Trace]:
+    def sample_chunk(self, job: SampleJob, chunk: range, ended: Ended | None = None) -> list[Trace]:
         """As `Sampler.sample_chunk`, by one actor."""
         [(_, traces)] = self.sample_chunks(job, [(0, chunk)])
         return traces
 
-    def sample_chunks(self, job: SampleJob, chunks: Sequence[tuple[int, range]]) -> Iterator[tuple[int, list[Trace]]]:
+    def sample_chunks(
+        self, job: SampleJob, chunks: Sequence[tuple[int, range]], ended: Ended | None = None
+    ) -> Iterator[tuple[int, list[Trace]]]:
         """As `Sampler.sample_chunks`, in the order in which the actors finish."""
         # What an actor is asked is settled here: it draws no problems, and numbers no iteration by itself.
         config = replace(job.config, problems_per_iteration=None, shard=None)

@@ -133,6 +133,10 @@ class Renderer:
         """A rollout that has come to its end, as a record."""
         return rollout.trace(self.task(problem.task).text)
 
+    def text(self, tokens: list[int], problem: Problem) -> str:
+        """The text of an attempt at a problem."""
+        return self.task(problem.task).text(tokens)
+
 
 class TaskRenderer:
     """Turns problems of one task into prompt tokens, and knows the task's bridge and stop tokens.

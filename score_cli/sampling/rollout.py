@@ -74,7 +74,8 @@ class Rollout:
         attempt_ids  0 0 0  1  1 0  2  2  2
 
     The first `offline_attempts` attempts were given: an engine finds them in `token_ids` and goes on. Left out,
-    `dialogue` is one attempt a seed with `bridge` between them; `attempt` counts turns, whatever their roles.
+    `dialogue` is one attempt a seed with `bridge` between them; `attempt` counts turns, whatever their roles. `ended`
+    is told of each turn at its end, before the next is opened.
     """
 
     problem_id: str
@@ -94,6 +95,7 @@ class Rollout:
     dialogue: Dialogue | None = None
     roles: list[str] = field(default_factory=list)
     given_index: int | None = None
+    ended: Callable[["Rollout"], None] | None = None
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -149,6 +151,8 @@ class Rollout:
 
     def _end_attempt(self, reason: str) -> None:
         self.finish_reasons.append(reason)
+        if self.ended is not None:
+            self.ended(self)
         following = self._dialogue.after(self)
         if following is None:
             self.done = True

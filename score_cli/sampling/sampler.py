@@ -4,7 +4,7 @@ Work is cut into chunks of problems. A chunk's traces depend on the policy, the 
 problems in it alone: not on the file, the shard or the process that they are sampled in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from score_cli.config import SampleConfig, check_config
@@ -19,7 +19,10 @@ from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import setup_device
-from score_cli.tables.records import Problem, Trace
+from score_cli.tables.records import SOLVE, Problem, Trace
+from score_cli.tables.schemas import LENGTH
+
+Ended = Callable[[Problem, str], None]
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,15 @@ class Sampler:
         """
         return self.run(self.plan(problems, config))
 
-    def run(self, job: SampleJob) -> list[Trace]:
-        """All traces of a job, problem by problem, sample by sample."""
+    def run(self, job: SampleJob, ended: Ended | None = None) -> list[Trace]:
+        """All traces of a job, problem by problem, sample by sample.
+
+        Args:
+            ended: told of each solve that was not cut off, when it ends; of those that other processes sample it is
+                told nothing.
+        """
         setup_device(job.config)
-        finished = dict(self.sample_chunks(job, list(enumerate(job.chunks))))
+        finished = dict(self.sample_chunks(job, list(enumerate(job.chunks)), ended))
         return [trace for number in range(len(finished)) for trace in finished[number]]
 
     def plan(
@@ -203,16 +211,21 @@ class Sampler:
             return self.plan_given(self.solves.critiques(drawn), config)
         return self.plan(drawn, config, offline)
 
-    def sample_chunks(self, job: SampleJob, chunks: Sequence[tuple[int, range]]) -> Iterator[tuple[int, list[Trace]]]:
+    def sample_chunks(
+        self, job: SampleJob, chunks: Sequence[tuple[int, range]], ended: Ended | None = None
+    ) -> Iterator[tuple[int, list[Trace]]]:
         """The finished traces of numbered chunks, each with its number, in the order in which they are done."""
         for number, chunk in chunks:
-            yield number, self.sample_chunk(job, chunk)
+            yield number, self.sample_chunk(job, chunk, ended)
 
-    def sample_chunk(self, job: SampleJob, chunk: range) -> list[Trace]:
+    def sample_chunk(self, job: SampleJob, chunk: range, ended: Ended | None = None) -> list[Trace]:
         """The finished traces of some of a job's problems."""
         config = job.config
         asked = [job.problems[row] for row in chunk for _ in range(config.samples)]
         rollouts = [job.rollout(row, number) for row in chunk for number in range(config.samples)]
+        if ended is not None:
+            for rollout, problem in zip(rollouts, asked, strict=True):
+                rollout.ended = _teller(ended, problem, job.renderer)
         self.engine.generate(rollouts, Decoding(config.temperature, config.top_p, config.top_k))
         return [job.renderer.trace(rollout, problem) for rollout, problem in zip(rollouts, asked, strict=True)]
 
@@ -282,6 +295,16 @@ class Sampler:
                 f"{offline.name} was sampled with another tokenizer, chat template or stop token than this policy has: "
                 "give first attempts of the same family of policies"
             )
+
+
+def _teller(ended: Ended, problem: Problem, renderer: Renderer) -> Callable[[Rollout], None]:
+    """Tell somebody of a rollout's solves as they end."""
+
+    def tell(rollout: Rollout) -> None:
+        if rollout.roles[-1] == SOLVE and rollout.finish_reasons[-1] != LENGTH:
+            ended(problem, renderer.text(rollout.attempt_tokens(rollout.attempt), problem))
+
+    return tell
 
 
 def make_engine(config: SampleConfig, policy: Policy) -> Engine:

@@ -11,6 +11,7 @@ from score_cli.errors import JobError, UserError
 from score_cli.tables.records import SOLVE, Problem, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, INCORRECT, LENGTH, NO_ANSWER, TRUNCATED, UNGRADED, UNSCORED
 from score_cli.tasks.script import Script
+from score_cli.verification.ahead import Ahead, key_of
 from score_cli.verification.number import NumberGrader
 from score_cli.verification.own_grader import Limits, OwnGrader, find_source, registered
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
@@ -73,6 +74,19 @@ class Grader:
         self.hard_coded = self.programs = 0
         self.given: Mapping[tuple[str, int], str] | None = None
         self._graders: dict[str, TaskGrader] = {}
+        self._ahead = Ahead(lambda task, items: self._graders[task].grade(items))
+
+    def begin(self, problem: Problem, response: str) -> None:
+        """Take an attempt that has ended, though others are still sampled: `grade` then finds its grade there.
+
+        Attempts whose grading is over in an instant are left to `grade`.
+
+        Raises:
+            UserError: the task has no grader.
+        """
+        self.start([problem.task])
+        if self._graders[problem.task].in_processes:
+            self._ahead.take(Item(problem, response))
 
     def grade(self, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
         """One verdict a trace, in their order.
@@ -99,11 +113,14 @@ class Grader:
                 if role == SOLVE and reason != LENGTH:
                     pending.setdefault(problems[trace.problem_id].task, []).append((row, attempt))
         self.start(pending)
+        known = self._ahead.results()
         self.reasons = Counter()
         self.hard_coded = self.programs = 0
         for task, places in pending.items():
             items = [Item(problems[traces[row].problem_id], traces[row].attempts[attempt]) for row, attempt in places]
-            for (row, attempt), result in zip(places, self._graders[task].grade(items), strict=True):
+            others = iter(self._graders[task].grade([item for item in items if key_of(item) not in known]))
+            for (row, attempt), item in zip(places, items, strict=True):
+                result = known.get(key_of(item)) or next(others)
                 graded[row][attempt] = result
                 self._count(task, result)
         for trace, results in zip(traces, graded, strict=True):
@@ -135,6 +152,7 @@ class Grader:
 
     def close(self) -> None:
         """Give back processes and files; the next trace starts other graders."""
+        self._ahead.close()
         for grader in set(self._graders.values()):
             grader.close()
         self._graders = {}

@@ -27,6 +27,8 @@ def same_number(answer: str, gold: str) -> bool:
 class NumberGrader:
     """Grades boxed answers that are numbers, exactly; the built-in task's grader."""
 
+    in_processes = False
+
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """One result per item; a problem without a gold answer is unscored."""
         return [self._grade_one(item) for item in items]

@@ -100,6 +100,8 @@ class OwnGrader:
         UserError: the function cannot be loaded.
     """
 
+    in_processes = True
+
     def __init__(
         self, source: OwnSource, *, workers: int, timeout_seconds: float, memory_mb: int, correct_at: float
     ) -> None:

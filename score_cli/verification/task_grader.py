@@ -37,7 +37,13 @@ class Graded(NamedTuple):
 
 
 class TaskGrader(Protocol):
-    """Grades the items of the tasks it serves."""
+    """Grades the items of the tasks it serves.
+
+    Attributes:
+        in_processes: the work is long, and done in processes of its own, so that sampling goes on beside it.
+    """
+
+    in_processes: bool
 
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """One result per item, in the order of the items."""

@@ -57,6 +57,8 @@ class MathGrader:
         require_finished: an answer that leaves more to compute than the gold answer does is `unfinished`.
     """
 
+    in_processes = False
+
     def __init__(
         self,
         *,

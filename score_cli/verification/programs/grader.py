@@ -55,6 +55,8 @@ class ProgramGrader:
         UserError: this machine can confine nothing and `allow_unsandboxed` is not set.
     """
 
+    in_processes = True
+
     def __init__(
         self,
         *,
