@@ -129,7 +129,7 @@ class Sampler:
         """All traces of a job, problem by problem, sample by sample.
 
         Args:
-            ended: told of each solve that was not cut off, when it ends; of those that other processes sample it is
+            ended: told of each solve that is sampled and not cut off, when it ends; of what other processes sample it is
                 told nothing.
         """
         setup_device(job.config)
