@@ -129,8 +129,8 @@ class Sampler:
         """All traces of a job, problem by problem, sample by sample.
 
         Args:
-            ended: told of each solve that is sampled and not cut off, when it ends; of what other processes sample it is
-                told nothing.
+            ended: told of each solve that is sampled and not cut off, when it ends; of what other processes sample, it
+                is told nothing.
         """
         setup_device(job.config)
         finished = dict(self.sample_chunks(job, list(enumerate(job.chunks)), ended))
