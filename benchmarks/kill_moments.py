@@ -55,6 +55,7 @@ class Child:
             os.close(write)
             os.set_blocking(self._places, False)
             self._heard = ""
+            self._code: int | None = None
             return
         code = 70
         try:
@@ -70,7 +71,7 @@ class Child:
 
     def wait(self) -> int:
         """The exit code, once it has ended by itself."""
-        code = None
+        code = self._code
         while code is None:
             self._listen(0.2)
             code = self._ended()
@@ -85,17 +86,24 @@ class Child:
         Returns:
             Where it was; its exit code, if it ended before.
         """
-        deadline = time.monotonic() + WAIT_SECONDS
-        while order.get(self.place, -1) < order[moment.place] and time.monotonic() < deadline:
-            self._listen(0.2)
-            if (code := self._ended()) is not None:
-                return code
+        if (code := self.come_to(moment, order)) is not None:
+            return code
         time.sleep(draw.uniform(0, seconds.get(self.place, 0)))
         os.kill(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self._listen(0)
         os.close(self._places)
         return self.place if code == -signal.SIGKILL else code
+
+    def come_to(self, moment: Moment, order: Mapping[str, int]) -> int | None:
+        """Wait until it is at a part of its work, or past it; its exit code, if it ends before."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while order.get(self.place, -1) < order[moment.place] and time.monotonic() < deadline:
+            self._listen(0.2)
+            if (code := self._ended()) is not None:
+                self._code = code
+                return code
+        return None
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ exact      killed (SIGKILL) N times, in every part of the work; it goes on each 
            that cannot change a bit of the result
 rounding   killed too, and goes on with other values of those that change the order of additions: micro-batches, traces
            decoded together, threads (--rounding kills)
-disk       on a disk that is full again and again, and grows a little each time (needs the right to mount one)
+disk       on a disk that somebody fills up again and again, in every part of the work (needs the right to mount one)
 clock      under a clock of the day that is up to a day off at every reading (needs a C compiler)
 ray        sampled by two actors of a Ray cluster, of which one is killed now and then (needs ray)
 
@@ -17,10 +17,12 @@ The last lines say where the kills fell, and how far the policies and tables are
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,27 +147,38 @@ def killed_run(
     return places
 
 
-def filled_run(recipe: Path, run: Path, bytes_of_whole: int) -> Counter[str]:
-    """A run on a small disk, which grows by a fifteenth of what the run needs each time that it is full."""
-    disk, said = run.parent, Counter[str]()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+def filled_run(recipe: Path, run: Path, moments: list[Moment], fills: int, seed: int) -> Counter[str]:
+    """A run on a small disk, which somebody fills up at random moments and makes room on again."""
+    disk, said, draw = run.parent, Counter[str](), random.Random(seed)
+    order = {moment.place: number for number, moment in reversed(list(enumerate(moments)))}
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
     try:
-        for step in range(1, 60):
-            size = 64 + step * bytes_of_whole // 15 // 1024
-            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+        for moment in [*plan_kills(moments, fills, draw), None]:
             log = recipe.with_name("disk.said")
-            code = Child(command(recipe, run, []), log, recipe.with_name("disk.log"), STAGE1).wait()
-            if code == 0:
-                break
+            child = Child(command(recipe, run, []), log, recipe.with_name("disk.log"), STAGE1)
+            if moment is not None and child.come_to(moment, order) is None:
+                fill(disk, draw.randrange(1 << 17))
+            code = child.wait()
+            (disk / "ballast").unlink(missing_ok=True)
             lines = log.read_text().strip().splitlines()
-            if code != 3 or not lines[-1].startswith("score: "):
+            if code not in (0, 3) or (code == 3 and not lines[-1].startswith("score: ")):
                 raise SystemExit(f"a full disk ended with code {code}: {lines[-1:]}")
-            kind = "no room for the next checkpoint" if "next checkpoint" in lines[-1] else "no room for a file"
-            said["no room to begin" if "take" in lines[-1] and "more" in lines[-1] else kind] += 1
-        subprocess.run(["cp", "-r", run, run.parent.with_name("disk-result")], check=True)
+            kinds = {"make room, and run": "stopped with its policy kept", "no space to write": "no room for a file"}
+            said[next((kind for words, kind in kinds.items() if words in lines[-1]), "ended")] += 1
+            print(f"  {moment and moment.place}: {lines[-1]}", flush=True)
+        subprocess.run(["cp", "-r", run, disk.with_name("disk-result")], check=True)
     finally:
         subprocess.run(["umount", disk], check=True)
     return said
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leave so many bytes of a disk."""
+    free = shutil.disk_usage(disk).free
+    with (disk / "ballast").open("wb") as file, contextlib.suppress(OSError):
+        for _ in range(max(0, free - left) // 4096):
+            file.write(bytes(4096))
+            file.flush()
 
 
 def ray_run(recipe: Path, run: Path, losses: int, seed: int) -> int:
@@ -266,8 +279,7 @@ def disturb(options: argparse.Namespace, recipe: Path, moments: list[Moment]) ->
         note("clock", {"runs": 1}, out / "clock")
     if options.disk:
         (out / "disk").mkdir()
-        size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-        stops = filled_run(recipe, out / "disk" / "run", size)
+        stops = filled_run(recipe, out / "disk" / "run", moments, options.fills, options.seed)
         note("disk", stops, out / "disk-result")
     if options.ray:
         note("ray", {"actors killed": ray_run(recipe, out / "ray", 3, options.seed)}, out / "ray")
@@ -278,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rounding", type=int, default=0, help="Kills of a run whose roundings differ.")
+    parser.add_argument("--fills", type=int, default=20, help="How often the disk is filled.")
     for name in ("disk", "clock", "ray"):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)

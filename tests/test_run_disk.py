@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from score_cli.run import Run, RunInputs
 from score_cli.run_disk import Disk, check_next_save, check_room, predicted_disk
 from score_cli.run_folder import RunFolder
 from score_cli.tables.atomic import replacing_folder
+from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.verification.grader import Grader
 from tests.test_run_phases import digests, invent, recipe
 
@@ -83,7 +84,7 @@ def test_a_library_that_finds_no_room_in_its_own_words_is_understood(tmp_path: P
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("needs the right to mount a small disk")
     yield disk
@@ -91,20 +92,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.pipeline
-def test_a_run_on_a_full_disk_goes_on_once_there_is_room(
+def test_a_run_whose_disk_fills_up_goes_on_once_there_is_room(
     tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
-    monkeypatch.setattr(Grader, "grade", invent)
+    """Somebody else fills it while an update is graded, and leaves room for more and more files each time."""
+    ballast, files, room = small_disk / "ballast", tmp_path / "whole", {"left": 0}
+
+    def fill(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
+        if room["left"] and not ballast.exists():
+            ballast.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - room["left"])))
+        return invent(grader, traces, problems)
+
+    monkeypatch.setattr(Grader, "grade", fill)
     start = RunInputs(model=checkpoint, problems=problems, eval_problems=problems)
     made = recipe(stage1_iterations=2, stage2_iterations=2)
-    Run(made, tmp_path / "whole", start).execute()
-    folder, sizes, stopped = small_disk / "run", iter(range(300, 5000, 150)), []
-    while not (folder / "metrics.parquet").exists():
-        subprocess.run(["mount", "-o", f"remount,size={next(sizes)}k", small_disk], check=True)
+    Run(made, files, start).execute()
+    folder, stopped = small_disk / "run", []
+    for room["left"] in (1, 60_000, 200_000, 700_000, 0):
         try:
             Run(made, folder, start).execute()
         except (NoRoomError, OSError) as error:
             stopped.append(str(error))
-    assert len(stopped) > 3
-    assert all("No space left on device" in words or "make room" in words for words in stopped)
-    assert digests(folder) == digests(tmp_path / "whole")
+        ballast.unlink(missing_ok=True)
+    assert "No space left on device" in stopped[0] and "traces.parquet" in stopped[0]
+    assert "up to its next checkpoint" in stopped[-1]
+    assert digests(folder) == digests(files)
