@@ -33,7 +33,7 @@ from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.stages.revision import Reviser
 from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.signal import Signaller, check_same_tokens, write_signals
-from score_cli.stages.train import save_sft_round, write_examples
+from score_cli.stages.train_sft import save_sft_round, write_examples
 from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.stopwatch import Stopwatch
 from score_cli.tables.adapters import has_adapter, settle_precision

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from score_cli.cli import run_command
 from score_cli.config import SftConfig, Stage2Config
 from score_cli.errors import JobError, UserError
-from score_cli.stages.train import train, train_sft
+from score_cli.stages.train import train
+from score_cli.stages.train_sft import train_sft
 from score_cli.tables.checkpoints import load_optimizer, load_policy
 from score_cli.tables.parquet import EXAMPLES, read_footer
 from score_cli.tables.provenance import file_sha256

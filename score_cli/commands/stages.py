@@ -256,7 +256,7 @@ def train_sft(
 ) -> None:
     """One round of a supervised baseline (STaR, Pair-SFT): examples from traces, then training on them."""
     from score_cli.console import make_progress
-    from score_cli.stages import train as stage
+    from score_cli.stages import train_sft as stage
 
     summary = stage.train_sft(
         settings,

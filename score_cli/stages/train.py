@@ -1,39 +1,23 @@
-"""`score train-stage1`, `train-stage2` and `train-sft`: traces, rewards and a policy to the next policy.
+"""`score train-stage1` and `train-stage2`: traces, rewards and a policy to the next policy.
 
 The policy must be the one that the traces were sampled from: by fingerprint before anything is
 computed, and by the logprobs themselves before a step is taken.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from score_cli.config import SftConfig, check_config
 from score_cli.errors import UserError
-from score_cli.progress import SILENT, Progress
-from score_cli.tables.atomic import check_output, replacing_folder
-from score_cli.tables.checkpoints import (
-    METRICS_FILE,
-    TRAINER,
-    Policy,
-    context_length,
-    load_optimizer,
-    load_policy,
-    renderer_digest,
-    save_policy,
-)
+from score_cli.tables.checkpoints import Policy, context_length, load_optimizer, load_policy, renderer_digest
 from score_cli.tables.device import setup_device
-from score_cli.tables.parquet import EXAMPLES, TRAIN_METRICS, write_table
-from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Signal, Trace, Verdict
 from score_cli.tables.signals import read_signals
 from score_cli.tables.traces import read_graded
 from score_cli.training.adapt import keeps_base
-from score_cli.training.sft import STAGE, SftRound, make_examples, sft_round
-from score_cli.training.sft_examples import Example
 from score_cli.training.step import StageConfig
 from score_cli.training.trainer import Trainer
 
@@ -111,7 +95,7 @@ def read_batch(
     """
     policy = trainer.policy
     graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
-    _check_policy(graded.footer, traces, {policy.state.fingerprint}, policy)
+    check_policy(graded.footer, traces, {policy.state.fingerprint}, policy)
     settings = graded.footer.config if graded.footer else {}
     temperature = float(settings.get("temperature", trainer.config.temperature))
     _check_distribution(settings, temperature, traces)
@@ -135,73 +119,7 @@ def _summary(trainer: Trainer) -> str:
     )
 
 
-def train_sft(
-    config: SftConfig,
-    *,
-    model: Path,
-    traces: Path,
-    rewards: Path,
-    examples: Path,
-    out: Path,
-    overwrite: bool = False,
-    allow_foreign: bool = False,
-    progress: Progress = SILENT,
-) -> str:
-    """Write the examples that traces give, train a policy on them, and write the next policy.
-
-    Args:
-        allow_foreign: learn from another policy's traces too, or from tables without a footer.
-    Returns:
-        One line that sums the round up.
-    Raises:
-        UserError: an input does not fit; nothing is written.
-        JobError: no trace makes an example, or the loss is not finite.
-    """
-    check_config(config)
-    check_output(examples, overwrite=overwrite)
-    check_output(out, overwrite=overwrite, folder=True)
-    policy = load_policy(model, device=setup_device(config))
-    graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
-    ancestors = {policy.state.fingerprint, policy.state.parent, policy.state.reference}
-    _check_policy(graded.footer, traces, None if allow_foreign else ancestors, policy)
-    check_tokens(graded.traces, policy.model, traces)
-    made = make_examples(config, policy, graded.traces, graded.verdicts)
-    write_examples(examples, made, config, policy, traces=file_sha256(traces), rewards=file_sha256(rewards))
-    done = sft_round(config, policy, graded.traces, graded.verdicts, made, progress=progress)
-    save_sft_round(out, done, examples=file_sha256(examples))
-    return done.summary
-
-
-def write_examples(
-    path: Path, examples: Sequence[Example], config: SftConfig, policy: Policy, *, traces: str, rewards: str
-) -> None:
-    """Write what a round learns, row by row.
-
-    Args:
-        policy: before the round.
-        traces, rewards: sha256 of the tables that the examples are made of.
-    """
-    footer = Footer(
-        table=EXAMPLES.name,
-        stage="train-sft",
-        config={"method": config.method},
-        seed=config.seed,
-        inputs={"traces": traces, "rewards": rewards},
-        policy=policy.state.fingerprint,
-    )
-    write_table(path, EXAMPLES, [asdict(example) for example in examples], footer)
-
-
-def save_sft_round(out: Path, done: SftRound, *, examples: str) -> None:
-    """Write the checkpoint that a round ended in, with its metrics; `examples` is the sha256 of their table."""
-    state = done.policy.state
-    footer = Footer(table=TRAIN_METRICS.name, stage=STAGE, policy=state.parent, inputs={"examples": examples})
-    with replacing_folder(out) as folder:
-        save_policy(folder, done.policy.model, done.policy.tokenizer, state, base=done.policy.base)
-        write_table(folder / TRAINER / METRICS_FILE, TRAIN_METRICS, done.metrics, footer)
-
-
-def _check_policy(footer: Footer | None, traces: Path, allowed: set[str | None] | None, policy: Policy) -> None:
+def check_policy(footer: Footer | None, traces: Path, allowed: set[str | None] | None, policy: Policy) -> None:
     """Refuse traces of another policy, or asked in other tokens, as far as a footer says so.
 
     Args:
