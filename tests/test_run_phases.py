@@ -28,7 +28,8 @@ from score_cli.sampling import sampler
 from score_cli.sampling.engine import Engine
 from score_cli.sampling.sampler import make_engine
 from score_cli.stages.sample import sample
-from score_cli.stages.train import train, train_sft
+from score_cli.stages.train import train
+from score_cli.stages.train_sft import train_sft
 from score_cli.stages.verify import verify
 from score_cli.status import status_lines
 from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, stored_state
