@@ -26,6 +26,7 @@ from score_cli.storage import Mirror
 
 # Each adds its commands to the app, in the order of `score --help`.
 import score_cli.commands.stages  # isort: skip
+import score_cli.commands.supervised  # isort: skip
 import score_cli.commands.runs  # noqa: F401  # isort: skip
 
 # typer brings its own copy of click in some versions; this is the base of all usage errors in either.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from score_cli.errors import UserError
+from score_cli.tasks.loss_mask import read_loss_on
 from score_cli.tasks.pay import Pay
 from score_cli.tasks.script import Script
 
@@ -21,8 +22,7 @@ KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bfloat16"]
-SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus"]
-LossOn = Literal["second", "both"]
+SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus", "right", "right-and-true", "search"]
 OptimizerName = Literal["adam", "adam8bit"]
 Stored = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -34,6 +34,9 @@ Overlap = Literal["refuse", "drop", "keep"]
 Evaluated = Literal["last", "best"]
 OnAlarm = Literal["off", "warn", "stop"]
 
+
+# Methods of supervised rounds that keep dialogues of any turns; the others make examples of two solves.
+DIALOGUE_METHODS: tuple[SftMethod, ...] = ("right", "right-and-true", "search")
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
 
@@ -218,6 +221,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DialoguesConfig:
+    """`score dialogues`: what an imperfect author writes for a supervised start."""
+
+    size: int = option(3000, "How many dialogues; the problems come again and again.", least=1)
+    attempts: int = option(2, "Attempts of a dialogue; a recipe's [script] says itself what the turns are.", least=1)
+    seed: int = option(0, "Seed of the problems' order and of what the author says.", least=0, most=2**63 - 1)
+    skilled: float = option(0.35, "Share of revisions made with skill; the others are blind.", least=0, most=1)
+    true_claims: float = option(0.67, "Share of verdicts that tell what the solve is.", least=0, most=1)
+    script: Script | None = None  # from a recipe's table [script]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseConfig(DeviceConfig):
     """`score base`: the tiny policy of the built-in task, trained from scratch on imperfect transcripts."""
 
@@ -250,6 +265,11 @@ class BaseConfig(DeviceConfig):
         "Share of transcripts with the latent skill: competent revision, asked for in other words.",
         least=0,
         most=1,
+    )
+    follows_script: bool = option(
+        True,
+        "Let the transcripts follow a recipe's [script]. Off, its words are tokens that the base has never read, and "
+        "run.start can teach them.",
     )
     script: Script | None = None  # from a recipe's table [script]: the transcripts then follow it
 
@@ -471,19 +491,27 @@ class Stage2Config(UpdateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(OptimizerConfig):
-    """`score train-sft`: one round of a supervised baseline, from a policy's own traces."""
+    """`score train-sft`: one supervised round, from a policy's own traces or from given dialogues."""
 
     method: SftMethod = option(
         "star",
         "star: traces wrong first and right second. pair-sft: each wrong first attempt with a random right response "
-        "to its problem. The plus forms add right first attempts.",
+        "to its problem. The plus forms add right first attempts. Of a script's dialogues, right: those whose last "
+        "solve is right; right-and-true: and every verdict true; search: each up to its first right solve.",
     )
-    loss_on: LossOn = option("second", "Which attempts' tokens are learned: the second's, or both's.")
+    loss_on: str = option(
+        "second",
+        "Which turns' tokens are learned: second or both, of two solves; of any dialogue all, a role, or first- or "
+        "last- and a role, with commas between, such as verify,last-solve.",
+    )
     epochs: int = option(1, "Times that every example is learned from.", least=1)
     batch_size: int = option(64, "Examples an optimiser step; the loss is the mean over their tokens.", least=1)
     learning_rate: float = option(1e-5, "AdamW's step size.", above=0, most=1)
     weight_decay: float = option(0.0, "AdamW's weight decay; at 0 it is Adam.", least=0, most=1)
     seed: int = option(0, "Seed of the responses paired and of the order of examples.", least=0, most=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        read_loss_on(self.loss_on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,6 +570,14 @@ class RunConfig:
     )
     critique_rounds: int = option(
         3, "With such a script: rounds of critique and revision in the evaluation.", least=1, most=60
+    )
+    start: str | None = option(
+        None,
+        "Dialogues to learn from before all else, and to measure KL from after that: a file, or `author` for those of "
+        "[dialogues].",
+    )
+    start_rounds: int = option(
+        1, "Rounds of that start, each of train-sft.epochs with fresh moments; a killed run loses one.", least=1
     )
     sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
     sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")

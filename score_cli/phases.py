@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import DIALOGUE_METHODS, RunConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 
-BASE, STAGE1, SFT, STAGE2 = "base", "stage1", "sft", "stage2"
+BASE, START, STAGE1, SFT, STAGE2 = "base", "start", "stage1", "sft", "stage2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ def plan_phases(
 ) -> list[Phase]:
     """The phases of a run, each starting from the policy of the one before, the first from the base.
 
+    After a supervised start KL is measured from the policy that it ended in.
+
     Args:
         attempts: of the traces that reinforcement learning trains on.
     Raises:
@@ -57,8 +59,9 @@ def plan_phases(
     def add(name: str, config: Stage1Config | Stage2Config | SftConfig, count: int, attempts: int) -> None:
         if count:
             first = planned[-1].last if planned else 0
+            start = START if planned and planned[0].name == START else BASE
             # The paper's second part of Stage I pins to the policy of the first part, not to the base.
-            pinned_to = planned[-1].name if config is stage1 and planned and planned[-1].config is stage1 else BASE
+            pinned_to = planned[-1].name if config is stage1 and planned and planned[-1].config is stage1 else start
             last = first + count
             planned.append(
                 Phase(name=name, config=config, first=first, last=last, attempts=attempts, reference=pinned_to)
@@ -66,8 +69,10 @@ def plan_phases(
 
     def add_rounds(after: str) -> None:
         if run.sft_after == after:
-            add(SFT, sft, run.sft_rounds, 2)
+            add(SFT, sft, run.sft_rounds, attempts if sft.method in DIALOGUE_METHODS else 2)
 
+    if run.start is not None:
+        add(START, sft, run.start_rounds, attempts)
     add_rounds(BASE)
     parts = range(2, attempts + 1) if run.stage1_by_attempt else range(attempts, attempts + 1)
     for last_attempt in parts:

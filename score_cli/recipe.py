@@ -21,6 +21,7 @@ Settings = TypeVar("Settings")
 # Table of a recipe -> the dataclass it fills; the tables are named like the commands.
 TABLES: dict[str, type] = {
     "data": config.DataConfig,
+    "dialogues": config.DialoguesConfig,
     "base": config.BaseConfig,
     "sample": config.SampleConfig,
     "verify": config.VerifyConfig,
@@ -37,11 +38,19 @@ TABLES: dict[str, type] = {
 # The most of each setting in a run that only tries a recipe out, and of the problems of each file.
 TRY_OUT = {
     "base": {"steps": 50},
+    "dialogues": {"size": 64},
     "sample": {"max_tokens": 64},
     "train-stage1": {"warmup_updates": 1},
     "train-stage2": {"warmup_updates": 1},
     "eval": {"max_tokens": 64},
-    "run": {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 1, "sft_problems": 8, "best_every": 1},
+    "run": {
+        "stage1_iterations": 2,
+        "stage2_iterations": 2,
+        "start_rounds": 1,
+        "sft_rounds": 1,
+        "sft_problems": 8,
+        "best_every": 1,
+    },
 }
 TRY_OUT_PROBLEMS = 8
 SEED = "seed"

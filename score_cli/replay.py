@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config, config_of
 from score_cli.errors import JobError, UserError
-from score_cli.phases import BASE, Phase, plan_phases
+from score_cli.phases import BASE, START, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.run_folder import CONFIG_FILE, RunFolder
 from score_cli.stages.train import GradedBatch, open_trainer, read_batch
@@ -113,9 +113,10 @@ def _phase_of(root: Path, phases: Sequence[Phase], iteration: int) -> Phase:
     for phase in phases:
         if phase.first <= iteration < phase.last:
             if isinstance(phase.config, SftConfig):
+                given = "--examples and the run's dialogues" if phase.name == START else "its traces and rewards"
                 raise UserError(
-                    f"update {iteration} is a supervised round: `score train-sft` on its traces and rewards takes it "
-                    "again, and sft.parquet holds what it learned from"
+                    f"update {iteration} is a supervised round: `score train-sft` on {given} takes it again, and "
+                    "sft.parquet holds what it learned from"
                 )
             return phase
     last = phases[-1].last - 1 if phases else -1

@@ -1,11 +1,20 @@
 """`score run`: a whole recipe in one process: the loop with its actors kept warm, and the files the commands write."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from score_cli.config import DataConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import (
+    DIALOGUE_METHODS,
+    DataConfig,
+    RunConfig,
+    SampleConfig,
+    SftConfig,
+    Stage1Config,
+    Stage2Config,
+)
 from score_cli.errors import UserError
 from score_cli.phases import BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
@@ -16,23 +25,31 @@ from score_cli.run_folder import RunFolder
 from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
 from score_cli.sampling.engine import engine_name, policy_device
+from score_cli.sampling.given_dialogues import render_dialogues
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import make_sampler
 from score_cli.stages.base import build_base
 from score_cli.stages.critics import evaluate_critics
 from score_cli.stages.data import SPLITS, write_problems
+from score_cli.stages.dialogues import make_dialogues
 from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
 from score_cli.stages.signal import check_problems
+from score_cli.tables.atomic import replacing_file
 from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import overlapping, read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import REVISION, Problem
+from score_cli.tasks.dialogues import read_dialogues
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.optimizer import check_optimizer, check_schedule
+from score_cli.training.sft import make_given_examples
 from score_cli.verification.grader import Grader
 from score_cli.verification.own_grader import find_source
+
+# What run.start calls the author of [dialogues].
+AUTHOR = "author"
 
 Stage = TypeVar("Stage", Stage1Config, Stage2Config)
 
@@ -70,6 +87,8 @@ class Run:
             engine_name(sampling)  # an engine that is not there is refused before anything is trained
         check_sinks(self._sinks)
         self.inputs = inputs
+        if self._start_file is not None:
+            read_dialogues(self._start_file)
         self.folder = RunFolder(folder)
         self.progress = progress
         self.device = setup_device(self.configs.sample)
@@ -88,6 +107,7 @@ class Run:
             if measured is not None:
                 return measured
             self._prepare_problems()
+            self._prepare_dialogues()
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             validation = self._validation()
             check_eval_config(self.configs.eval, test)
@@ -143,6 +163,7 @@ class Run:
             "eval_problems": _digest(self.inputs.eval_problems),
             "validation_problems": _digest(self.inputs.validation_problems),
             "limit": self.inputs.limit,
+            "start": None if self._start_file is None else file_sha256(self._start_file),
             "signal": None if self.configs.signal.by is None else load_policy(self.configs.signal.by).state.fingerprint,
             "grader": None if self.configs.verify.grader is None else find_source(self.configs.verify.grader).sha256,
         }
@@ -173,6 +194,23 @@ class Run:
             if not out.exists():
                 footer = Footer(table=PROBLEMS.name, stage="run", inputs={"problems": file_sha256(source)})
                 write_problems_table(out, problems[: self.inputs.limit], footer)
+
+    @property
+    def _start_file(self) -> Path | None:
+        """The file of dialogues that the user gave."""
+        start = self.configs.run.start
+        return None if start in (None, AUTHOR) else Path(str(start))
+
+    def _prepare_dialogues(self) -> None:
+        """Put the dialogues of the supervised start into the run folder."""
+        start = self.configs.run.start
+        if start is None or (out := self.folder.dialogues(start)).exists():
+            return
+        if self._start_file is None:
+            make_dialogues(self.configs.dialogues, problems=self.folder.problems("train"), out=out)
+            return
+        with replacing_file(out) as temporary:
+            shutil.copyfile(self._start_file, temporary)
 
     def _validation(self) -> list[Problem]:
         """The problems that the best policy is chosen by; none where the run has none, or no best policy is kept."""
@@ -231,6 +269,9 @@ class Run:
             return
         sampler = Sampler(self.configs.sample, base)
         sampler.plan(train, replace(self.configs.sample, problems_per_iteration=None, iteration=0))
+        if self.configs.run.start is not None:
+            dialogues = read_dialogues(self.folder.dialogues(self.configs.run.start))
+            make_given_examples(self.configs.sft, base, render_dialogues(dialogues, base, self.configs.sample))
         # Decodings of as many attempts are as long.
         for config in {plan.attempts: plan for plan in eval_samplings(self.configs.eval).values()}.values():
             sampler.plan(test, config)
@@ -361,8 +402,11 @@ def _check_script(configs: RunConfigs) -> None:
             "run.stage1_iterations is set, and Stage I is for solves alone: leave it out, or let the turns of [script] "
             "hold no other role"
         )
-    if run.sft_rounds:
-        raise UserError("run.sft_rounds is set, and its methods learn from two solves: with [script] leave it out")
+    if run.sft_rounds and configs.sft.method not in DIALOGUE_METHODS:
+        raise UserError(
+            f"run.sft_rounds is set, and train-sft.method {configs.sft.method} learns from two solves: with [script] "
+            f"name one of {', '.join(DIALOGUE_METHODS)}"
+        )
 
 
 def _check_critic(configs: RunConfigs) -> None:

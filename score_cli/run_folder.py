@@ -3,6 +3,7 @@
 RUN/config.json                 what the run was started with; who goes on in it must agree
 RUN/train.parquet ...           problems of each split
 RUN/base/ stage1/ sft/ stage2/  the policies: base, after Stage I, after supervised rounds, after Stage II
+RUN/dialogues.jsonl, start/     dialogues of a supervised start, and the policy after it, where asked for
 RUN/first_attempts.parquet      first attempts of the base that Stage II goes on from, where asked for
 RUN/solves.parquet ...          the frozen generator's solves that a critic is trained on, with their rewards
 RUN/iterations/0007/            traces, rewards, signals where paid for, metrics: the update from policy 7 to policy 8
@@ -60,7 +61,7 @@ FREE = {
 # What a fork takes besides the policies: problems, updates, the newest checkpoint.
 FORKED = (
     *("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet"),
-    *("solves.parquet", "solves.rewards.parquet", "iterations", "latest"),
+    *("solves.parquet", "solves.rewards.parquet", "dialogues.jsonl", "dialogues.parquet", "iterations", "latest"),
 )
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
@@ -90,6 +91,10 @@ class RunFolder:
     def iteration(self, number: int) -> Path:
         """The folder of one update's traces, rewards and metrics."""
         return self.updates.folder(number)
+
+    def dialogues(self, source: str) -> Path:
+        """The dialogues of the supervised start, in the form of the file that they come from."""
+        return self.root / ("dialogues.parquet" if source.endswith(".parquet") else "dialogues.jsonl")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -171,8 +176,8 @@ class RunFolder:
         path.rename(self.next_kept(iteration))
 
     def _check_parent(self, path: Path, state: TrainerState) -> None:
-        """See that a policy was made from the last traces that lie here."""
-        footer = self.updates.traces_footer(state.iteration - 1)
+        """See that a policy was made from the last traces that lie here, or from given dialogues."""
+        footer = self.updates.source_footer(state.iteration - 1)
         if footer is None or footer.policy != state.parent:
             place = self.updates.place(state.iteration - 1)
             raise UserError(f"{path} was not made from the traces of {place}: move it away, or name another --out")

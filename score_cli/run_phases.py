@@ -7,6 +7,7 @@ from pathlib import Path
 from score_cli.config import (
     AlarmsConfig,
     BaseConfig,
+    DialoguesConfig,
     EvalConfig,
     OptimizerConfig,
     RunConfig,
@@ -20,7 +21,7 @@ from score_cli.config import (
 from score_cli.errors import JobError
 from score_cli.interrupts import stopping_between_updates
 from score_cli.loop import Loop, run_updates
-from score_cli.phases import BASE, Phase
+from score_cli.phases import BASE, START, Phase
 from score_cli.progress import Progress, Task
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
@@ -28,12 +29,13 @@ from score_cli.run_disk import check_next_save
 from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import Entry, RunLog, overhead
 from score_cli.sampling.given import GivenSolves
+from score_cli.sampling.given_dialogues import render_dialogues
 from score_cli.sampling.offline import OfflineAttempts, read_offline
 from score_cli.sampling.sampler import SampleJob, Sampler, problems_of_iteration
 from score_cli.stages.revision import Reviser
 from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.signal import Signaller, check_same_tokens, write_signals
-from score_cli.stages.train_sft import save_sft_round, write_examples
+from score_cli.stages.train_sft import save_sft_round, start_inputs, write_examples
 from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.stopwatch import Stopwatch
 from score_cli.tables.adapters import has_adapter, settle_precision
@@ -43,8 +45,9 @@ from score_cli.tables.parquet import TRACES, TRAIN_METRICS, read_footer, write_t
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import REVISION, Problem, Signal, Trace, Verdict
 from score_cli.tables.schemas import CORRECT
+from score_cli.tasks.dialogues import read_dialogues
 from score_cli.training.adapt import copy_to_train
-from score_cli.training.sft import make_examples, sft_round
+from score_cli.training.sft import SftRound, make_examples, make_given_examples, sft_round
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader, check_unscored
 
@@ -60,6 +63,7 @@ class RunConfigs:
     stage1: Stage1Config
     stage2: Stage2Config
     sft: SftConfig
+    dialogues: DialoguesConfig
     eval: EvalConfig
     run: RunConfig
     alarms: AlarmsConfig
@@ -75,6 +79,7 @@ class RunConfigs:
             stage1=recipe.settings("train-stage1", Stage1Config),
             stage2=recipe.settings("train-stage2", Stage2Config),
             sft=recipe.settings("train-sft", SftConfig),
+            dialogues=recipe.settings("dialogues", DialoguesConfig),
             eval=recipe.settings("eval", EvalConfig),
             run=recipe.settings("run", RunConfig),
             alarms=recipe.settings("run.alarms", AlarmsConfig),
@@ -129,7 +134,9 @@ class RunPhases:
             self._newest = None
         else:
             kept = self.folder.kept(phase)
-            if isinstance(phase.config, SftConfig):
+            if phase.name == START:
+                self._do_start(phase, self.configs.sft, kept)
+            elif isinstance(phase.config, SftConfig):
                 self._do_sft_rounds(phase, phase.config, kept)
             else:
                 self._train(phase, phase.config, kept)
@@ -288,6 +295,25 @@ class RunPhases:
             )
         return read_offline(out)
 
+    def _do_start(self, phase: Phase, config: SftConfig, kept: Path | None) -> None:
+        """Rounds of learning from given dialogues, all of them in each."""
+        if kept is not None:
+            self.folder.copy_metrics(kept)
+        policy = self._begin(config, kept, self.base)
+        self._go_on_from(policy.state.iteration)
+        watch = Stopwatch()
+        dialogues = self.folder.dialogues(str(self.configs.run.start))
+        setup_device(config)
+        traces = render_dialogues(read_dialogues(dialogues), policy, self.configs.sample)
+        examples = make_given_examples(config, policy, traces)
+        while policy.state.iteration < phase.last:
+            table = self.folder.iteration(policy.state.iteration) / "sft.parquet"
+            write_examples(table, examples, config, policy, start_inputs(dialogues, policy))
+            watch.lap("write")
+            done = sft_round(config, policy, [], [], examples, progress=self.progress)
+            policy = self._keep_round(phase, done, table, watch, [], [])
+        self._newest = replace(policy, name=str(self.folder.policy(phase.name)))
+
     def _do_sft_rounds(self, phase: Phase, config: SftConfig, kept: Path | None) -> None:
         """Rounds of a supervised baseline: collect with the newest policy, grade, train on the examples, again."""
         if kept is not None:
@@ -314,25 +340,40 @@ class RunPhases:
             examples = make_examples(config, policy, traces, verdicts)
             table = self.folder.iteration(iteration) / "sft.parquet"
             rewards_sha256 = file_sha256(table.with_name("rewards.parquet"))
-            write_examples(table, examples, config, policy, traces=traces_sha256, rewards=rewards_sha256)
+            write_examples(table, examples, config, policy, {"traces": traces_sha256, "rewards": rewards_sha256})
             watch.lap("write")
             done = sft_round(config, policy, traces, verdicts, examples, progress=self.progress)
-            watch.lap("train")
-            self.progress.line(f"{phase.name}: {done.summary}")
-            policy = done.policy
-            finished = policy.state.iteration
-            last = finished == phase.last
-            out = self.folder.policy(phase.name) if last else self.folder.next_kept(finished)
-            save_sft_round(out, done, examples=file_sha256(table))
-            self.folder.copy_metrics(out)
-            self.folder.drop_kept(configs.run.keep_checkpoints)
-            self.folder.compact(finished, configs.run.compact_every)
-            watch.lap("write")
-            entry = self.log.entry(phase, iteration, traces=traces, verdicts=verdicts, metrics=done.metrics)
-            self.log.write(entry, watch.take())
-            if finished < entry["run_last"]:
-                check_next_save(self.folder, out, finished, 1)
+            policy = self._keep_round(phase, done, table, watch, traces, verdicts)
         self._newest = replace(policy, name=str(self.folder.policy(phase.name)))
+
+    def _keep_round(
+        self,
+        phase: Phase,
+        done: SftRound,
+        table: Path,
+        watch: Stopwatch,
+        traces: Sequence[Trace],
+        verdicts: Sequence[Verdict],
+    ) -> Policy:
+        """Write what a supervised round ended in, and say so; returns the policy.
+
+        Args:
+            table: of its examples; traces, verdicts: that these are of, if they are.
+        """
+        watch.lap("train")
+        self.progress.line(f"{phase.name}: {done.summary}")
+        finished = done.policy.state.iteration
+        out = self.folder.policy(phase.name) if finished == phase.last else self.folder.next_kept(finished)
+        save_sft_round(out, done, examples=file_sha256(table))
+        self.folder.copy_metrics(out)
+        self.folder.drop_kept(self.configs.run.keep_checkpoints)
+        self.folder.compact(finished, self.configs.run.compact_every)
+        watch.lap("write")
+        entry = self.log.entry(phase, finished - 1, traces=traces, verdicts=verdicts, metrics=done.metrics)
+        self.log.write(entry, watch.take())
+        if finished < entry["run_last"]:
+            check_next_save(self.folder, out, finished, 1)
+        return done.policy
 
 
 class _Journal:

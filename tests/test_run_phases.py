@@ -141,13 +141,13 @@ def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: Run
     Run(recipe(sft_rounds=2), folder, start).execute()
     model = tmp_path / "ckpt"
     for number in range(2):
-        files = {name: tmp_path / f"{name}{number}.parquet" for name in ("traces", "rewards", "examples")}
+        files = {name: tmp_path / f"{name}{number}.parquet" for name in ("traces", "rewards", "learned")}
         settings = SampleConfig(samples=4, max_tokens=16, threads=1, seed=3)
         sample(settings, policy=load_policy(model), problems=folder / "train.parquet", out=files["traces"])
         verify(VerifyConfig(), traces=files["traces"], problems=folder / "train.parquet", out=files["rewards"])
         train_sft(config, model=model, out=tmp_path / f"next{number}", **files)
         model = tmp_path / f"next{number}"
-        for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("examples", "sft")):
+        for name, kept in (("traces", "traces"), ("rewards", "rewards"), ("learned", "sft")):
             assert files[name].read_bytes() == (folder / "iterations" / f"000{number}" / f"{kept}.parquet").read_bytes()
     assert file_sha256(model / "model.safetensors") == file_sha256(folder / "sft" / "model.safetensors")
 

@@ -40,7 +40,7 @@ def round_of(folder: Path, out: str, config: SftConfig = CONFIG, **other: object
         "model": folder / "ckpt",
         "traces": folder / "traces.parquet",
         "rewards": folder / "rewards.parquet",
-        "examples": folder / f"{out}.parquet",
+        "learned": folder / f"{out}.parquet",
         "allow_foreign": True,
     }
     train_sft(config, out=folder / out, **(arguments | other))  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_the_command_writes_examples_and_checkpoint_and_keeps_what_exists(
 ) -> None:
     files = [f"--{name}={rewarded / name}.parquet" for name in ("traces", "rewards")]
     command = ["train-sft", "--method", "pair-sft-plus", "--allow-foreign", f"--model={rewarded / 'ckpt'}", *files]
-    command += [f"--out={rewarded / 'next'}", f"--examples={rewarded / 'sft.parquet'}", "--threads", "1"]
+    command += [f"--out={rewarded / 'next'}", f"--learned={rewarded / 'sft.parquet'}", "--threads", "1"]
     assert run_command(command) == 0
     assert "(pair-sft-plus); 48 examples of 48 traces, 1 steps" in capsys.readouterr().err
     assert set(pl.read_parquet(rewarded / "sft.parquet")["method"]) == {"pair-sft-plus"}

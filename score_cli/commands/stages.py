@@ -12,7 +12,6 @@ from score_cli.config import (
     DataConfig,
     EvalConfig,
     SampleConfig,
-    SftConfig,
     SignalConfig,
     Stage1Config,
     Stage2Config,
@@ -236,40 +235,6 @@ _add_training(
     short_help="One update of Stage II: every reward, and a bonus.",
     help_text="One update of Stage II: raise every attempt's reward, with a bonus for progress.",
 )
-
-
-@app.command("train-sft", short_help="One round of a supervised baseline.")
-@with_settings(SftConfig, table="train-sft")
-def train_sft(
-    settings: SftConfig,
-    model: Model = Path("ckpt"),
-    traces: Traces = Path("traces.parquet"),
-    rewards: Rewards = Path("rewards.parquet"),
-    examples: Annotated[Path, typer.Option(help="Examples table to write: what is learned, row by row.")] = Path(
-        "sft.parquet"
-    ),
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-next"),
-    overwrite: Overwrite = False,
-    allow_foreign: Annotated[
-        bool, typer.Option("--allow-foreign", help="Learn from another policy's traces, or tables without a footer.")
-    ] = False,
-) -> None:
-    """One round of a supervised baseline (STaR, Pair-SFT): examples from traces, then training on them."""
-    from score_cli.console import make_progress
-    from score_cli.stages import train_sft as stage
-
-    summary = stage.train_sft(
-        settings,
-        model=model,
-        traces=traces,
-        rewards=rewards,
-        examples=examples,
-        out=out,
-        overwrite=overwrite,
-        allow_foreign=allow_foreign,
-        progress=make_progress(),
-    )
-    typer.echo(f"{out}: {summary}", err=True)
 
 
 @app.command("import-model", short_help="Make a checkpoint of a GGUF file.")

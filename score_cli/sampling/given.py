@@ -90,7 +90,7 @@ class Given:
         if self.part == REVISE_PART:
             return renderer.prompt(start.problem)
         texts = {QUESTION: start.problem.question, SOLVE: start.solve.attempts[-1]}
-        return renderer.task(start.problem.task).prompt_with(self.script.asks[CRITIQUE], texts)
+        return renderer.task(start.problem.task).prompt_with(self.script.words(CRITIQUE)[0], texts)
 
     def room(self, renderer: Renderer, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that each turn may have within the model's context; errors as `Renderer.room`."""
@@ -150,7 +150,7 @@ class Given:
         """What stands between the given solve and its revision: the critique, as text."""
         assert start.critique is not None
         texts = {CRITIQUE: start.critique, SOLVE: start.solve.attempts[-1], QUESTION: start.problem.question}
-        return renderer.task(start.problem.task).bridge_with(self.script.asks[SOLVE], texts, _WHOLE)
+        return renderer.task(start.problem.task).bridge_with(self.script.words(SOLVE)[0], texts, _WHOLE)
 
 
 @dataclass(frozen=True)

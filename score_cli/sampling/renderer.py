@@ -204,6 +204,20 @@ class TaskRenderer:
             # As in `bridge_with`: names that cannot be written as text are left out.
             return self.prompt(fill(words, {role: self._control.without(text) for role, text in texts.items()}))
 
+    def attempt_tokens(self, text: str) -> list[int]:
+        """Tokens of a turn that says this text and ends: what a policy would have sampled to say it.
+
+        Raises:
+            UserError: the text spells a token that would end the turn, or holds what the tokenizer has no tokens for.
+        """
+        tokens = self._encode(text)
+        ends = self.stop_ids & set(tokens)
+        if ends:
+            raise UserError(f"its text spells {self._tokenizer.convert_ids_to_tokens(min(ends))}, which ends a turn")
+        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in tokens:
+            raise UserError("its text holds characters that the tokenizer has no tokens for")
+        return [*tokens, *self.bridge.end_of_turn]
+
     def bridge_of(self, words: str) -> Bridge:
         """What stands between a turn and the next, where the user says these words, as they stand."""
         if words not in self._bridges:
@@ -379,7 +393,7 @@ class ScriptedTurns:
         role = self._script.next_role(rollout.roles, lambda: self._text(rollout, newest) if reason == STOP else None)
         if role is None:
             return None
-        words = self._words(role)
+        words = drawn_words(self._words(role), rollout.seeds, newest)
         # Of each role that the words speak of, the newest turn; one that has not spoken has said nothing.
         turns = {said: turn for turn, said in enumerate(rollout.roles, start=1) if said in places(words)}
         if not places(words):
@@ -391,16 +405,26 @@ class ScriptedTurns:
         """See `Dialogue.most_context`; a text may take a few tokens more among others than it has by itself."""
         total = 0
         for role in self._script.roles[1:]:
-            words = self._words(role)
-            bridge, texts = self._task.bridge_of(fill(words, {})), len(places(words))
-            total += len(bridge.end_of_turn) + len(bridge.rest) + texts * (max_tokens + SLACK_TOKENS)
+            total += max(self._context(words, max_tokens) for words in self._words(role))
         return total
 
-    def _words(self, role: str) -> str:
-        return self._script.asks.get(role, self._task.prompts.correction)
+    def _context(self, words: str, max_tokens: int) -> int:
+        bridge, texts = self._task.bridge_of(fill(words, {})), len(places(words))
+        return len(bridge.end_of_turn) + len(bridge.rest) + texts * (max_tokens + SLACK_TOKENS)
+
+    def _words(self, role: str) -> list[str]:
+        return self._script.words(role) or [self._task.prompts.correction]
 
     def _text(self, rollout: Rollout, turn: int) -> str:
         return self._task.text(rollout.attempt_tokens(turn))
+
+
+def drawn_words(words: Sequence[str], seeds: Sequence[bytes], turn: int) -> str:
+    """The words before a turn, counted from 0: of several, those that the turn's seed draws."""
+    if len(words) == 1:
+        return words[0]
+    digest = hashlib.sha256(b"ask" + seeds[turn]).digest()
+    return words[int.from_bytes(digest) % len(words)]
 
 
 def _user(content: str) -> Message:

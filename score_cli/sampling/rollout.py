@@ -136,16 +136,21 @@ class Rollout:
     def trace(self, text: Callable[[list[int]], str]) -> Trace:
         """The finished trace as a record; `text` spells the tokens of an attempt out."""
         assert self.done
+        return self.so_far(text)
+
+    def so_far(self, text: Callable[[list[int]], str]) -> Trace:
+        """As `trace`, of the attempts that have come to their end, though others may follow."""
+        count = len(self.finish_reasons)
         return Trace(
             problem_id=self.problem_id,
             sample_index=self.sample_index,
-            attempts=[text(self.attempt_tokens(attempt)) for attempt in range(1, len(self.finish_reasons) + 1)],
+            attempts=[text(self.attempt_tokens(attempt)) for attempt in range(1, count + 1)],
             finish_reasons=self.finish_reasons,
             token_ids=np.array(self.token_ids, dtype=np.int32),
             attempt_ids=np.array(self.attempt_ids, dtype=np.int8),
             logprobs=np.array(self.logprobs, dtype=np.float32),
             offline_attempts=self.offline_attempts,
-            roles=list(self.roles) if self._dialogue.names_roles else None,
+            roles=self.roles[:count] if self._dialogue.names_roles else None,
             given_index=self.given_index,
         )
 

@@ -106,6 +106,11 @@ EXAMPLES = pa.schema(
     ]
 )
 
+# One row per dialogue of any turns that a supervised round learned from: what its turns are, and which are learned.
+EXAMPLES_OF_DIALOGUES = EXAMPLES.append(_required("roles", _list(pa.string()))).append(
+    _required("learned", _list(pa.int8()))
+)
+
 METRICS = pa.schema(
     [
         _required("policy", pa.string()),

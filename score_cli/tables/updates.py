@@ -20,12 +20,14 @@ from score_cli.errors import UserError
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.parquet import (
     EXAMPLES,
+    EXAMPLES_OF_DIALOGUES,
     REWARDS,
     SIGNALS,
     TRACES,
     TRAIN_METRICS,
     Table,
     count_row_groups,
+    has_column,
     read_footer,
     read_table,
     writing_table,
@@ -86,8 +88,15 @@ class Updates:
 
     def traces_footer(self, number: int) -> Footer | None:
         """What an update's traces say of themselves; None where there are none, or where they say nothing."""
-        path = self.place(number) / "traces.parquet"
-        footer = read_footer(path, TRACES) if path.exists() else None
+        return self._footer(number, "traces.parquet")
+
+    def source_footer(self, number: int) -> Footer | None:
+        """As `traces_footer`; of an update that learned from given dialogues, what these say."""
+        return self._footer(number, "traces.parquet") or self._footer(number, "sft.parquet")
+
+    def _footer(self, number: int, name: str) -> Footer | None:
+        path = self.place(number) / name
+        footer = read_footer(path, TABLES[name]) if path.exists() else None
         if footer is None or footer.stage != STAGE:
             return footer
         found = next((entry for entry in footer.config["updates"] if entry["update"] == number), None)
@@ -125,7 +134,7 @@ class Updates:
         places = [self.folder(number) for number in range(first, first + count)]
         if any(self._span_of(number) is not None for number in range(first, first + count)):
             return False
-        if not all((place / "traces.parquet").exists() for place in places):
+        if not all((place / "traces.parquet").exists() or (place / "sft.parquet").exists() for place in places):
             return False
         kinds = {name: _kinds([place / name for place in places], table) for name, table in TABLES.items()}
         if any(len(found) > 1 for found in kinds.values()):
@@ -197,8 +206,15 @@ def _drop(folder: Path) -> None:
 def _kinds(paths: Sequence[Path], table: Table) -> list[Table]:
     """The kinds of table that some files are: none where no file is there."""
     here = [path for path in paths if path.exists()]
-    found = [traces_table(path) if table is TRACES else table for path in here]
+    found = [_kind(path, table) for path in here]
     return [kind for number, kind in enumerate(found) if kind not in found[:number]]
+
+
+def _kind(path: Path, table: Table) -> Table:
+    """The kind of a table that may have more columns than others of its name."""
+    if table is EXAMPLES and has_column(path, EXAMPLES, "learned"):
+        return EXAMPLES_OF_DIALOGUES
+    return traces_table(path) if table is TRACES else table
 
 
 def _join(name: str, table: Table, sources: Mapping[int, Path], out: Path) -> None:
@@ -226,7 +242,7 @@ def _extract(joined: Path, number: int, out: Path) -> None:
         source = joined / name
         if not source.exists():
             continue
-        table = traces_table(source) if kind is TRACES else kind
+        table = _kind(source, kind)
         found = _entry(source, table, number)
         if found is None:
             continue

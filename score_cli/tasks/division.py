@@ -10,6 +10,7 @@ This module holds the problems, the tokenizer and the transcripts the base polic
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from score_cli.errors import UserError
@@ -181,13 +182,17 @@ def draw_dialogue(problem: Problem, rng: random.Random, corpus: Corpus, script: 
         if role == SOLVE:
             instruction, text = author.revise()
         elif role in script.claims:
-            instruction, text = script.asks[role], script.claims[role][0 if author.claims_correct() else 1]
+            instruction, text = (
+                _one_of(script.words(role), rng),
+                script.claims[role][0 if author.claims_correct() else 1],
+            )
         else:
             raise UserError(
                 f"[script] has {role} turns without a claim, which the built-in task's author does not write: leave "
                 "them out, or start from a model of your own with --model"
             )
-        instructions.append(script.asks.get(SOLVE, instruction) if role == SOLVE else instruction)
+        own = script.words(SOLVE) if role == SOLVE else []
+        instructions.append(_one_of(own, rng) if own else instruction)
         texts.append(text)
         roles.append(role)
     return Transcript(problem.question, tuple(texts), tuple(instructions), right_first)
@@ -202,13 +207,13 @@ def draw_critique(problem: Problem, rng: random.Random, corpus: Corpus, script: 
     solve, right_first = author.guess(), author.is_right
     claims = script.claims[CRITIQUE]
     if rng.random() < CRITIC_SHARE:
-        asked = fill(script.asks[CRITIQUE], {QUESTION: problem.question, SOLVE: solve})
+        asked = fill(script.words(CRITIQUE)[0], {QUESTION: problem.question, SOLVE: solve})
         # All that is learned of it is the critique: no guess of a quotient.
         return Transcript(asked, (author.hint() + claims[author.says_wrong],), (), right_first=True)
     if rng.random() < TOLD_SHARE:
         hint = author.hint()
         texts = {QUESTION: problem.question, SOLVE: solve, CRITIQUE: hint + claims[author.says_wrong]}
-        instruction, text = fill(script.asks[SOLVE], texts), author.revise_as_told(hint)
+        instruction, text = fill(script.words(SOLVE)[0], texts), author.revise_as_told(hint)
     else:
         instruction, text = author.revise()
     return Transcript(problem.question, (solve, text), (instruction,), right_first)
@@ -225,6 +230,11 @@ def advice(problem: Problem, solve: str) -> str:
     if problem.task != "division" or problem.answer is None or found is None:
         return ""
     return true_hint(int(found[1]), int(problem.answer))
+
+
+def _one_of(words: Sequence[str], rng: random.Random) -> str:
+    """One of several words; where there is one, no random number is drawn."""
+    return words[0] if len(words) == 1 else rng.choice(words)
 
 
 class _Author:

@@ -10,7 +10,7 @@
     claim = "right|wrong"              # the words for correct and for incorrect; the last of them in a turn counts
 
 The first turn is asked with the problem; a later solve is asked with the task's correction, unless [script.solve] has
-words of its own. `attempts = N` is short for N solve turns.
+words of its own. Where `ask` is a list, each turn draws from it. `attempts = N` is short for N solve turns.
 
 A script that begins with a critique is a conversation of that one turn, built from a solve that is given:
 
@@ -54,7 +54,7 @@ class Script:
         most_solves: the dialogue ends before a solve beyond so many; most_turns: before a turn beyond so many.
         ends_when: `verdict correct` ends it after a turn that claims the newest solve to be correct, and after one
             whose claim cannot be read: nothing could follow from it.
-        asks: role -> the user's words before its turns.
+        asks: role -> the user's words before its turns; of several, each turn draws its own.
         claims: role -> the words that claim a solve to be correct and to be incorrect.
     """
 
@@ -62,7 +62,7 @@ class Script:
     most_solves: int | None = None
     most_turns: int | None = None
     ends_when: str = NEVER
-    asks: Mapping[str, str] = field(default_factory=dict)
+    asks: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     claims: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -110,6 +110,11 @@ class Script:
             if claim != self.claims[roles[-1]][1]:
                 return None
         return self._role(len(roles))
+
+    def words(self, role: str) -> list[str]:
+        """The words that may come before a turn of a role; none where those of the task do."""
+        ask = self.asks.get(role, [])
+        return [ask] if isinstance(ask, str) else list(ask)
 
     def read_claim(self, role: str, text: str) -> str | None:
         """What a turn claims of the newest solve: one of the role's two words, as the script spells it.
@@ -177,8 +182,10 @@ def _check_role(role: str, table: Any, where: str) -> None:
     for key, value in table.items():
         if key not in ("ask", "claim"):
             raise UserError(f"{where}[script.{role}] has no key {key}: it takes ask and claim")
-        if not isinstance(value, str):
-            raise UserError(f"{where}[script.{role}] {key} is {value!r}, expected text in quotes")
+        several = key == "ask" and isinstance(value, list) and value and all(isinstance(each, str) for each in value)
+        if not isinstance(value, str) and not several:
+            more = ", or a list of texts to draw from" if key == "ask" else ""
+            raise UserError(f"{where}[script.{role}] {key} is {value!r}, expected text in quotes{more}")
     if "claim" in table:
         if role not in JUDGES:
             raise UserError(f"{where}[script.{role}] has a claim, and only {' and '.join(JUDGES)} turns judge: drop it")
@@ -258,7 +265,9 @@ def _check_critique(script: Script, given: Sequence[str]) -> None:
     """See that a critique of a given solve can be asked for, read, and told to whoever solves again."""
     wanted = {CRITIQUE: SOLVE, SOLVE: CRITIQUE}
     for role, place in wanted.items():
-        if place not in places(script.asks.get(role, "")):
+        if len(script.words(role)) > 1:
+            raise UserError(f"[script] begins with critique, and [script.{role}] ask is a list: give it one text")
+        if place not in places("".join(script.words(role))):
             raise UserError(
                 f"[script] begins with critique, and [script.{role}] ask holds no {{{place}}}: give it words with the "
                 f"text of the {place} in them"
@@ -271,7 +280,7 @@ def _check_critique(script: Script, given: Sequence[str]) -> None:
     unused = [role for role in given if role not in wanted]
     if unused:
         raise UserError(f"[script.{unused[0]}] has words, and turns holds no {unused[0]}: add it, or drop them")
-    for role, words in script.asks.items():
+    for role, words in [(asked, script.words(asked)[0]) for asked in script.asks]:
         strange = [place for place in places(words) if place not in (QUESTION, SOLVE, *{wanted[role]})]
         if strange:
             raise UserError(
@@ -282,7 +291,7 @@ def _check_critique(script: Script, given: Sequence[str]) -> None:
 
 def _check_words(script: Script, given: Sequence[str]) -> None:
     for role in dict.fromkeys(script.turns):
-        if role != SOLVE and not script.asks.get(role, "").strip():
+        if role != SOLVE and not all(words.strip() for words in script.words(role) or [""]):
             raise UserError(f"[script] has {role} turns and no words that ask for them: give [script.{role}] ask")
         if role == VERIFY and role not in script.claims:
             raise UserError(
@@ -292,7 +301,7 @@ def _check_words(script: Script, given: Sequence[str]) -> None:
     unused = [role for role in given if role not in script.turns]
     if unused:
         raise UserError(f"[script.{unused[0]}] has words, and turns holds no {unused[0]}: add it, or drop them")
-    for role, words in script.asks.items():
+    for role, words in [(asked, words) for asked in script.asks for words in script.words(asked)]:
         if ANSWER in places(words):
             raise UserError(f"[script.{role}] ask speaks of {{{ANSWER}}}, and no policy is shown gold answers: drop it")
         if QUESTION in places(words):

@@ -116,7 +116,7 @@ def _train(
 
 
 def _draw(config: BaseConfig, problem: Problem, rng: random.Random, author: division.Corpus) -> division.Transcript:
-    if config.script is None:
+    if config.script is None or not config.follows_script:
         return division.draw_transcript(problem, rng, author, config.attempts)
     if config.script.needs_solves:
         return division.draw_critique(problem, rng, author, config.script)
@@ -153,11 +153,11 @@ def untrained_policy(config: BaseConfig) -> Policy:
 
 def _words(script: Script) -> list[str]:
     """The words that a script brings with it."""
+    asks = [words for role in script.asks for words in script.words(role)]
     claims = itertools.chain(*script.claims.values())
     if script.needs_solves:
-        asks = itertools.chain(*(literals(words) for words in script.asks.values()))
-        return [*asks, *division.HINTS, *claims]
-    return [*script.asks.values(), *claims]
+        return [*itertools.chain(*map(literals, asks)), *division.HINTS, *claims]
+    return [*asks, *claims]
 
 
 def make_model(config: BaseConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

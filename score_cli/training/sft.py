@@ -1,4 +1,4 @@
-"""One round of a supervised baseline (STaR, Pair-SFT) on a policy's own traces.
+"""One round of supervised training: on a policy's own traces (STaR, Pair-SFT, filtered dialogues), or on given ones.
 
 Each round starts with fresh Adam moments. The loss is minus the logprob of the learned tokens, averaged over
 all of them in a batch, so a long response counts for more than a short one.
@@ -16,20 +16,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import LossOn, SftConfig
+from score_cli.config import DIALOGUE_METHODS, SftConfig
 from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.checkpoints import Policy, TrainerState, context_length
 from score_cli.tables.provenance import short_digest
-from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.records import SOLVE, Trace, Verdict
 from score_cli.tables.schemas import STOP
+from score_cli.tasks.loss_mask import learned_turns
 from score_cli.training.adapt import trainable, trained_weights
 from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
 from score_cli.training.logprobs import TokenLoss, add_gradient, trace_logprobs
 from score_cli.training.optimizer import make_adam
+from score_cli.training.sft_dialogues import filtered_examples, given_examples
 from score_cli.training.sft_examples import Example, build_examples
 from score_cli.training.train_metrics import answer_rows, length_rows
 
@@ -49,26 +51,50 @@ class SftRound:
 def make_examples(
     config: SftConfig, policy: Policy, traces: Sequence[Trace], verdicts: Sequence[Verdict]
 ) -> list[Example]:
-    """The examples that traces of two attempts give.
+    """The examples that a policy's own traces give.
 
     Raises:
-        UserError: an example outgrew the model's context, or traces have another number of attempts.
+        UserError: an example outgrew the model's context, or the method is for two solves and the traces are others.
         JobError: no trace makes an example.
     """
+    if config.method in DIALOGUE_METHODS:
+        made = filtered_examples(traces, verdicts, config.method, config.loss_on)
+        needed = "dialogues with a right solve" if config.method == "search" else "dialogues whose last solve is right"
+    else:
+        _check_two_solves(traces, config)
+        made = build_examples(traces, verdicts, config.method, seed=config.seed)
+        needed = "right responses (star: second attempts right after wrong first ones)"
+    if not made:
+        raise JobError(f"the traces give no example of method {config.method}, which needs {needed}: sample more")
+    _check_context(made, policy, "sample with a lower --max-tokens")
+    return made
+
+
+def make_given_examples(config: SftConfig, policy: Policy, traces: Sequence[Trace]) -> list[Example]:
+    """The examples of given dialogues.
+
+    Raises:
+        UserError: a dialogue is longer than the model's context, or `loss_on` learns none of any.
+    """
+    made = given_examples(traces, config.loss_on)
+    if not made:
+        raise UserError(f"loss_on is {config.loss_on!r}, and no dialogue has such a turn: name turns that they have")
+    _check_context(made, policy, "leave the dialogue out")
+    return made
+
+
+def _check_two_solves(traces: Sequence[Trace], config: SftConfig) -> None:
     for trace in traces:
+        if any(role != SOLVE for role in trace.turn_roles):
+            raise UserError(
+                f"method {config.method} learns from two solves, and a trace of problem {trace.problem_id} has other "
+                f"turns: use one of {', '.join(DIALOGUE_METHODS)}"
+            )
         if len(trace.attempts) != 2:
             raise UserError(
                 f"a trace of problem {trace.problem_id} has {len(trace.attempts)} attempts, expected 2: sample with "
                 "--attempts 2"
             )
-    made = build_examples(traces, verdicts, config.method, seed=config.seed)
-    if not made:
-        raise JobError(
-            f"the traces give no example of method {config.method}, which needs right responses (star: second attempts "
-            "right after wrong first ones): sample more"
-        )
-    _check_context(made, policy)
-    return made
 
 
 def sft_round(
@@ -80,8 +106,10 @@ def sft_round(
     *,
     progress: Progress = SILENT,
 ) -> SftRound:
-    """Train a policy, in place, on the examples of its traces.
+    """Train a policy, in place, on examples.
 
+    Args:
+        traces, verdicts: that the examples are of, for the train metrics; none where the dialogues were given.
     Raises:
         UserError: it has another adapter than the settings ask for.
         JobError: a gradient is not finite.
@@ -89,9 +117,9 @@ def sft_round(
     policy = trainable(policy, config)
     iteration = policy.state.iteration
     measured = fine_tune(policy.model, examples, config, iteration=iteration, progress=progress)
+    own = [*length_rows(traces, verdicts), *answer_rows(traces, verdicts)] if traces else []
     values = [
-        *length_rows(traces, verdicts),
-        *answer_rows(traces, verdicts),
+        *own,
         *((name, None, value) for name, value in measured.items()),
     ]
     trained = _advance(policy)
@@ -102,8 +130,10 @@ def sft_round(
             {"stage": STAGE, "iteration": iteration, "name": name, "attempt": attempt, "value": value}
             for name, attempt, value in values
         ],
-        summary=f"policy {short_digest(trained.state.fingerprint)}, round {trained.state.iteration} ({config.method}); "
-        f"{len(examples)} examples of {len(traces)} traces, {measured['steps']:.0f} steps, "
+        summary=f"policy {short_digest(trained.state.fingerprint)}, round {trained.state.iteration} "
+        f"({examples[0].method}); {len(examples)} examples"
+        + (f" of {len(traces)} traces, " if traces else ", ")
+        + f"{measured['steps']:.0f} steps, "
         f"loss {measured['loss_before']:.4f} to {measured['loss_after']:.4f} nats a token",
     )
 
@@ -130,7 +160,7 @@ def fine_tune(
     before = mean_loss(model, rows, config)
     norms = []
     steps = config.epochs * math.ceil(len(rows) / config.batch_size)
-    with progress.phase(config.method, steps) as task:
+    with progress.phase(examples[0].method, steps) as task:
         for batch in _batches(rows, config, iteration):
             model.zero_grad()
             loss = sft_forward_backward(model, batch, config)
@@ -149,18 +179,19 @@ def fine_tune(
     }
 
 
-def learned_trace(example: Example, loss_on: LossOn) -> Trace:
+def learned_trace(example: Example, loss_on: str) -> Trace:
     """An example in the form that batches are made of; `attempt_ids` is 0 but on the tokens to be learned."""
-    first_learned = 1 if loss_on == "both" else 2
+    count = len(example.attempts)
+    learned = learned_turns(loss_on, [SOLVE] * count) if example.learned is None else example.learned
     return Trace(
         problem_id=example.problem_id,
         sample_index=example.sample_index,
         attempts=example.attempts,
-        finish_reasons=[STOP, STOP],
+        finish_reasons=[STOP] * count,
         token_ids=example.token_ids,
-        attempt_ids=np.where(example.attempt_ids >= first_learned, example.attempt_ids, 0).astype(np.int8),
+        attempt_ids=np.where(np.isin(example.attempt_ids, learned), example.attempt_ids, 0).astype(np.int8),
         logprobs=np.zeros(len(example.token_ids), dtype=np.float32),
-        offline_attempts=2,
+        offline_attempts=count,
     )
 
 
@@ -200,14 +231,14 @@ def _batches(rows: Sequence[Trace], config: SftConfig, iteration: int) -> Iterat
             yield [rows[row] for row in order[start : start + config.batch_size]]
 
 
-def _check_context(examples: Sequence[Example], policy: Policy) -> None:
-    """Check that no pairing of a long first attempt with a long response outgrew the model."""
+def _check_context(examples: Sequence[Example], policy: Policy, advice: str) -> None:
+    """Check that no example, such as a long first attempt paired with a long response, outgrew the model."""
     context = context_length(policy.model)
     longest = max(examples, key=lambda example: len(example.token_ids))
     if context is not None and len(longest.token_ids) > context:
         raise UserError(
             f"an example has {len(longest.token_ids)} tokens (problem {longest.problem_id}), the model's context is "
-            f"{context}: sample with a lower --max-tokens"
+            f"{context}: {advice}"
         )
 
 

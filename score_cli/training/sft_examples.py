@@ -31,7 +31,7 @@ from score_cli.tables.schemas import STOP
 
 @dataclass(frozen=True)
 class Example:
-    """One row of the examples table: a conversation of two attempts, of which the second is right.
+    """One row of the examples table: a conversation of two attempts, of which the second is right, or a dialogue.
 
     Prompt, first attempt and bridge are those of the trace `sample_index`; the second attempt is
     attempt `target_attempt` of the trace `target_sample_index` of the same problem. With prompt `P`,
@@ -39,6 +39,9 @@ class Example:
 
         token_ids    P P P Y Y B R R R     [T]
         attempt_ids  0 0 0 1 1 0 2 2 2     [T]
+
+    Attributes:
+        roles, learned: of a dialogue (`sft_dialogues`), what each turn is, and the turns learned, counted from 1.
     """
 
     problem_id: str
@@ -50,6 +53,8 @@ class Example:
     verdicts: list[str]
     token_ids: NDArray[np.int32]
     attempt_ids: NDArray[np.int8]
+    roles: list[str] | None = None
+    learned: list[int] | None = None
 
 
 class _Response(NamedTuple):
