@@ -74,6 +74,7 @@ SMALL = {
     "data": ["--limit", "40"],
     "base": ["--steps", "10", "--layers", "1", "--width", "32", *_CPU],
     "sample": ["--samples", "2", "--chunk-problems", "4", *_CPU],
+    "dialogues": ["--size", "20"],
     "verify": ["--workers", "1"],
     "signal": _CPU,
     "train-stage1": _CPU,
@@ -87,7 +88,8 @@ SMALL = {
 SMALL_RUN = {
     **{f"base.{key}": value for key, value in {"steps": 10, "layers": 1, "width": 32}.items()},
     **{f"{stage}.samples": 2 for stage in ("sample", "eval")},
-    **{f"{stage}.max_tokens": 8 for stage in ("sample", "eval")},
+    **{f"{stage}.max_tokens": 14 for stage in ("sample", "eval")},
+    "dialogues.size": 16,
     **{f"{s}.{k}": v for s in ("base", "sample", "eval") for k, v in {"device": "cpu", "threads": 1}.items()},
     **{f"train-{s}.{k}": v for s in ("stage1", "stage2", "sft") for k, v in {"device": "cpu", "threads": 1}.items()},
     "sample.problems_per_iteration": 3,
