@@ -45,8 +45,9 @@ def data(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="division (built in), math, math500, gsm8k, mbpp, mbpp-sanitized, humaneval, humanevalplus, mbppplus, "
-            "reasoning-gym (its data set by --from), or custom for your own JSON, CSV or Parquet."
+            help="division or stories (built in), math, math500, gsm8k, mbpp, mbpp-sanitized, humaneval, "
+            "humanevalplus, mbppplus, reasoning-gym (its data set by --from), or custom for your own JSON, CSV or "
+            "Parquet."
         ),
     ],
     source: Annotated[

@@ -14,13 +14,14 @@ from score_cli.tables.problems import write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.schemas import CORRECT
-from score_cli.tasks import datasets_reasoning_gym, division
+from score_cli.tasks import datasets_reasoning_gym, division, stories
 from score_cli.tasks.loaders import DATASETS, Columns, load
 from score_cli.tasks.readers import Loaded
 from score_cli.verification.grader import has_grader, make_graders
 from score_cli.verification.task_grader import Item
 
-DIVISION = "division"
+# Tasks that are made here: problems by split, the same for ever.
+MADE = {"division": division.split_problems, stories.TASK: stories.split_problems}
 REASONING_GYM = "reasoning-gym"
 SPLITS = ("train", "validation", "test")
 _CHECKED_AT_A_TIME = 64
@@ -49,8 +50,8 @@ def write_problems(
         UserError: no such data set, split or source, or the output exists.
     """
     check_output(out, overwrite=overwrite)
-    if dataset == DIVISION:
-        problems = _division_problems(config, source)
+    if dataset in MADE:
+        problems = _made_problems(dataset, config, source)
     elif dataset == REASONING_GYM:
         problems = _procedural_problems(config, source, progress)
     else:
@@ -70,15 +71,15 @@ def _recorded(dataset: str, config: DataConfig, source: str | None) -> dict[str,
     return {"dataset": dataset} | recorded | made
 
 
-def _division_problems(config: DataConfig, source: str | None) -> list[Problem]:
+def _made_problems(dataset: str, config: DataConfig, source: str | None) -> list[Problem]:
     if source is not None:
-        raise UserError("division is built in, expected no --from: leave it out")
+        raise UserError(f"{dataset} is built in, expected no --from: leave it out")
     split = config.split or SPLITS[0]
     if split not in SPLITS:
-        raise UserError(f"division has no split {split}, expected one of {', '.join(SPLITS)}")
+        raise UserError(f"{dataset} has no split {split}, expected one of {', '.join(SPLITS)}")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit is {config.limit}, expected at least 1")
-    return division.split_problems(split)[: config.limit]
+    return MADE[dataset](split)[: config.limit]
 
 
 def _procedural_problems(config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from score_cli.config import DialoguesConfig
 from score_cli.errors import UserError
 from score_cli.tables.records import SOLVE, Problem
-from score_cli.tasks import division
+from score_cli.tasks import division, stories
 from score_cli.tasks.dialogues import GivenDialogue, Said
 
 Author = Callable[[Problem, random.Random, DialoguesConfig], list[Said]]
@@ -25,7 +25,26 @@ def _division(problem: Problem, rng: random.Random, config: DialoguesConfig) -> 
     return [Said(role, text) for role, text in zip(config.script.roles, attempts, strict=False)]
 
 
-AUTHORS: dict[str, Author] = {"division": _division}
+def _stories(problem: Problem, rng: random.Random, config: DialoguesConfig) -> list[Said]:
+    author, script = stories.Author(problem, rng, skilled=config.skilled), config.script
+    said = [Said(SOLVE, author.guess())]
+    while len(said) < config.attempts if script is None else True:
+        role = SOLVE if script is None else script.next_role([turn.role for turn in said], lambda: said[-1].text)
+        if role is None:
+            break
+        if role == SOLVE:
+            said.append(Said(SOLVE, author.revise()))
+        elif script is not None and role in script.claims:
+            said.append(Said(role, script.claims[role][0 if author.claims_correct(config.true_claims) else 1]))
+        else:
+            raise UserError(
+                f"[script] has {role} turns without a claim, which the author of {stories.TASK} does not write: leave "
+                "them out, or give dialogues of your own"
+            )
+    return said
+
+
+AUTHORS: dict[str, Author] = {"division": _division, stories.TASK: _stories}
 
 
 def author_dialogues(problems: Sequence[Problem], config: DialoguesConfig) -> Iterator[GivenDialogue]:

@@ -12,7 +12,8 @@
 | mbppplus | test | 378 | mbpp |
 | custom | the source's own files or splits | | of the user's choice, or by its columns: math, mbpp, humaneval, stdin |
 
-division and reasoning-gym are made, not loaded: see `division.py` and `datasets_reasoning_gym.py`.
+division, stories and reasoning-gym are made, not loaded: see `division.py`, `stories.py` and
+`datasets_reasoning_gym.py`.
 """
 
 import difflib
@@ -94,7 +95,7 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 problem")
     if dataset not in DATASETS:
-        known = ["division", *DATASETS, "reasoning-gym"]  # the first and the last are made, not loaded
+        known = ["division", "stories", *DATASETS, "reasoning-gym"]  # the outer ones are made, not loaded
         near = difflib.get_close_matches(dataset, known, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no data set is named {dataset}: {guess}known are {', '.join(known)}")

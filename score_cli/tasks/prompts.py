@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from score_cli.errors import UserError
 from score_cli.tables.records import Message, Problem
-from score_cli.tasks import division
+from score_cli.tasks import division, stories
 
 QUESTION = "{question}"
 
@@ -59,6 +59,10 @@ _TAGS = "Give your final answer between <answer> and </answer>, and nothing else
 
 PROMPTS: dict[str, Prompts] = {
     "division": Prompts(first=QUESTION, correction=division.CORRECTION),
+    stories.TASK: Prompts(
+        first=f"{QUESTION} Write one calculation a line, then the answer as \\boxed{{answer}}.",
+        correction="There might be an error in the solution above. Correct it, if there is one, and write it again.",
+    ),
     "math": Prompts(first=f"{_MATH_FIRST}\n\nProblem: {QUESTION}", correction=_MATH_CORRECTION),
     # The question of an MBPP problem is the whole prompt: its shots come from the user's file, see mbpp_question.
     "mbpp": Prompts(first=QUESTION, correction=_CODE_CORRECTION),

@@ -16,7 +16,7 @@ from score_cli.verification.number import NumberGrader
 from score_cli.verification.own_grader import Limits, OwnGrader, find_source, registered
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
-NUMBER_TASKS = {"division"}
+NUMBER_TASKS = {"division", "stories"}
 MATH_TASKS = {"math"}
 PROGRAM_TASKS = {"mbpp", "humaneval", "stdin"}
 PACKAGE_TASKS = {"reasoning-gym"}
