@@ -417,6 +417,10 @@ def _check_critic(configs: RunConfigs) -> None:
             "[script] begins with critique, and a run pays critiques for revisions: give [pay] critique = "
             '{ "signal:revision" = 1.0 } and [signal] kind = "revision"'
         )
+    if configs.run.sft_rounds or configs.run.start is not None:
+        raise UserError(
+            "run.start and run.sft_rounds learn from solves, and [script] begins with critique: leave them out"
+        )
     if configs.run.best_every is not None:
         raise UserError("run.best_every measures solves, and [script] begins with critique: leave it out")
     if configs.eval.calibration:
