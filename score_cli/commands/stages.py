@@ -316,6 +316,19 @@ def evaluate(
             help="Rewards of --traces, one for each; if left out, x.rewards.parquet beside x.traces.parquet.",
         ),
     ] = None,
+    escalate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Traces of another policy on the same problems, with rewards beside them: accuracy against the share "
+            "of --traces' first solves that are handed over to its last ones, the least trusted first."
+        ),
+    ] = None,
+    signals: Annotated[
+        Path | None,
+        typer.Option(
+            help="What says which solves of --traces are trusted, made by `score signal`; their own claims if left out."
+        ),
+    ] = None,
     samples_jsonl: Annotated[
         Path | None,
         typer.Option(
@@ -338,6 +351,10 @@ def evaluate(
         raise UserError("--first-attempts is for policies that sample, and --traces measures tables: leave one out")
     if rewards and not traces:
         raise UserError("--rewards belongs to --traces: name the traces that they grade")
+    if escalate and not traces:
+        raise UserError("--escalate hands answers of --traces over: name the traces of the policy that hands them over")
+    if signals and not escalate:
+        raise UserError("--signals says which answers to hand over, and no --escalate says to whom: name its traces")
     check_output(out, overwrite=overwrite)
     if traces:
         rows = evaluate_tables(
@@ -347,6 +364,8 @@ def evaluate(
             problems=problems,
             out=out,
             samples_jsonl=samples_jsonl,
+            escalate=escalate,
+            signals=signals,
             overwrite=overwrite,
         )
     else:

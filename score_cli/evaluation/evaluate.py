@@ -8,6 +8,7 @@ Names of the metrics table, for attempts t1, t2, ... and their neighbours:
                                                                          or subject, where there are several
     edit_ratio_hist@t2[0.10,0.15)                                        share of traces whose ratio lies there
     pass@4@t2                                                            see `votes.pass_at_k`
+    escalated@stage2[0.10]                                               see `escalation`
     verify_acc  error_recall  acc@final  mean_trials                     of scripts: see `metrics.measure_dialogues`
     f1_correct  holds_answer  acc@round2                                 of critics: see `critics`
 

@@ -123,6 +123,7 @@ def metric_tables(rows: Sequence[Row], attempts: int) -> list[TextTable]:
         paper_table(differences, attempts, caption=compared, cell=_difference),
         _passes(rows),
         vote_table(rows, "majority vote: all first attempts, or half as many each corrected once"),
+        _escalations(rows),
     ]
     own = paper_table([row for row in rows if MINUS not in row["policy"]], attempts)
     return [own, *(table for table in tables if table.lines)]
@@ -211,6 +212,20 @@ def headline(rows: Sequence[Row], ends: tuple[str, str] | None = None, *, mean: 
         if parts:
             sentences.append(f"From {before} to {after}, {decoding}{mean}: {', '.join(parts)}.")
     return sentences
+
+
+def _escalations(rows: Iterable[Row]) -> TextTable:
+    """One line a policy that hands answers over and a policy that takes them, one column a share."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if match := re.fullmatch(r"escalated@(.+)\[([\w.]+)\]", row["name"]):
+            cells.setdefault((row["policy"], match[1], row["decoding"]), {})[match[2]] = metric_cell(
+                row, signed=match[2] == GAIN
+            )
+    shares = list(dict.fromkeys(share for line in cells.values() for share in line))
+    columns = {share: f"{float(share):.0%}" if "." in share else share for share in shares}
+    caption = "accuracy with a share of the answers handed over, the least trusted first; gain over a random order"
+    return grid(caption, ["policy", "to", "decoding"], columns, cells)
 
 
 def _difference(row: Row) -> str:

@@ -25,6 +25,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import sampler_for
+from score_cli.stages.escalate import escalation_rows
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.atomic import check_output
@@ -296,6 +297,8 @@ def evaluate_tables(
     out: Path,
     problems: Path | None = None,
     samples_jsonl: Path | None = None,
+    escalate: Path | None = None,
+    signals: Path | None = None,
     overwrite: bool = False,
 ) -> list[Row]:
     """Measure traces and rewards that exist, without a model, and write metrics.parquet.
@@ -307,16 +310,17 @@ def evaluate_tables(
     Args:
         rewards: one for each traces table; left out, the files named alike (`traces` made `rewards`).
         problems: with them, figures by level and by subject, and whole records in `samples_jsonl`.
+        escalate: traces that the answers of the one table may be handed over to, with rewards beside them; signals:
+            of the one table, by which they are (see `escalation_rows`).
     Raises:
         UserError: tables that do not belong together, or two of one policy and decoding.
     """
     for path in [out] if samples_jsonl is None else [out, samples_jsonl]:
         check_output(path, overwrite=overwrite)
+    if escalate is not None and len(traces) > 1:
+        raise UserError(f"--escalate hands the answers of one table over, and --traces names {len(traces)}: name one")
     if not rewards:
-        rewards = [rewards_beside(path) for path in traces]
-        for path, own in zip(traces, rewards, strict=True):
-            if not own.exists():
-                raise UserError(f"{path} has no rewards beside it (looked for {own}): pass --rewards")
+        rewards = [_existing_rewards(path) for path in traces]
     if len(rewards) != len(traces):
         raise UserError(f"--rewards is given {len(rewards)} times, --traces {len(traces)}: give one for each, in order")
     for path in rewards:
@@ -342,15 +346,38 @@ def evaluate_tables(
     rows += _comparisons(tables)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(tables, known))
+    handed = {}
+    if escalate is not None:
+        to = _named(escalate, _existing_rewards(escalate))
+        _check_names([to.policy])
+        (own,) = tables
+        rows += escalation_rows(
+            (own.traces, own.rewards),
+            (to.traces, to.rewards),
+            signals,
+            policy=own.policy,
+            to=to.policy,
+            decoding=own.decoding,
+        )
+        handed = {"escalate-traces": to.traces, "escalate-rewards": to.rewards}
+        handed |= {} if signals is None else {"signals": signals}
     inputs = {} if problems is None else {"problems": file_sha256(problems)}
     for table in tables:
         inputs[f"{table.policy}-{table.decoding}-traces"] = file_sha256(table.traces)
         inputs[f"{table.policy}-{table.decoding}-rewards"] = file_sha256(table.rewards)
+    inputs |= {name: file_sha256(path) for name, path in handed.items()}
     footer = Footer(
         table=METRICS.name, stage="eval", config={"pass_at": config.pass_at, "votes": config.votes}, inputs=inputs
     )
     write_table(out, METRICS, rows, footer)
     return rows
+
+
+def _existing_rewards(traces: Path) -> Path:
+    rewards = rewards_beside(traces)
+    if not rewards.exists():
+        raise UserError(f"{traces} has no rewards beside it (looked for {rewards}): pass --rewards")
+    return rewards
 
 
 def _named(traces: Path, rewards: Path) -> EvalTables:
