@@ -111,6 +111,8 @@ def test_first_solves_are_handed_over_to_the_other_s_last_ones(
     assert footer is not None and {"signals", "escalate-traces", "escalate-rewards"} <= set(footer.inputs)
     printed = capsys.readouterr().out
     assert "handed over" in printed and "71.9" in printed and "+9.4" in printed
+    assert run_command(["report", ".", "--out", "page.html", "--plots", "plots"]) == 0
+    assert Path("plots/escalation-base-sampled.svg").exists() and "random order" in Path("page.html").read_text()
 
 
 def test_no_answer_goes_first_and_what_nobody_scored_counts_nowhere(policies: list[str]) -> None:
@@ -124,7 +126,7 @@ def test_no_answer_goes_first_and_what_nobody_scored_counts_nowhere(policies: li
 
 
 def test_claims_say_who_goes_where_no_signal_does(policies: list[str]) -> None:
-    """a is right, as claimed; b is right, claimed wrong; c cannot be read; d is wrong, as claimed: b, c, d go at once."""
+    """a is claimed right and is; b is claimed wrong, and right; c is unread; d is claimed wrong: b, c, d go."""
     said = [
         (("solve", "x", "correct"), ("verify", "right", "correct")),
         (("solve", "x", "correct"), ("verify", "wrong", "incorrect")),

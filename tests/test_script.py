@@ -11,6 +11,8 @@ import torch
 
 from score_cli.config import SampleConfig, VerifyConfig
 from score_cli.errors import UserError
+from score_cli.evaluation.evaluate import metric_rows
+from score_cli.evaluation.layout import metric_tables
 from score_cli.metrics import clustered_mean, measure_dialogues, solves_of
 from score_cli.recipe import Recipe, read_recipe
 from score_cli.sampling.renderer import Renderer
@@ -401,6 +403,27 @@ def test_the_measures_of_dialogues_by_hand() -> None:
         "c_to_i@final": (1 / 4, 4),
         "mean_trials": (7 / 5, 5),
     }
+
+
+def test_trials_are_counted_by_level_where_problems_have_levels() -> None:
+    """Level 1: dialogues of one and of two solves; level 2: one of two, that nobody could score."""
+    once, again = ("solve", "a", "correct"), ("solve", "b", "unscored")
+    judged = ("verify", "wrong", "ungraded")
+    pairs = [
+        dialogue(once, problem="p"),
+        dialogue(once, judged, once, problem="p", index=1),
+        dialogue(again, judged, again, problem="q"),
+    ]
+    problems = [
+        Problem(problem_id=name, task="math", question="", answer="1", level=level, source="by hand")
+        for name, level in (("p", "1"), ("q", "2"))
+    ]
+    rows = metric_rows(*zip(*pairs, strict=True), policy="s2r", decoding="sampled", problems=problems)  # type: ignore[misc]
+    trials = {row["name"]: (row["value"], row["count"]) for row in rows if row["name"].startswith("mean_trials")}
+    assert trials == {"mean_trials": (5 / 3, 3), "mean_trials|level=1": (1.5, 2), "mean_trials|level=2": (2.0, 1)}
+    (table,) = [table for table in metric_tables(rows, 2) if "by level" in table.caption]
+    assert table.titles[2:] == ["level 1", "level 2"]
+    assert table.lines == [["s2r", "sampled", "1.50 of 2", "2.00 of 1"]]
 
 
 def test_solves_are_counted_anew_and_keep_their_tokens() -> None:

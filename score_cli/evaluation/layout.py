@@ -124,6 +124,7 @@ def metric_tables(rows: Sequence[Row], attempts: int) -> list[TextTable]:
         _passes(rows),
         vote_table(rows, "majority vote: all first attempts, or half as many each corrected once"),
         _escalations(rows),
+        _trials_by_level(rows),
     ]
     own = paper_table([row for row in rows if MINUS not in row["policy"]], attempts)
     return [own, *(table for table in tables if table.lines)]
@@ -226,6 +227,19 @@ def _escalations(rows: Iterable[Row]) -> TextTable:
     columns = {share: f"{float(share):.0%}" if "." in share else share for share in shares}
     caption = "accuracy with a share of the answers handed over, the least trusted first; gain over a random order"
     return grid(caption, ["policy", "to", "decoding"], columns, cells)
+
+
+def _trials_by_level(rows: Iterable[Row]) -> TextTable:
+    """Solves a dialogue, one column a level, where the problems have several."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        name, _, level = row["name"].partition("|level=")
+        if name == TRIALS and level and MINUS not in row["policy"]:
+            cells.setdefault((row["policy"], row["decoding"]), {})[level] = f"{row['value']:.2f} of {row['count']}"
+    levels = sorted({level for line in cells.values() for level in line})
+    return grid(
+        "solves a dialogue by level", ["policy", "decoding"], {level: f"level {level}" for level in levels}, cells
+    )
 
 
 def _difference(row: Row) -> str:

@@ -5,6 +5,7 @@ Nothing in the folder is required but the result of some work: a run that is und
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from markupsafe import Markup
 
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
-from score_cli.evaluation.evaluate import MINUS
+from score_cli.evaluation.evaluate import MINUS, Row
 from score_cli.evaluation.layout import TextTable, attempts_of, every_metric, headline, metric_tables, percent
 from score_cli.metrics import Estimate
 from score_cli.progress import Progress
@@ -142,7 +143,8 @@ def run_page(run: Path, config: ReportConfig, figures: Figures, progress: Progre
         paper, *further = metric_tables(metrics, attempts_of(own))
         further = [table._replace(caption=f"Percent: {table.caption}.") for table in further]
         every = Folded("Every metric, with the traces it is over", [every_metric(own)])
-        sections.append(Section("results", "Results", [Words(RESULTS), paper, *further, every], "Results"))
+        curves = [Plots(plots)] if (plots := _escalation(own, figures)) else []
+        sections.append(Section("results", "Results", [Words(RESULTS), paper, *further, *curves, every], "Results"))
     if curve:
         sections.append(_training(curve, figures))
     sections += _pairs(facts, browser, figures)
@@ -150,6 +152,20 @@ def run_page(run: Path, config: ReportConfig, figures: Figures, progress: Progre
     about = [*_about(problems, curve, facts), *config_table(read_config(run / "config.json"))]
     sections.append(Section("about", "About this run", about, "About this run"))
     return render("SCoRe report", headline(own), sections)
+
+
+def _escalation(rows: Sequence[Row], figures: Figures) -> list[dict[str, str]]:
+    """Accuracy against the share handed over, beside the straight line of a random order."""
+    points: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        if match := re.fullmatch(r"escalated@(.+)\[([\d.]+)\]", row["name"]):
+            points.setdefault((row["policy"], match[1], row["decoding"]), []).append((float(match[2]), row["value"]))
+    plots = []
+    for (policy, to, decoding), curve in points.items():
+        lines = [Line("least trusted first", [curve]), Line("random order", [[curve[0], curve[-1]]])]
+        figure = lines_figure(lines, across="share handed over", up="correct (%)", steps="any")
+        plots.append(figures.add(f"escalation-{policy}-{decoding}", f"{policy} to {to}, {decoding}", figure))
+    return plots
 
 
 def traces_section(browser: Sequence[Any], before: str = "") -> list[Section]:
