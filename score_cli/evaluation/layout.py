@@ -220,9 +220,9 @@ def _escalations(rows: Iterable[Row]) -> TextTable:
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         if match := re.fullmatch(r"escalated@(.+)\[([\w.]+)\]", row["name"]):
-            cells.setdefault((row["policy"], match[1], row["decoding"]), {})[match[2]] = metric_cell(
-                row, signed=match[2] == GAIN
-            )
+            # Eleven shares fit a terminal without their errors, which are about that of the area.
+            cell = percent(row["value"]) if "." in match[2] else metric_cell(row, signed=match[2] == GAIN)
+            cells.setdefault((row["policy"], match[1], row["decoding"]), {})[match[2]] = cell
     shares = list(dict.fromkeys(share for line in cells.values() for share in line))
     columns = {share: f"{float(share):.0%}" if "." in share else share for share in shares}
     caption = "accuracy with a share of the answers handed over, the least trusted first; gain over a random order"
