@@ -131,20 +131,20 @@ def test_a_study_of_neighbours_shows_their_tables_and_draws_what_they_logged(tmp
         for seed in (0, 1)
         for policy, v in (("base", 0.5), ("stage2", 0.75))
     ]
-    logs = own | {"condition": "training", "count": 1, "name": "judge_gap"}
+    logs = own | {"condition": "training", "count": 1, "name": "judge_gap@t1"}
     rows += [
         logs | {"seed": seed, "policy": f"{end} 1 updates", "value": value}
         for seed in (0, 1)
         for end, value in (("first", 0.1), ("last", 0.3))
     ]
-    table = {"rows": ["judge"], "columns": ["acc@t1"], "training": ["judge_gap", "accuracy@t1"], "words": ""}
+    table = {"rows": ["judge"], "columns": ["acc@t1"], "training": ["judge_gap@t1", "accuracy@t1"], "words": ""}
     footer = Footer(table=STUDY.name, stage="study", config={"tables": {"judge": table}})
     write_table(tmp_path / "study.parquet", STUDY, rows, footer)
     for seed in (0, 1):
         lines = [
             {"stage": "stage2", "iteration": update, "name": name, "attempt": attempt, "value": value}
             for update, gap, right in ((0, 0.1, 0.5), (1, 0.3, 0.6))
-            for name, attempt, value in (("judge_gap", None, gap), ("accuracy", 1, right))
+            for name, attempt, value in (("judge_gap", 1, gap), ("accuracy", 1, right))
         ]
         run = tmp_path / f"seed-{seed}" / "judge"
         write_table(run / "train_metrics.parquet", TRAIN_METRICS, lines, Footer(table="train_metrics", stage="run"))
@@ -157,7 +157,7 @@ def test_a_study_of_neighbours_shows_their_tables_and_draws_what_they_logged(tmp
     ]
     assert "judge: what its updates logged" in page.captions and "Collapse over training" not in page.text
     gap = "judge: more passes for right than is"
-    assert ["appears", gap, "judge_gap rises in every seed", "+10.0 ±0.0 before, +30.0 ±0.0 after"] in page.tables[
+    assert ["appears", gap, "judge_gap@t1 rises in every seed", "+10.0 ±0.0 before, +30.0 ±0.0 after"] in page.tables[
         "claims"
     ][0]
 

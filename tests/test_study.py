@@ -300,8 +300,8 @@ def test_greedy_answers_are_unmoved_within_two_points() -> None:
 
 def test_the_judge_s_gap_is_that_of_the_last_updates_against_the_first() -> None:
     for last, appears in ((0.2, True), (0.02, False)):
-        rows = rows_of("judge", "judge_gap", 0.03, condition="training", policy="first 10 updates")
-        rows += rows_of("judge", "judge_gap", last, condition="training", policy="last 10 updates")
+        rows = rows_of("judge", "judge_gap@t1", 0.03, condition="training", policy="first 10 updates")
+        rows += rows_of("judge", "judge_gap@t1", last, condition="training", policy="last 10 updates")
         assert verdicts(rows) == {"judge: more passes for right than is": appears}
 
 

@@ -17,6 +17,7 @@ TRAJECTORY, OWN_TURN = "reflexicoder", "reflexicoder-own-turn"
 # the exact gradient of a policy of three numbers that keeps 97 percent of its right answers.
 TURN_OVER = 0.56
 UNMOVED = 0.02
+GAP = "judge_gap@t1"
 
 
 def neighbour_claims(results: Results) -> list[Claim]:
@@ -73,7 +74,7 @@ def _rlsf(results: Results) -> Iterator[Claim]:
     if before and after:
         yield Claim(
             "rlsf: greedy answers stay as right as they were, for it sharpens what the base believes",
-            f"greedy acc@t1 within {UNMOVED:.0%} of the base's",
+            f"greedy acc@t1 within {100 * UNMOVED:.0f} points of the base's",
             f"{before} before, {after} after",
             abs(after.mean - before.mean) <= UNMOVED,
         )
@@ -83,9 +84,9 @@ def _rlsf(results: Results) -> Iterator[Claim]:
 
 def _judge(results: Results) -> Iterator[Claim]:
     policies = results.policies_of("judge", TRAINING)
-    ends = [results.find("judge", "judge_gap", condition=TRAINING, policy=policy) for policy in policies]
+    ends = [results.find("judge", GAP, condition=TRAINING, policy=policy) for policy in policies]
     if len(ends) == 2 and ends[0] and ends[1]:
-        yield _compared("judge", "judge_gap", "more passes for right than is", ends[0], ends[1], down=False)
+        yield _compared("judge", GAP, "more passes for right than is", ends[0], ends[1], down=False)
     yield from _moves(
         results, "judge", "error_recall", "its own claims, which nobody pays, find fewer errors", down=True
     )

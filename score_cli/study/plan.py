@@ -25,7 +25,7 @@ class OwnTable:
 
     Attributes:
         columns: names of the metrics table.
-        training: names that updates log, such as `judge_gap` and `accuracy@t1`: means of the first and the last ones.
+        training: names that updates log, such as `judge_gap@t1` or `delta@t2`: means of the first and the last ones.
         words: what the table shows.
     """
 

@@ -15,18 +15,31 @@ from score_cli.errors import JobError, UserError
 from score_cli.loop import check_logprobs_match
 from score_cli.sampling import vllm_engine
 from score_cli.sampling.engine import Decoding
+from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
 from score_cli.sampling.vllm_weights import sampler_weights, shared_weights
 from score_cli.tables.checkpoints import Policy
-from score_cli.tables.records import Trace
+from score_cli.tables.records import SOLVE, VERIFY, Trace
 from score_cli.tables.schemas import LENGTH, STOP
+from score_cli.tasks import division
+from score_cli.tasks.script import read_script
 from score_cli.training.trainer import Trainer
 from tests.conftest import sampler_of
 from tests.vllm.conftest import CONFIG, MakeRollouts, noisy_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
+
+
+CLAIMS = read_script(
+    {
+        "turns": ["solve", "verify"],
+        "most_solves": 2,
+        "ends_when": "verdict correct",
+        "verify": {"ask": division.LATENT_CORRECTION, "claim": "8|0"},  # words of the built-in tokenizer
+    }
+)
 
 
 def grown(engine: VllmEngine | TransformersEngine, rollouts: list[Rollout], temperature: float = 1.0) -> list[Rollout]:
@@ -97,6 +110,39 @@ def test_attempts_follow_each_other_through_the_bridge(engine: VllmEngine, rollo
             owners += [attempt] * len(sampled) + [0] * len(bridge)
         assert rollout.token_ids == tokens
         assert rollout.attempt_ids == owners
+
+
+def test_a_scripts_dialogues_end_by_their_own_words_alike_in_both_engines(engine: VllmEngine, policy: Policy) -> None:
+    """Random words claim little: some dialogues go on after a claim of 0, the others end with an unread one."""
+    config = replace(CONFIG, script=CLAIMS, attempts=CLAIMS.longest)
+    dialogues = Renderer(policy, config)
+    further = {policy.tokenizer.convert_tokens_to_ids(word) for word in ("-", ". ", "+")}
+
+    def made(samples: int) -> list[Rollout]:
+        rollouts = [
+            dialogues.rollout(problem, dialogues.prompt(problem), index, config)
+            for problem in division.split_problems("train")[:12]
+            for index in range(samples)
+        ]
+        for rollout in rollouts:
+            rollout.stop_ids = rollout.stop_ids | further  # or too few turns end before they are cut off
+        return rollouts
+
+    sampled = grown(engine, made(4))
+    assert {tuple(rollout.roles) for rollout in sampled} == {(SOLVE, VERIFY), (SOLVE, VERIFY, SOLVE, VERIFY)}
+    for rollout in sampled:
+        texts = [policy.tokenizer.decode(rollout.attempt_tokens(turn)) for turn in range(1, len(rollout.roles) + 1)]
+        said = texts[1] if rollout.finish_reasons[1] == STOP else ""
+        assert (len(rollout.roles) == 4) == (CLAIMS.read_claim(VERIFY, said) == "0")
+        plain = plain_logprobs(policy.model, rollout.token_ids)
+        expected = [score if owner else 0.0 for score, owner in zip(plain, rollout.attempt_ids, strict=True)]
+        assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
+    theirs = grown(TransformersEngine(policy.model, batch_size=64), made(1), 0.0)
+    ours = grown(engine, made(1), 0.0)
+    assert {len(rollout.roles) for rollout in ours} == {2, 4}
+    assert [(r.roles, r.token_ids, r.attempt_ids) for r in ours] == [
+        (r.roles, r.token_ids, r.attempt_ids) for r in theirs
+    ]
 
 
 def test_every_stop_token_ends_an_attempt_and_is_kept(
