@@ -121,7 +121,7 @@ def test_values_out_of_bounds_are_refused(
         ),
         (["verify"], "traces.parquet does not exist: `score sample` makes it|problems.parquet does not exist"),
         (["train-stage2"], "ckpt is not a checkpoint folder"),
-        (["data", "sums"], "no data set is named sums: known are division, math"),
+        (["data", "sums"], "no data set is named sums: known are division, stories, math"),
         (["data", "division", "--split", "dev"], "no split dev, expected one of train, validation, test"),
         (["data", "division", "--limit", "0"], "limit is 0, expected at least 1"),
         (["run", "nowhere.toml"], "nowhere.toml does not exist"),
