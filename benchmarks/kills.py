@@ -157,7 +157,7 @@ def filled_run(recipe: Path, run: Path, moments: list[Moment], fills: int, seed:
             log = recipe.with_name("disk.said")
             child = Child(command(recipe, run, []), log, recipe.with_name("disk.log"), STAGE1)
             if moment is not None and child.come_to(moment, order) is None:
-                fill(disk, draw.randrange(1 << 17))
+                fill(disk, draw.randrange(1 << draw.choice([17, 21])))
             code = child.wait()
             (disk / "ballast").unlink(missing_ok=True)
             lines = log.read_text().strip().splitlines()
@@ -175,10 +175,9 @@ def filled_run(recipe: Path, run: Path, moments: list[Moment], fills: int, seed:
 def fill(disk: Path, left: int) -> None:
     """Leave so many bytes of a disk."""
     free = shutil.disk_usage(disk).free
-    with (disk / "ballast").open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
         for _ in range(max(0, free - left) // 4096):
             file.write(bytes(4096))
-            file.flush()
 
 
 def ray_run(recipe: Path, run: Path, losses: int, seed: int) -> int:
