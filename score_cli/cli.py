@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 """
 
 import errno
+import os
 import sys
 import traceback
 from typing import Any
@@ -29,6 +30,9 @@ import score_cli.commands.stages  # isort: skip
 import score_cli.commands.supervised  # isort: skip
 import score_cli.commands.runs  # noqa: F401  # isort: skip
 
+# What several processes of torchrun do together.
+TOGETHER = ("train-stage1", "train-stage2", "train-sft", "run")
+
 # typer brings its own copy of click in some versions; this is the base of all usage errors in either.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -41,8 +45,36 @@ def main() -> None:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 3 no room, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+        return _run_here(given)
     try:
-        mirror = Mirror(sys.argv[1:] if arguments is None else arguments)
+        return _run_together(given)
+    except UserError as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except JobError as error:
+        return _fail(str(error), EXIT_JOB_FAILED)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail(_out_of_memory(error), EXIT_JOB_FAILED)
+
+
+def _run_together(given: list[str]) -> int:
+    """Take part in a command that several processes of `torchrun` run: the first runs it, the others serve it."""
+    if not given or given[0] not in TOGETHER:
+        if os.environ["RANK"] != "0":
+            return EXIT_BAD_INPUT
+        raise UserError(f"{' '.join(given[:1])} under torchrun, which is for {', '.join(TOGETHER)}: run it by itself")
+    from score_cli.tables.processes import take_part
+
+    return take_part(lambda: _run_here(given))
+
+
+def _run_here(given: list[str]) -> int:
+    """Run a command in this process, whoever else takes part in it."""
+    try:
+        mirror = Mirror(given)
     except UserError as error:
         return _fail(str(error), EXIT_BAD_INPUT)
     try:

@@ -39,6 +39,7 @@ from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import overlapping, read_problems, write_problems_table
+from score_cli.tables.processes import team
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import REVISION, Problem
 from score_cli.tasks.dialogues import read_dialogues
@@ -91,7 +92,9 @@ class Run:
             read_dialogues(self._start_file)
         self.folder = RunFolder(folder)
         self.progress = progress
-        self.device = setup_device(self.configs.sample)
+        device = setup_device(self.configs.sample)
+        # Several processes train shards: a whole policy is where its sampler takes it from.
+        self.device = device if team() is None else policy_device(self.configs.sample, device)
         self._given = None if inputs.model is None else _start_of_chain(inputs.model, self.device)
 
     def execute(self) -> list[dict[str, Any]]:

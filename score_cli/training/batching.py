@@ -26,6 +26,10 @@ class MicroBatch(NamedTuple):
     positions: Tensor  # [P] int64, where any trace of the batch has a sampled token: states are kept there alone
     places: Tensor  # [n] int64, the sampled tokens among [B * P], attempt after attempt: logits are made there alone
 
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same on another device."""
+        return MicroBatch(self.rows, self.attempt_sizes, *(tensor.to(device) for tensor in self[2:]))
+
     @property
     def sampled_attempt_ids(self) -> Tensor:
         """[B, P] attempt numbers at the positions."""
@@ -52,6 +56,13 @@ def micro_batches(
             stop += 1
         yield _pad(traces, order[start:stop], device)
         start = stop
+
+
+def empty_batch(attempts: int, device: torch.device | str) -> MicroBatch:
+    """A batch of which no token was sampled: it takes part in a pass, and adds nothing to any sum."""
+    nothing = torch.zeros(1, 2, dtype=torch.int64)
+    found = MicroBatch([0], [0] * attempts, nothing, nothing, nothing.float(), torch.ones(1).long(), nothing[0, :0])
+    return found.to(device)
 
 
 def _pad(traces: Sequence[Trace], rows: list[int], device: torch.device | str) -> MicroBatch:

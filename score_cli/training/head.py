@@ -7,11 +7,12 @@ its head, and the head on a chunk of tokens after the other.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -52,11 +53,12 @@ class Head:
         checkpointing: keep each layer's input alone for the backward pass, which computes the rest again.
         """
         self.model = model
-        self._layers = _layers_of(model) if checkpointing else []
+        self._layers = _layers_to_recompute(model) if checkpointing else []
         self._kind = _kind_of(model)
-        if self._kind is not None:
-            weight = self._kind.layer.weight.detach()
-            self._weight = weight.bfloat16() if computes_in_bfloat16(model) else weight
+        # One that lies in shards is gathered by each pass, and may lie elsewhere after it.
+        self._in_shards = isinstance(model, FSDPModule)
+        if not self._in_shards:
+            self._take_weight()
         self._buffer: Tensor | None = None
 
     @property
@@ -83,8 +85,15 @@ class Head:
             changes += [(layer, _recomputing(layer)) for layer in self._layers]
         with compute_precision(self.model), _replaced(changes):
             output = self.model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=batch.positions - 1)
+        if self._in_shards:
+            self._take_weight()
         found: Tensor = output.logits if self._kind is None else seen[0]
         return found.flatten(0, 1).index_select(0, batch.places)
+
+    def release(self) -> None:
+        """Let go of what a pass has gathered of a model in shards: it would be used again, grown old."""
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
 
     def operand(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states as the layer multiplies them, without history."""
@@ -128,6 +137,11 @@ class Head:
             _add_product(gradients.of(layer.weight, part), gradient, operand)
         return float32_product(gradient, self._weight)
 
+    def _take_weight(self) -> None:
+        if self._kind is not None:
+            weight = self._kind.layer.weight.detach()
+            self._weight = weight.bfloat16() if computes_in_bfloat16(self.model) else weight
+
     def _room(self, operand: Tensor) -> Tensor:
         """[m, V] of memory that was used before where there is some: fresh pages cost more than a pass over them."""
         if self._buffer is None or len(self._buffer) < len(operand):
@@ -152,12 +166,26 @@ _KINDS: WeakKeyDictionary[nn.Module, _Kind | None] = WeakKeyDictionary()
 def _kind_of(model: PreTrainedModel) -> _Kind | None:
     """What a model does after its body, found out once; None where it is none of what is known here."""
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if isinstance(model, FSDPModule):
+        return _KINDS[cast(nn.Module, model)]
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
         return None
     known = _KINDS.get(model)
     if model not in _KINDS or (known is not None and known.layer is not layer):
         _KINDS[model] = known = _try_out(model, layer)
     return known
+
+
+def known_head(model: PreTrainedModel) -> tuple[float, float | None] | None:
+    """The factor and the cap of a model's logits; None where it makes them in a way of its own."""
+    kind = _kind_of(model)
+    return None if kind is None else (kind.scale, kind.cap)
+
+
+def remember_head(model: PreTrainedModel, known: tuple[float, float | None] | None) -> None:
+    """Say of a model what was found out about the head of another like it."""
+    layer = None if known is None else model.get_output_embeddings()
+    _KINDS[model] = None if known is None or layer is None else _Kind(layer, *known)
 
 
 def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
@@ -184,13 +212,16 @@ def _try_out(model: PreTrainedModel, layer: nn.Linear) -> _Kind | None:
     return None
 
 
-def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers, as transformers marks them.
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, as transformers marks them."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
-    Raises:
-        UserError: it has none.
+
+def _layers_to_recompute(model: PreTrainedModel) -> list[nn.Module]:
+    """Raises:
+    UserError: the model has no layers that are marked.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise UserError(f"gradient checkpointing knows no layers of {type(model).__name__}: leave it off")
     return layers
@@ -204,7 +235,7 @@ def _recomputing(layer: nn.Module) -> Callable[..., Any]:
 @contextmanager
 def recomputing_layers(model: PreTrainedModel) -> Iterator[None]:
     """Within the block a model's layers keep their input alone for the backward pass, which computes the rest again."""
-    with _replaced([(layer, _recomputing(layer)) for layer in _layers_of(model)]):
+    with _replaced([(layer, _recomputing(layer)) for layer in _layers_to_recompute(model)]):
         yield
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from score_cli.tables.device import compute_precision
+from score_cli.tables.processes import ALONE, Share
 from score_cli.tables.records import Trace
-from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.batching import MicroBatch, empty_batch, micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head, Logits
 
@@ -60,27 +61,32 @@ def batch_logprobs(head: Head, batch: MicroBatch, temperature: float) -> Tensor:
     for rows in states.chunks(0, len(tokens)):
         logits = states.logits(states.operand(rows)).values
         found += [_of_tokens(logits[block].log_softmax(-1), tokens[rows][block]) for block in _blocks(logits)]
+    head.release()
     return _spread(torch.cat(found), batch)
 
 
 @torch.no_grad()
-def trace_logprobs(model: PreTrainedModel, traces: Sequence[Trace], temperature: float, token_budget: int) -> Tensor:
+def trace_logprobs(
+    model: PreTrainedModel, traces: Sequence[Trace], temperature: float, token_budget: int, share: Share = ALONE
+) -> Tensor:
     """[M, T] logprobs of the sampled tokens of M traces, at their places in them, without gradient; 0 elsewhere.
 
     Args:
         token_budget: padded tokens a pass, which changes the last bits at most.
+        share: of the passes, where other processes make the rest over parts of the same model.
     """
     head = Head(model)
     found = None
     # Held around all passes, so that a GPU casts the weights once.
     with compute_precision(model):
-        for batch in micro_batches(traces, token_budget, model.device):
-            own = batch_logprobs(head, batch, temperature)
+        for batch in share.own(micro_batches(traces, token_budget, model.device)):
+            own = batch_logprobs(head, batch or empty_batch(1, model.device), temperature)
             if found is None:
                 found = own.new_zeros(len(traces), max(len(trace.token_ids) for trace in traces))
-            found[torch.tensor(batch.rows)[:, None].to(own.device), batch.positions] = own
+            if batch is not None:
+                found[torch.tensor(batch.rows)[:, None].to(own.device), batch.positions] = own
     assert found is not None, "there are no traces"
-    return found
+    return share.add_up(found)
 
 
 def add_gradient(
@@ -118,6 +124,9 @@ def add_gradient(
             pulled[part][rows] = head.pull_back(operand, states.before_scaling(logits, slope), gradients, part)
         first += size
     gradients.add(hidden, pulled)
+    for each in (head, reference):
+        if each is not None:
+            each.release()
     found = _joined(measured)
     return Scores(*(None if values is None else _spread(values, batch) for values in found))  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from score_cli.config import OptimizerConfig, UpdateConfig
 from score_cli.errors import UserError
+from score_cli.training.shards import fill, whole
 
 # What a checkpoint keeps of a weight's state: 32 bits, and 8 bits with the scales of its blocks.
 ADAM = ("exp_avg", "exp_avg_sq")
@@ -55,12 +56,20 @@ class Optimizer:
         self.updates += 1
         return rate
 
-    def moments(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on besides the weights: `exp_avg.NAME`, `step.NAME` and so on."""
+    def moments(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Everything that the next step depends on besides the weights: `exp_avg.NAME`, `step.NAME` and so on.
+
+        Args:
+            keep: nothing, where other processes put theirs together with ours.
+        """
         found: dict[str, Tensor] = {}
         for name, weight in self._weights.items():
             state = self._adam.state.get(weight, {})
-            kept = {key: state[key].detach().cpu().contiguous() for key in (*ADAM, *ADAM_8BIT) if key in state}
+            kept = {}
+            for key in (*ADAM, *ADAM_8BIT):
+                gathered = whole(state[key].detach()) if key in state else None
+                if gathered is not None and keep:
+                    kept[key] = gathered.cpu().contiguous()
             if kept:
                 kept["step"] = torch.as_tensor(state["step"], dtype=torch.float32).cpu()
             found |= {f"{key}.{name}": tensor for key, tensor in kept.items()}
@@ -81,7 +90,7 @@ class Optimizer:
                     found = saved.get(f"{key}.{name}")
                     if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
                         raise ValueError(f"no {key} of {name}, of shape {list(tensor.shape)} and {tensor.dtype}")
-                    tensor.copy_(found)
+                    fill(tensor, found)
         steps = {saved[f"step.{name}"].item() for name in self._weights}
         known = {f"{key}.{name}" for name, weight in self._weights.items() for key in (*states[weight], "step")}
         if set(saved) - known:

@@ -21,18 +21,20 @@ from score_cli.errors import JobError, UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.checkpoints import Policy, TrainerState, context_length
+from score_cli.tables.processes import ALONE, Share
 from score_cli.tables.provenance import short_digest
 from score_cli.tables.records import SOLVE, Trace, Verdict
 from score_cli.tables.schemas import STOP
 from score_cli.tasks.loss_mask import learned_turns
-from score_cli.training.adapt import trainable, trained_weights
+from score_cli.training.adapt import trainable
 from score_cli.training.batching import micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
-from score_cli.training.logprobs import TokenLoss, add_gradient, trace_logprobs
-from score_cli.training.optimizer import make_adam
+from score_cli.training.learner import Learner, make_learner
+from score_cli.training.logprobs import TokenLoss, add_gradient
 from score_cli.training.sft_dialogues import filtered_examples, given_examples
 from score_cli.training.sft_examples import Example, build_examples
+from score_cli.training.step import take_part
 from score_cli.training.train_metrics import answer_rows, length_rows
 
 STAGE = "sft"
@@ -156,25 +158,24 @@ def fine_tune(
         JobError: a gradient is not finite.
     """
     rows = [learned_trace(example, config.loss_on) for example in examples]
-    optimizer = make_adam(config, trained_weights(model).values(), weight_decay=config.weight_decay)
-    before = mean_loss(model, rows, config)
+    learner = make_learner(config, model, model)
+    before = mean_loss(learner, rows)
     norms = []
     steps = config.epochs * math.ceil(len(rows) / config.batch_size)
     with progress.phase(examples[0].method, steps) as task:
         for batch in _batches(rows, config, iteration):
-            model.zero_grad()
-            loss = sft_forward_backward(model, batch, config)
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item())
+            loss = learner.take_gradient(_gradient, batch)
+            norms.append(learner.clip(config.max_grad_norm))
             if not math.isfinite(norms[-1]):
                 raise JobError("the gradient of the examples is not finite: lower --learning-rate")
-            optimizer.step()
+            learner.step()
             task.advance(1, f"loss {loss:.3f}")
-    model.zero_grad()
+    learner.put_back()
     return {
         "examples": float(len(rows)),
         "steps": float(steps),
         "loss_before": before,
-        "loss_after": mean_loss(model, rows, config),
+        "loss_after": mean_loss(learner, rows),
         "grad_norm": math.fsum(norms) / len(norms),
     }
 
@@ -195,10 +196,15 @@ def learned_trace(example: Example, loss_on: str) -> Trace:
     )
 
 
-def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config: SftConfig) -> float:
+def sft_forward_backward(
+    model: PreTrainedModel, batch: Sequence[Trace], config: SftConfig, share: Share = ALONE
+) -> float:
     """Add the gradient of the batch's mean loss a learned token to the model's; returns the loss, nats.
 
     Micro-batches change the order of additions, nothing else.
+
+    Args:
+        share: of the micro-batches, where other processes take the rest over parts of the same model.
     """
     count = _count_tokens(batch)
 
@@ -208,13 +214,26 @@ def sft_forward_backward(model: PreTrainedModel, batch: Sequence[Trace], config:
     parts = micro_batches(batch, config.micro_batch_tokens, model.device)
     with only_adapter_learns(model):
         head, gradients = Head(model), Gradients(model)
-        scores = [add_gradient(head, part, 1.0, loss_of, gradients).logprobs.sum() for part in parts]
-    return -math.fsum(score.item() for score in scores) / count
+        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        for part in share.own(parts):
+            if part is None:
+                take_part(head, None, gradients)
+            else:
+                total += add_gradient(head, part, 1.0, loss_of, gradients).logprobs.sum()
+    return -share.add_up(total).item() / count
 
 
-def mean_loss(model: PreTrainedModel, rows: Sequence[Trace], config: SftConfig) -> float:
+def _gradient(
+    model: PreTrainedModel, reference: PreTrainedModel, batch: Sequence[Trace], config: SftConfig, share: Share
+) -> float:
+    """As `sft_forward_backward`, which knows no reference."""
+    return sft_forward_backward(model, batch, config, share)
+
+
+def mean_loss(learner: Learner, rows: Sequence[Trace]) -> float:
     """Mean loss a learned token over all rows, nats, without gradient."""
-    return -trace_logprobs(model, rows, 1.0, config.scoring_tokens).double().sum().item() / _count_tokens(rows)
+    logprobs = learner.trace_logprobs(learner.model, rows, 1.0, learner.config.scoring_tokens)
+    return -logprobs.double().sum().item() / _count_tokens(rows)
 
 
 def _count_tokens(rows: Sequence[Trace]) -> int:

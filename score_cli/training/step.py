@@ -4,8 +4,8 @@ Shapes: M traces, A attempts, B traces of a micro-batch, P positions with sample
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from score_cli.config import Stage1Config, Stage2Config
 from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.device import computes_in_bfloat16, trim_heap
+from score_cli.tables.processes import ALONE, Share
 from score_cli.tables.records import SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED
 from score_cli.tasks.pay import Pay
 from score_cli.training import credit, losses
-from score_cli.training.batching import MicroBatch, micro_batches
+from score_cli.training.batching import MicroBatch, empty_batch, micro_batches
 from score_cli.training.gradients import Gradients
 from score_cli.training.head import Head
 from score_cli.training.logprobs import TokenLoss, add_gradient, trace_logprobs
@@ -66,6 +67,15 @@ class TrainBatch:
     verdicts: Sequence[Verdict] = ()
     signals: Sequence[Signal] = ()
 
+    def to(self, device: torch.device | str) -> "TrainBatch":
+        """The same with what is known of micro-batches on another device."""
+        return replace(
+            self,
+            micro_batches=[batch.to(device) for batch in self.micro_batches],
+            reference_logprobs=[values.to(device) for values in self.reference_logprobs],
+            token_advantages=[values.to(device) for values in self.token_advantages],
+        )
+
     @property
     def count(self) -> float:
         """Traces that take part: the loss is a mean over them."""
@@ -89,9 +99,9 @@ class AttemptSums:
         """Nothing counted yet."""
         return AttemptSums(*torch.zeros(7, traces, attempts, device=device))
 
-    def cpu(self) -> "AttemptSums":
-        """The same where whoever reads them is: a GPU is waited for once, and not for each number."""
-        return AttemptSums(*torch.stack([getattr(self, each.name) for each in fields(self)]).cpu())
+    def of_all(self, share: Share) -> "AttemptSums":
+        """With those of other processes, where whoever reads them is: a GPU is waited for once."""
+        return AttemptSums(*share.add_up(torch.stack([getattr(self, each.name) for each in fields(self)])).cpu())
 
     def record(self, name: str, batch: MicroBatch, values: Tensor, masks: Tensor) -> None:
         """Sum a micro-batch's [B, P] values by attempt into its rows."""
@@ -133,6 +143,7 @@ def prepare(
     unmoved: bool = False,
     verdicts: Sequence[Verdict] = (),
     signals: Sequence[Signal] = (),
+    logprobs: Callable[..., Tensor] = trace_logprobs,
 ) -> TrainBatch:
     """Turn traces and their rewards into advantages, on all traces at once: a baseline needs a problem's siblings.
 
@@ -143,6 +154,7 @@ def prepare(
         verdicts: what the rewards come from; traces of a script need them.
         signals: one a trace, where the pay reads them. The baseline is then the leave-one-out mean, whatever the
             settings say: another one would look at rewards.
+        logprobs: in place of `trace_logprobs`, where a model lies in several processes.
     """
     # In bfloat16 a token decoded by itself and one of a whole conversation are rounded otherwise.
     other_engine = other_engine or computes_in_bfloat16(model)
@@ -173,10 +185,10 @@ def prepare(
     reward_advantages = advantages = advantages_of(returns)
     if config.kl == "sampled":
         # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
-        known = trace_logprobs(reference, traces, temperature, config.scoring_tokens)
+        known = logprobs(reference, traces, temperature, config.scoring_tokens)
         reference_logprobs = [known[batch.rows][:, batch.positions] for batch in batches]
         # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
-        own = trace_logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
+        own = logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
         log_ratios = _log_ratios(traces, shaped.shape[1], batches, reference_logprobs, own).to(shaped)
         if unmoved and not reward_advantages.any():
             log_ratios = torch.zeros_like(log_ratios)
@@ -206,12 +218,19 @@ def prepare(
 
 
 def forward_backward(
-    model: PreTrainedModel, reference: PreTrainedModel, batch: TrainBatch, config: StageConfig
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: TrainBatch,
+    config: StageConfig,
+    share: Share = ALONE,
 ) -> StepStats:
     """Add the gradient of the stage's loss to `model`'s parameters.
 
     The loss is the mean over traces of minus the sum over tokens of advantage times logprob, plus,
     with `kl="full"`, the KL terms. Micro-batches change the order of additions, nothing else.
+
+    Args:
+        share: of the micro-batches, where other processes take the rest over parts of the same model.
     """
     traces, attempts = batch.trainable.shape
     sums = AttemptSums.zeros(traces, attempts, model.device)
@@ -219,12 +238,15 @@ def forward_backward(
         gradients = Gradients(model, attempts if config.log_grad_norm_by_attempt else 1)
         head = Head(model, checkpointing=config.gradient_checkpointing)
         known = Head(reference) if config.kl == "full" else None
-        for number in range(len(batch.micro_batches)):
+        for number in share.own(range(len(batch.micro_batches))):
+            if number is None:
+                take_part(head, known, gradients, attempts)
+                continue
             # On policy: every token was sampled from the weights being updated, so there is no ratio and no clip.
             _add_gradient(head, known, batch, number, config, gradients, sums)
     norms = gradients.finish()
     trim_heap(model)
-    return StepStats(sums.cpu(), has_full_kl=config.kl == "full", grad_norms_by_attempt=norms)
+    return StepStats(sums.of_all(share), has_full_kl=config.kl == "full", grad_norms_by_attempt=norms)
 
 
 def reward_matrix(verdicts: Sequence[Verdict], *, ragged: bool = False) -> Tensor:
@@ -345,6 +367,12 @@ def _log_ratios(
         ours = batch.sampler_logprobs if own is None else own[batch.rows]
         found[batch.rows] = losses.by_token_number(ours[:, batch.positions] - known, masks, longest).to(found)
     return found
+
+
+def take_part(head: Head, reference: Head | None, gradients: Gradients, attempts: int = 1) -> None:
+    """Go through the passes of a micro-batch without a token, for other processes gather the weights of theirs."""
+    batch = empty_batch(attempts, head.model.device)
+    add_gradient(head, batch, 1.0, lambda tokens: tokens.logprobs, gradients, reference=reference)
 
 
 def _add_gradient(

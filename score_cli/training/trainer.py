@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,10 +21,10 @@ from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
 from score_cli.tables.records import CRITIQUE, REVISION, SOLVE, Signal, Trace, Verdict
 from score_cli.training import step
-from score_cli.training.adapt import trainable, trained_weights
+from score_cli.training.adapt import trainable
+from score_cli.training.learner import make_learner
 from score_cli.training.logprobs import trace_logprobs
 from score_cli.training.on_policy import FLOAT32_LIMIT, WARNING, logprob_limit
-from score_cli.training.optimizer import Optimizer
 from score_cli.training.step import StageConfig, StepStats, TrainBatch
 from score_cli.training.train_metrics import train_metric_rows
 
@@ -67,7 +66,7 @@ class Trainer:
         self._limit = FLOAT32_LIMIT
         self.warnings: list[str] = []
         self.pay = step.pay_of(config)
-        self._optimizer = Optimizer(config, trained_weights(self.policy.model))
+        self._learner = make_learner(config, self.policy.model, self.reference.model)
         if optimizer_state is not None and policy.state.stage == self.stage and not new_phase:
             self._load_moments(optimizer_state)
 
@@ -93,7 +92,7 @@ class Trainer:
             JobError: no attempt is scored and sampled from this policy.
         """
         setup_device(self.config)
-        _ = self._optimizer.learning_rate
+        _ = self._learner.optimizer.learning_rate
         if self.reference.model is self.policy.model and self.policy.state.reference is not None:
             raise UserError("the policy was updated and is its own reference: give the Trainer the base as `reference`")
         if len(set(step.group_numbers(traces).tolist())) == len(traces):
@@ -113,8 +112,8 @@ class Trainer:
         except ValueError as error:
             raise UserError(str(error)) from None
         batch = step.prepare(
-            self.policy.model,
-            self.reference.model,
+            self._learner.model,
+            self._learner.reference,
             traces,
             rewards,
             self.config,
@@ -123,6 +122,7 @@ class Trainer:
             unmoved=self.policy.state.fingerprint == self.reference.state.fingerprint,
             verdicts=verdicts,
             signals=signals,
+            logprobs=self._learner.trace_logprobs,
         )
         if not batch.trainable.any():
             raise JobError("no attempt is scored and sampled from this policy: nothing to learn from")
@@ -130,10 +130,9 @@ class Trainer:
 
     def forward_backward(self, batch: TrainBatch) -> StepStats:
         """The gradient of the stage's loss, in place of any that was there; the weights stay as they are."""
-        self.policy.model.zero_grad()
-        stats = step.forward_backward(self.policy.model, self.reference.model, batch, self.config)
+        stats = self._learner.take_gradient(step.forward_backward, batch)
         self._measured = batch, stats
-        bfloat16 = computes_in_bfloat16(self.policy.model)
+        bfloat16 = computes_in_bfloat16(self._learner.model)
         self._limit = logprob_limit(stats.entropy, batch.temperature, bfloat16=bfloat16)
         return stats
 
@@ -148,7 +147,7 @@ class Trainer:
         self.warnings.clear()
         # `not <=`, so that a NaN fails.
         if not stats.logprob_diff <= self.logprob_tolerance:
-            self.policy.model.zero_grad()
+            self._learner.zero_grad()
             raise JobError(
                 f"the batch is not on policy: trainer and sampler logprobs differ by {stats.logprob_diff:.2g} nats a "
                 f"token (limit {self.logprob_tolerance:g}): these tokens were not sampled from this policy; "
@@ -171,13 +170,13 @@ class Trainer:
         """
         assert self._measured is not None, "forward_backward comes first"
         (batch, stats), self._measured = self._measured, None
-        model, state = self.policy.model, self.policy.state
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm).item()
+        state = self.policy.state
+        norm = self._learner.clip(self.config.max_grad_norm)
         if not math.isfinite(norm):
-            model.zero_grad()
+            self._learner.zero_grad()
             raise JobError("the gradient is not finite: lower --learning-rate and go back a checkpoint")
-        rate = self._optimizer.step()
-        model.zero_grad()
+        rate = self._learner.step()
+        self._learner.put_back()
         self.metrics = train_metric_rows(
             self.stage,
             state.iteration,
@@ -224,9 +223,14 @@ class Trainer:
         self, traces: Sequence[Trace], temperature: float, model: PreTrainedModel | None = None
     ) -> list[list[float]]:
         """The policy's logprob of each sampled token of some traces, or another model's; 0.0 on context."""
-        model = self.policy.model if model is None else model
-        scores = trace_logprobs(model, traces, temperature, self.config.scoring_tokens).tolist()
-        return [row[: len(trace.token_ids)] for row, trace in zip(scores, traces, strict=True)]
+        learner, budget = self._learner, self.config.scoring_tokens
+        if model is None or model is self.policy.model:
+            scores = learner.trace_logprobs(learner.model, traces, temperature, budget)
+        elif model is self.reference.model:
+            scores = learner.trace_logprobs(learner.reference, traces, temperature, budget)
+        else:
+            scores = trace_logprobs(model, traces, temperature, budget)
+        return [row[: len(trace.token_ids)] for row, trace in zip(scores.tolist(), traces, strict=True)]
 
     def save(self, out: Path, *, moments: bool = True) -> None:
         """Write the checkpoint as a whole; an existing one is replaced.
@@ -240,7 +244,7 @@ class Trainer:
                 self.policy.model,
                 self.policy.tokenizer,
                 self.policy.state,
-                self._optimizer.moments() if moments else None,
+                self._learner.moments() if moments else None,
                 base=self.policy.base,
             )
             if self.metrics:
@@ -260,7 +264,7 @@ class Trainer:
 
     def _load_moments(self, saved: dict[str, Tensor]) -> None:
         try:
-            self._optimizer.load(saved)
+            self._learner.load(saved)
         except ValueError as error:
             raise UserError(
                 f"the optimiser state of {self.policy.name} belongs to another model or --optimizer ({error}): name "
