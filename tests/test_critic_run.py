@@ -97,6 +97,7 @@ def test_an_update_writes_the_bytes_that_the_commands_write(ran: Path, tmp_path:
         assert path.read_bytes() == (update / f"{name}.parquet").read_bytes(), name
 
 
+@pytest.mark.pipeline
 def test_a_run_that_goes_on_ends_as_one_that_did_not_stop(ran: Path) -> None:
     run(ran, "short", recipe(1))
     run(ran, "short", recipe(2))
