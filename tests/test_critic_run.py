@@ -24,7 +24,8 @@ from score_cli.tasks.division import advice
 from tests.critics import CRITIC, score, write_pair
 from tests.scripts import dialogue
 
-PAY = {"critique": {"signal:revision": 1.0, "right": 0.5}}
+# Of a random model no revision is right, and few claims can be read: these are paid too.
+PAY = {"critique": {"signal:revision": 1.0, "right": 0.5, "format": 0.5}}
 TRACES_OF_UPDATE = ("traces", "rewards", "revisions", "revisions.rewards", "signals")
 
 
