@@ -305,6 +305,31 @@ def test_the_judge_s_gap_is_that_of_the_last_updates_against_the_first() -> None
         assert verdicts(rows) == {"judge: more passes for right than is": appears}
 
 
+def test_a_supervised_start_is_where_reinforcement_learning_is_measured_from() -> None:
+    """The base reads no verdict; from the start on claims grow truer in both seeds, and find fewer errors in one."""
+    rows = rows_of("s2r-start", "verify_acc", 0.0, 0.0, policy="base")
+    rows += rows_of("s2r-start", "verify_acc", 0.5, 0.6, policy="start")
+    rows += rows_of("s2r-start", "verify_acc", 0.7, 0.7, policy="stage2")
+    rows += rows_of("s2r-start", "error_recall", 0.4, 0.4, policy="start")
+    rows += rows_of("s2r-start", "error_recall", 0.5, 0.3, policy="stage2")
+    assert verdicts(rows) == {
+        "s2r-start: tells its right solves from its wrong ones better": True,
+        "s2r-start: finds more of its errors": False,
+    }
+
+
+def test_a_trained_critic_is_set_beside_its_base_and_not_beside_the_oracle() -> None:
+    """The oracle comes last. A thousandth of a point between two arms' first attempts is a difference."""
+    for first, same in ((0.5, True), (0.50001, False)):
+        rows = rows_of("ctrl", "acc@t1", 0.5, policy="none") + rows_of("ctrl", "acc@t1", first, policy="oracle")
+        for policy, mended in (("base", 0.1), ("stage2", 0.2), ("oracle", 0.05)):
+            rows += rows_of("ctrl", "i_to_c@t2", mended, policy=policy)
+        assert verdicts(rows) == {
+            "ctrl: every arm revises the same solves": same,
+            "ctrl: its critiques put more solves right": True,
+        }
+
+
 TINY = """
 rows = ["base", "score"]
 seeds = [0, 1]

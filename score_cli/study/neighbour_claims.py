@@ -7,11 +7,13 @@ base, as the row's own run measured it.
 from collections.abc import Iterator
 
 from score_cli.evaluation.evaluate import GREEDY, SAMPLED
-from score_cli.phases import BASE
+from score_cli.phases import BASE, STAGE2, START
 from score_cli.study.own_tables import figure
 from score_cli.study.results import OWN, TRAINING, Claim, Results, Seeds
 
 PROCESS, OUTCOME = "s2r", "s2r-outcome"
+STARTED = "s2r-start", "s2r-start-outcome"
+CRITIC = "ctrl"
 TRAJECTORY, OWN_TURN = "reflexicoder", "reflexicoder-own-turn"
 # Where a base mends a larger share of its errors, paying the whole trajectory pays for making them: found by following
 # the exact gradient of a policy of three numbers that keeps 97 percent of its right answers.
@@ -22,7 +24,14 @@ GAP = "judge_gap@t1"
 
 def neighbour_claims(results: Results) -> list[Claim]:
     """The claims that a study has the rows for, method by method."""
-    return [*_s2r(results), *_reflexicoder(results), *_rlsf(results), *_judge(results)]
+    return [
+        *_s2r(results),
+        *_after_a_start(results),
+        *_reflexicoder(results),
+        *_rlsf(results),
+        *_judge(results),
+        *_ctrl(results),
+    ]
 
 
 def _s2r(results: Results) -> Iterator[Claim]:
@@ -41,6 +50,19 @@ def _s2r(results: Results) -> Iterator[Claim]:
             figures = f"{figure(name, found[0])} against {figure(name, found[1])}"
             above = found[0].mean > found[1].mean
             yield Claim(text, f"{name} of {rows[0]} above that of {rows[1]}", figures, above)
+
+
+def _after_a_start(results: Results) -> Iterator[Claim]:
+    """Of reinforcement learning alone: from the policy after the supervised start to the last one."""
+    for row in STARTED:
+        for name, text in (
+            ("verify_acc", "tells its right solves from its wrong ones better"),
+            ("error_recall", "finds more of its errors"),
+            ("acc@final", "ends in a right solve more often"),
+        ):
+            before, after = results.find(row, name, policy=START), results.find(row, name, policy=STAGE2)
+            if before and after:
+                yield _compared(row, name, text, before, after, down=False)
 
 
 def _reflexicoder(results: Results) -> Iterator[Claim]:
@@ -91,6 +113,23 @@ def _judge(results: Results) -> Iterator[Claim]:
         results, "judge", "error_recall", "its own claims, which nobody pays, find fewer errors", down=True
     )
     yield from _moves(results, "judge", "acc@t1", "answers become right more often, by a model's word alone")
+
+
+def _ctrl(results: Results) -> Iterator[Claim]:
+    """Of the arms of one critic's run: its base's critiques against the trained ones."""
+    arms = {policy: results.find(CRITIC, "acc@t1", policy=policy) for policy in results.policies_of(CRITIC)}
+    firsts = [found for found in arms.values() if found]
+    if len(firsts) > 1:
+        same = all(found.values == firsts[0].values for found in firsts)
+        yield Claim(f"{CRITIC}: every arm revises the same solves", "acc@t1 equal in each seed", str(firsts[0]), same)
+    for name, text, down in (
+        ("i_to_c@t2", "its critiques put more solves right", False),
+        ("c_to_i@t2", "its critiques break fewer solves", True),
+        ("verify_acc", "judges the solves better", False),
+    ):
+        before, after = (results.find(CRITIC, name, policy=policy) for policy in (BASE, STAGE2))
+        if before and after:
+            yield _compared(CRITIC, name, text, before, after, down=down)
 
 
 def _ends(results: Results, row: str, name: str, decoding: str = SAMPLED) -> tuple[Seeds | None, Seeds | None]:
