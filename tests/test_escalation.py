@@ -10,7 +10,7 @@ import pytest
 
 from score_cli.cli import run_command
 from score_cli.evaluation.escalation import Case, escalation_curve
-from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, TRACES_OF_ROLES, read_footer, write_table
+from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, read_footer, traces_with, write_table
 from score_cli.tables.provenance import Footer
 from tests.conftest import rewrite
 from tests.report_support import write_traces
@@ -135,7 +135,7 @@ def test_claims_say_who_goes_where_no_signal_does(policies: list[str]) -> None:
     ]
     pairs = [dialogue(*turns, problem=problem) for problem, turns in zip("abcd", said, strict=True)]
     rows = [dict(vars(trace)) for trace, _ in pairs]
-    write_table(Path("base-sampled.traces.parquet"), TRACES_OF_ROLES, rows, Footer(table="traces", stage="sample"))
+    write_table(Path("base-sampled.traces.parquet"), traces_with("roles"), rows, Footer(table="traces", stage="sample"))
     judged = [dict(vars(verdict)) for _, verdict in pairs]
     write_table(Path("base-sampled.rewards.parquet"), REWARDS, judged, Footer(table="rewards", stage="verify"))
     assert run_command(policies) == 0

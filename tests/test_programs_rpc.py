@@ -69,7 +69,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))  # a set is written in another order elsewhere
 def test_a_value_arrives_as_it_was_sent(ends: Any, value: Any) -> None:
     found = cross(ends, value)
     assert type(found) is type(value)
