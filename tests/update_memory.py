@@ -42,6 +42,7 @@ def make_traces(prompt: int, attempt: int, count: int) -> tuple[list[Trace], lis
     traces, verdicts = [], []
     for index in range(count):
         tokens = rng.integers(1, 16, len(ids)).astype(np.int32)
+        tokens[:prompt] = 1 + index // 4 % 15  # traces of a problem have one prompt
         logprobs = np.where(np.array(ids) > 0, -1.0, 0.0).astype(np.float32)
         name = str(index // 4)
         traces.append(Trace(name, index, ["", ""], ["stop", "stop"], tokens, np.array(ids, np.int8), logprobs, 0))
