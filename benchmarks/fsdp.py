@@ -63,6 +63,7 @@ def traces_of(vocabulary: int, problems: int = 8, samples: int = 4) -> tuple[lis
             first, second = numbers.integers(3, 12, 2).tolist()
             owners = np.array([0] * 5 + [1] * first + [0] * 2 + [2] * second, dtype=np.int8)
             tokens = numbers.integers(1, vocabulary, len(owners)).astype(np.int32)
+            tokens[:5] = 1 + problem  # traces of a problem have one prompt
             logprobs = np.where(owners > 0, -np.log(vocabulary), 0.0).astype(np.float32)
             traces.append(Trace(str(problem), sample, ["", ""], ["stop"] * 2, tokens, owners, logprobs, 0))
             rewards: list[float | None] = [float(value) for value in numbers.integers(0, 2, 2)]
