@@ -73,10 +73,7 @@ def _run_together(given: list[str]) -> int:
 
 def _run_here(given: list[str]) -> int:
     """Run a command in this process, whoever else takes part in it."""
-    try:
-        mirror = Mirror(given)
-    except UserError as error:
-        return _fail(str(error), EXIT_BAD_INPUT)
+    mirror = Mirror(given)
     try:
         if mirror.fetch() and (code := _call(mirror.arguments)):
             return code

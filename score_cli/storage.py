@@ -161,17 +161,12 @@ class Mirror:
 
     Attributes:
         arguments: the command line with the mirror's paths in the addresses' places.
-    Raises:
-        UserError: a run folder is remote.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.remotes: dict[str, Remote] = {}
         self.arguments = [self._localized(argument) for argument in arguments]
-        if self.remotes:
-            _refuse_run_folders(arguments)
-        # What this command made earlier and could not send: `outputs`, and the `keys` of what it was made from.
-        self._pending = mirror_folder() / "unsent" / f"{_digest(*arguments)}.json"
+        self._given = arguments
 
     def _localized(self, argument: str) -> str:
         match = _ADDRESS.fullmatch(argument)
@@ -180,8 +175,20 @@ class Mirror:
         remote = Remote(match["url"], match["protocol"])
         return f"{match['option'] or ''}{self.remotes.setdefault(remote.url, remote).local}"
 
+    @cached_property
+    def _pending(self) -> Path:
+        """Says what this command made earlier and could not send: `outputs`, and `keys` of what it was made from."""
+        return mirror_folder() / "unsent" / f"{_digest(*self._given)}.json"
+
     def fetch(self) -> bool:
-        """Bring what is there. False where this command has already been done: its output is still to be sent."""
+        """Bring what is there. False where this command has already been done: its output is still to be sent.
+
+        Raises:
+            UserError: a run folder is remote.
+        """
+        if not self.remotes:
+            return True
+        _refuse_run_folders(self._given)
         pending = _read_json(self._pending)
         if pending and self._keys(but=pending["outputs"]) == pending["keys"]:
             return False

@@ -185,3 +185,12 @@ def test_on_a_file_system_that_shows_half_files_they_arrive_under_another_name(t
     assert [each.name for each in (tmp_path / "there").iterdir()] == ["table"]
     assert (tmp_path / "there" / "table").read_bytes() == b"whole"
     assert json.loads(remote._keys_file.read_text()).keys() == {""}
+
+
+def test_a_command_without_addresses_does_not_look_at_the_mirror(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for a user whose home is no folder, and who needs none."""
+    monkeypatch.setenv("SCORE_MIRROR", "/dev/null/mirror")
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().err == ""
