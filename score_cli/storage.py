@@ -82,17 +82,16 @@ class Remote:
 
     def fetch(self) -> None:
         """Make the mirror equal to what is there; what has the key of last time is not fetched again."""
+        from score_cli.tables.atomic import replacing_file
+
         found, had = self._found(), _read_json(self._keys_file)
         if not found or ("" in found) != self.local.is_file():
             _remove(self.local)
         for name, (path, key) in found.items():
             target = self._place(name)
             if had.get(name) != key or not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                arriving = target.with_name(f".{target.name}.{os.getpid()}")
-                with self._in_one_line("fetched"):
+                with replacing_file(target) as arriving, self._in_one_line("fetched"):
                     self._at[0].get_file(path, str(arriving))
-                arriving.replace(target)
         for name in self._stamps().keys() - found.keys():
             self._place(name).unlink()
         self.remember({name: key for name, (_, key) in found.items()})
@@ -251,7 +250,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arriving = path.with_name(f".{path.name}.{os.getpid()}")
-    arriving.write_text(json.dumps(value))
-    arriving.replace(path)
+    from score_cli.tables.atomic import replacing_file
+
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(value))
