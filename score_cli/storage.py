@@ -201,13 +201,15 @@ class Mirror:
         if not self.remotes:
             return []
         pending = _read_json(self._pending)
-        outputs = pending["outputs"] if pending else [url for url, each in self.remotes.items() if each.changed]
-        if outputs:
+        outputs: list[str] = (
+            pending["outputs"] if pending else [url for url, each in self.remotes.items() if each.changed]
+        )
+        if outputs and not pending:
             _write_json(self._pending, {"outputs": outputs, "keys": self._keys(but=outputs)})
-            for url in outputs:
-                self.remotes[url].send()
+        for url in outputs:
+            self.remotes[url].send()
         self._pending.unlink(missing_ok=True)
-        return list(outputs)
+        return outputs
 
     def _keys(self, *, but: Sequence[str]) -> dict[str, Keys]:
         return {url: remote.keys() for url, remote in self.remotes.items() if url not in but}
