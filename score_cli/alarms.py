@@ -3,6 +3,7 @@
 A batch that is not on policy and a gradient that is not finite stop a run in any case: the trainer refuses them.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,16 +91,14 @@ def _held_out(phase: Sequence[Entry], limit: float, measurements: int) -> str | 
 
     A measurement is set beside the rewards of the updates since the one before it.
     """
-    found: list[tuple[float, float]] = []
-    rewards: list[float] = []
-    for entry in phase:
-        rewards.append(sum(_by_attempt(entry, "reward").values()))
-        if "validation" in entry:
-            found.append((entry["validation"], _mean(rewards)))
-            rewards = []
-    if len(found) < measurements:
+    measured = [number for number, entry in enumerate(phase) if "validation" in entry]
+    if len(measured) < measurements:
         return None
-    accuracies, paid = zip(*found[-measurements:], strict=True)
+    accuracies = [phase[number]["validation"] for number in measured[-measurements:]]
+    paid = [
+        _mean([sum(_by_attempt(entry, "reward").values()) for entry in phase[before + 1 : number + 1]])
+        for before, number in itertools.pairwise([-1, *measured][-measurements - 1 :])
+    ]
     half = measurements // 2
     before, after = _mean(accuracies[:half]), _mean(accuracies[-half:])
     paid_before, paid_after = _mean(paid[:half]), _mean(paid[-half:])
