@@ -83,8 +83,8 @@ def check_next_save(folder: RunFolder, saved: Path, finished: int, every: int) -
     Raises:
         NoRoomError: it has not.
     """
-    latest = [folder.updates.place(number) for number in range(max(0, finished - every), finished)]
-    needed = bytes_of(saved) + sum(bytes_of(place) for place in dict.fromkeys(latest)) + MIB
+    latest = folder.updates.places(range(max(0, finished - every), finished))
+    needed = bytes_of(saved) + sum(bytes_of(place) for place in latest) + MIB
     free = free_bytes(folder.root)
     if free < needed:
         raise NoRoomError(

@@ -110,7 +110,7 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
     if whole.exists():
         return list(read_table(whole, TRAIN_METRICS).to_pylist())
     updates = Updates(folder / "iterations")
-    paths = dict.fromkeys(updates.place(number) / "metrics.parquet" for number in updates.numbers())
+    paths = [place / "metrics.parquet" for place in updates.places(updates.numbers())]
     return [row for path in paths if path.exists() for row in read_table(path, TRAIN_METRICS).to_pylist()]
 
 

@@ -10,7 +10,7 @@ are whose, with the footer and the sha256 that each update's own table had: `ope
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,6 +86,11 @@ class Updates:
         span = self._span_of(number)
         return self.folder(number) if span is None else span.path
 
+    def places(self, numbers: Iterable[int]) -> list[Path]:
+        """The folders that some updates' tables are read from, each of them once."""
+        joined = {number: span.path for span in self._spans() for number in range(span.first, span.last)}
+        return list(dict.fromkeys(joined.get(number) or self.folder(number) for number in numbers))
+
     def traces_footer(self, number: int) -> Footer | None:
         """What an update's traces say of themselves; None where there are none, or where they say nothing."""
         return self._footer(number, "traces.parquet")
@@ -108,9 +113,8 @@ class Updates:
         Raises:
             UserError: an update has none.
         """
-        paths = dict.fromkeys(self.place(number) / _METRICS for number in range(first, last))
-        for path in paths:
-            for row in read_table(path, TRAIN_METRICS).to_pylist():
+        for place in self.places(range(first, last)):
+            for row in read_table(place / _METRICS, TRAIN_METRICS).to_pylist():
                 if first <= row["iteration"] < last:
                     yield row
 
