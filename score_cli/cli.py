@@ -19,7 +19,6 @@ from score_cli.errors import (
     EXIT_NO_ROOM,
     NO_ROOM,
     JobError,
-    NoRoomError,
     UserError,
 )
 from score_cli.interrupts import interrupt_on_signals
@@ -50,10 +49,8 @@ def run_command(arguments: list[str] | None = None) -> int:
         return _run_here(given)
     try:
         return _run_together(given)
-    except UserError as error:
-        return _fail(str(error), EXIT_BAD_INPUT)
-    except JobError as error:
-        return _fail(str(error), EXIT_JOB_FAILED)
+    except (UserError, JobError) as error:
+        return _fail(str(error), error.exit_code)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
@@ -80,12 +77,8 @@ def _run_here(given: list[str]) -> int:
         for address in mirror.send():
             print(f"{address}: sent", file=sys.stderr)
         return 0
-    except UserError as error:
-        return _fail(mirror.in_addresses(str(error)), EXIT_BAD_INPUT)
-    except NoRoomError as error:
-        return _fail(mirror.in_addresses(str(error)), EXIT_NO_ROOM)
-    except JobError as error:
-        return _fail(mirror.in_addresses(str(error)), EXIT_JOB_FAILED)
+    except (UserError, JobError) as error:
+        return _fail(mirror.in_addresses(str(error)), error.exit_code)
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)

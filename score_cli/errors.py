@@ -13,10 +13,16 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class UserError(Exception):
     """Something the user can put right: one line saying what is wrong, what was expected, what to do."""
 
+    exit_code = EXIT_BAD_INPUT
+
 
 class JobError(Exception):
-    """The job itself failed, on input that was fine: one line, exit code 1."""
+    """The job itself failed, on input that was fine: one line."""
+
+    exit_code = EXIT_JOB_FAILED
 
 
 class NoRoomError(JobError):
-    """The disk has no room for what is to be written: one line, exit code 3."""
+    """The disk has no room for what is to be written: one line."""
+
+    exit_code = EXIT_NO_ROOM
