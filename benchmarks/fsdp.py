@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from score_cli.cli import started_by_torchrun
 from score_cli.config import BaseConfig, Stage1Config, Stage2Config
 from score_cli.tables.checkpoints import Policy, TrainerState, fingerprint, load_optimizer, load_policy, save_policy
-from score_cli.tables.processes import started_by_torchrun, take_part
+from score_cli.tables.processes import take_part
 from score_cli.tables.records import Trace, Verdict
 from score_cli.training import learner
 from score_cli.training.base_policy import untrained_policy

@@ -45,7 +45,7 @@ def main() -> None:
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 3 no room, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+    if not started_by_torchrun():
         return _run_here(given)
     try:
         return _run_together(given)
@@ -55,6 +55,11 @@ def run_command(arguments: list[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return _fail(_out_of_memory(error), EXIT_JOB_FAILED)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this is one of several processes of `torchrun`; asked before torch is there."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
 
 
 def _run_together(given: list[str]) -> int:

@@ -144,11 +144,6 @@ def team() -> Team | None:
     return _team[0] if _team else None
 
 
-def started_by_torchrun() -> bool:
-    """Whether this is one of several processes of `torchrun`."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
-
-
 def resting_device(device: str) -> str:
     """Where a policy is held whole that is trained on a device: beside its shards it would take the room of all."""
     return device if team() is None else "cpu"
