@@ -209,9 +209,7 @@ def _drop(folder: Path) -> None:
 
 def _kinds(paths: Sequence[Path], table: Table) -> list[Table]:
     """The kinds of table that some files are: none where no file is there."""
-    here = [path for path in paths if path.exists()]
-    found = [_kind(path, table) for path in here]
-    return [kind for number, kind in enumerate(found) if kind not in found[:number]]
+    return list(dict.fromkeys(_kind(path, table) for path in paths if path.exists()))
 
 
 def _kind(path: Path, table: Table) -> Table:
