@@ -30,9 +30,8 @@ def read_loss_on(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in WORDS:
-            near = difflib.get_close_matches(word, WORDS, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(WORDS)}"
-            raise UserError(f"loss_on is {text!r}, and {word!r} names no turns: {hint}")
+            near = difflib.get_close_matches(word, WORDS, n=1, cutoff=0.0)[0]
+            raise UserError(f"loss_on is {text!r}, and {word!r} names no turns: did you mean {near}?")
     return words
 
 
