@@ -36,9 +36,16 @@ SOURCES = (RIGHT, GAIN, STUCK, FINAL, FORMAT, REFLEXICODER, *(SIGNAL + kind for 
 EVERY = "every"
 VALUES = "values"
 MOST_REFLECTIONS = 5
+
+
+def signal_earner(kind: str) -> str:
+    """The role of the turns that a signal is about, and that alone can earn it."""
+    return CRITIQUE if kind == REVISION else SOLVE
+
+
 # Sources that a role other than these could never earn.
 _EARNERS = {RIGHT: (SOLVE, *JUDGES), FORMAT: (SOLVE, *JUDGES), GAIN: (SOLVE,), STUCK: (SOLVE,)}
-_EARNERS |= {SIGNAL + kind: (CRITIQUE if kind == REVISION else SOLVE,) for kind in SIGNAL_KINDS}
+_EARNERS |= {SIGNAL + kind: (signal_earner(kind),) for kind in SIGNAL_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)

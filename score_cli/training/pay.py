@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from score_cli.tables.records import CRITIQUE, REVISION, SOLVE
+from score_cli.tables.records import SOLVE
 from score_cli.tables.schemas import NO_ANSWER, TRUNCATED
-from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, SIGNAL, STUCK, Pay
+from score_cli.tasks.pay import EVERY, FINAL, FORMAT, GAIN, REFLEXICODER, RIGHT, SIGNAL, STUCK, Pay, signal_earner
 from score_cli.training.trajectory import trajectory_reward
 
 # Verdicts of turns in which no answer, and no claim, was found.
@@ -89,8 +89,7 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
         return _valued(pay, paid)
     if name.startswith(SIGNAL):
         kind = name.removeprefix(SIGNAL)
-        earners = paid.has(CRITIQUE) if kind == REVISION else solves
-        return torch.where(earners, paid.signals[kind], torch.zeros_like(rewards))
+        return torch.where(paid.has(signal_earner(kind)), paid.signals[kind], torch.zeros_like(rewards))
     if name == FORMAT:
         assert paid.verdicts, "whether turns could be read stands in verdicts"
         return _mask(rewards, [[verdict not in UNREAD for verdict in row] for row in paid.verdicts]).to(rewards.dtype)

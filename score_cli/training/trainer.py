@@ -19,7 +19,8 @@ from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerS
 from score_cli.tables.device import computes_in_bfloat16, setup_device
 from score_cli.tables.parquet import TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer, short_digest
-from score_cli.tables.records import CRITIQUE, REVISION, SOLVE, Signal, Trace, Verdict
+from score_cli.tables.records import Signal, Trace, Verdict
+from score_cli.tasks.pay import signal_earner
 from score_cli.training import step
 from score_cli.training.adapt import trainable
 from score_cli.training.learner import make_learner
@@ -291,9 +292,8 @@ def _check_signals(paid: Sequence[str], signals: Sequence[Signal]) -> None:
     """See that the signals are those that the pay reads."""
     given = sorted({signal.name for signal in signals})
     if given and not paid:
-        earner = CRITIQUE if given[0] == REVISION else SOLVE
         raise UserError(
-            f"signals are given, and nothing is paid for them: give [pay] {earner} = "
+            f"signals are given, and nothing is paid for them: give [pay] {signal_earner(given[0])} = "
             f'{{ "signal:{given[0]}" = 1.0 }}, or leave the signals out'
         )
     missing = [name for name in paid if name not in given]
