@@ -77,10 +77,11 @@ def _run_here(given: list[str]) -> int:
     """Run a command in this process, whoever else takes part in it."""
     mirror = Mirror(given)
     try:
-        if mirror.fetch() and (code := _call(mirror.arguments)):
-            return code
-        for address in mirror.send():
-            print(f"{address}: sent", file=sys.stderr)
+        with mirror:
+            if mirror.fetch() and (code := _call(mirror.arguments)):
+                return code
+            for address in mirror.send():
+                print(f"{address}: sent", file=sys.stderr)
         return 0
     except (UserError, JobError) as error:
         return _fail(mirror.in_addresses(str(error)), error.exit_code)

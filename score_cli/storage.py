@@ -3,16 +3,21 @@
 A command knows files of this machine alone. Before it runs, what its addresses name is fetched into a mirror; the
 command is given the mirror's paths; after it has succeeded, what it wrote there is sent. So a remote output is whole or
 not there, as a local one is: a file appears when all of it has arrived, and of a checkpoint `config.json` arrives last.
+
+Commands of one machine share the mirror. One that writes an address has its place there for itself; those that read it
+hold it together. The kernel lets go of a place when its process dies.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,11 @@ _WHOLE_BY_NATURE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # Commands on run folders, and what names one.
 _ON_RUN_FOLDERS = {"run": {"--out", "--fork"}, "status": {""}, "replay": {""}}
+# Options whose address is only read; that of any other may be written.
+_READ = {
+    *("--model", "--reference", "--problems", "--eval-problems", "--validation-problems", "--traces", "--rewards"),
+    *("--signals", "--from", "--critiques", "--given-rewards", "--revisions", "--first-attempts", "--escalate", "--by"),
+}
 
 Keys = dict[str, str]  # file, relative to an address (empty for the address itself) -> another key when it has changed
 
@@ -43,15 +53,19 @@ class Remote:
 
     Attributes:
         local: where the command finds it and writes it; it keeps the address's last part as its name.
+        fetched: the keys of what the mirror was made equal to.
     """
 
     def __init__(self, url: str, protocol: str) -> None:
         self.url = url.rstrip("/")
         self.protocol = protocol
-        folder = mirror_folder() / _digest(self.url)
-        self.local = folder / self.url.rsplit("/", 1)[-1]
-        self._keys_file = folder.with_suffix(".json")
+        self._folder = mirror_folder() / _digest(self.url)
+        self.local = self._folder / self.url.rsplit("/", 1)[-1]
+        self.fetched: Keys = {}
+        self._keys_file = self._folder.with_suffix(".json")
         self._before: Mapping[str, Any] = {}
+        self._held: int | None = None
+        self._reading = False
 
     @cached_property
     def _at(self) -> tuple[Any, str]:
@@ -80,40 +94,100 @@ class Remote:
         """A key of each file that is there."""
         return {name: key for name, (_, key) in self._found().items()}
 
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Wait until no other command is taking this place or fetching what is there, and keep others waiting."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._folder.with_suffix(".beginning").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def hold(self, *, reading: bool) -> None:
+        """Take the place in the mirror, for this command alone or with others that only read it.
+
+        Raises:
+            UserError: another command has it.
+        """
+        self._held, self._reading = os.open(self._folder, os.O_RDONLY), reading
+        if not self._take(fcntl.LOCK_SH if reading else fcntl.LOCK_EX):
+            does = "is writing it" if reading else "reads or writes it"
+            more = "" if reading else ", or name another output"
+            raise UserError(f"{self.url}: another command on this machine {does}: wait until it has ended{more}")
+
+    def let_go(self) -> None:
+        """Give the place in the mirror back."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _take(self, kind: int) -> bool:
+        assert self._held is not None
+        try:
+            fcntl.flock(self._held, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def fetch(self) -> None:
-        """Make the mirror equal to what is there; what has the key of last time is not fetched again."""
+        """Make the mirror equal to what is there; what has the key of last time is not fetched again.
+
+        Raises:
+            UserError: it has changed, and another command still reads what was there before.
+        """
+        found = self._found()
+        self.fetched = {name: key for name, (_, key) in found.items()}
+        if self._mirrored() != self.fetched or (not found and self.local.exists()):
+            alone = self._held is None or self._take(fcntl.LOCK_EX)
+            if not alone:
+                raise UserError(
+                    f"{self.url} has changed, and another command on this machine still reads what was there before: "
+                    "wait until it has ended"
+                )
+            self._make_equal(found)
+            if self._reading:
+                self._take(fcntl.LOCK_SH)  # others wait in `beginning`, so nobody comes between
+        self._before = self.stamps()
+
+    def _make_equal(self, found: Mapping[str, tuple[str, str]]) -> None:
         from score_cli.tables.atomic import replacing_file
 
-        found, had = self._found(), _read_json(self._keys_file)
+        had = self._mirrored()
         if not found or ("" in found) != self.local.is_file():
             _remove(self.local)
         for name, (path, key) in found.items():
             target = self._place(name)
-            if had.get(name) != key or not target.exists():
+            if had.get(name) != key:
                 with replacing_file(target) as arriving, self._in_one_line("fetched"):
                     self._at[0].get_file(path, str(arriving))
-        for name in self._stamps().keys() - found.keys():
+        for name in self.stamps().keys() - found.keys():
             self._place(name).unlink()
-        self.remember({name: key for name, (_, key) in found.items()})
-        self._before = self._stamps()
+        self._remember(self.fetched)
+
+    def _remember(self, keys: Keys) -> None:
+        """The mirror, as it is now, holds what has these keys."""
+        stamps = self.stamps()
+        _write_json(self._keys_file, {name: [key, stamps[name]] for name, key in keys.items() if name in stamps})
+
+    def _mirrored(self) -> dict[str, str | None]:
+        """The key of each file in the mirror as it was fetched or sent; None where it has changed since."""
+        known = _read_json(self._keys_file)
+        return {
+            name: known[name][0] if known.get(name, ())[1:] == [now] else None for name, now in self.stamps().items()
+        }
 
     def _place(self, name: str) -> Path:
         return self.local / name if name else self.local
 
-    def _stamps(self) -> dict[str, tuple[int, int]]:
+    def stamps(self) -> dict[str, list[int]]:
         """Size and time of each file in the mirror."""
         files = [self.local] if self.local.is_file() else [each for each in self.local.rglob("*") if each.is_file()]
         names = {"" if each == self.local else each.relative_to(self.local).as_posix(): each.stat() for each in files}
-        return {name: (found.st_size, found.st_mtime_ns) for name, found in names.items()}
+        return {name: [found.st_size, found.st_mtime_ns] for name, found in names.items()}
 
     @property
     def changed(self) -> bool:
         """Whether the command wrote here."""
-        return self._stamps() != self._before
-
-    def remember(self, keys: Keys) -> None:
-        """The mirror holds what has these keys."""
-        _write_json(self._keys_file, keys)
+        return self.stamps() != self._before
 
     def send(self) -> None:
         """Make what is there equal to the mirror; a checkpoint is whole at any moment, or none.
@@ -122,16 +196,18 @@ class Remote:
             JobError: it cannot be sent, or did not arrive whole.
         """
         system, path = self._at
-        there, here = self._found(), sorted(self._stamps(), key=lambda name: (name == _LAST, name))
+        there, here = self._found(), sorted(self.stamps(), key=lambda name: (name == _LAST, name))
+        if not here:
+            raise JobError(f"{self.url}: its place in the mirror is empty, so nothing was sent: run the command again")
         with self._in_one_line("sent"):
             for name in sorted(there.keys() - ({*here} - {_LAST}), key=lambda name: name != _LAST):
                 system.rm_file(there[name][0])
             for name in here:
                 self._send_file(self._place(name), f"{path}/{name}" if name else path)
             sizes = {name: system.size(f"{path}/{name}" if name else path) for name in here}
-        if sizes != {name: size for name, (size, _) in self._stamps().items()}:
+        if sizes != {name: size for name, (size, _) in self.stamps().items()}:
             raise JobError(f"{self.url} did not arrive whole: run the same command again, which sends it again")
-        self.remember(self.keys())
+        self._remember(self.keys())
 
     def _send_file(self, file: Path, path: str) -> None:
         system, _ = self._at
@@ -174,45 +250,77 @@ class Mirror:
         remote = Remote(match["url"], match["protocol"])
         return f"{match['option'] or ''}{self.remotes.setdefault(remote.url, remote).local}"
 
+    def __enter__(self) -> "Mirror":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for remote in self.remotes.values():
+            remote.let_go()
+
     @cached_property
     def _pending(self) -> Path:
-        """Says what this command made earlier and could not send: `outputs`, and `keys` of what it was made from."""
-        return mirror_folder() / "unsent" / f"{_digest(*self._given)}.json"
+        """Says what this command made earlier and could not send.
+
+        `command`: itself; `outputs`: their addresses, with the files' stamps in the mirror; `keys`: of its inputs.
+        """
+        return _unsent_folder() / f"{_digest(*self._given)}.json"
 
     def fetch(self) -> bool:
         """Bring what is there. False where this command has already been done: its output is still to be sent.
 
         Raises:
-            UserError: a run folder is remote.
+            UserError: a run folder is remote, another command is at work on an address, or has yet to send it.
         """
         if not self.remotes:
             return True
         _refuse_run_folders(self._given)
-        pending = _read_json(self._pending)
-        if pending and self._keys(but=pending["outputs"]) == pending["keys"]:
-            return False
-        self._pending.unlink(missing_ok=True)
-        for remote in self.remotes.values():
-            remote.fetch()
+        written = {match["url"].rstrip("/") for option, match in _addresses(self._given) if option not in _READ}
+        remotes = sorted(self.remotes.values(), key=lambda remote: remote.local)
+        with ExitStack() as beginnings:
+            for remote in remotes:  # in the order of every other command: none waits for one that waits for it
+                beginnings.enter_context(remote.beginning())
+            for remote in remotes:
+                remote.hold(reading=remote.url not in written)
+                self._refuse_unsent_of_others(remote.url)
+            if self._is_done():
+                return False
+            self._pending.unlink(missing_ok=True)
+            for remote in remotes:
+                remote.fetch()
         return True
+
+    def _is_done(self) -> bool:
+        """Whether this command has been done, on the same inputs, and the mirror still holds what it made."""
+        pending = _read_json(self._pending)
+        if not pending:
+            return False
+        made = {url: self.remotes[url].stamps() for url in pending["outputs"]}
+        inputs = {url: remote.keys() for url, remote in self.remotes.items() if url not in made}
+        return bool(made == pending["outputs"] and inputs == pending["keys"])
+
+    def _refuse_unsent_of_others(self, url: str) -> None:
+        for file in sorted(_unsent_folder().glob("*.json")):
+            pending = _read_json(file)
+            if file != self._pending and url in pending.get("outputs", ()):
+                raise UserError(
+                    f"{url} has yet to be sent by `score {shlex.join(pending['command'])}`: run that command again, "
+                    f"or delete {file} to do without its output"
+                )
 
     def send(self) -> list[str]:
         """Send what the command wrote, or wrote the time before, and return its addresses."""
         if not self.remotes:
             return []
-        pending = _read_json(self._pending)
-        outputs: list[str] = (
-            pending["outputs"] if pending else [url for url, each in self.remotes.items() if each.changed]
-        )
-        if outputs and not pending:
-            _write_json(self._pending, {"outputs": outputs, "keys": self._keys(but=outputs)})
+        outputs = _read_json(self._pending).get("outputs")
+        if outputs is None:
+            outputs = {url: each.stamps() for url, each in self.remotes.items() if each.changed}
+            keys = {url: each.fetched for url, each in self.remotes.items() if url not in outputs}
+            if outputs:
+                _write_json(self._pending, {"command": [*self._given], "outputs": outputs, "keys": keys})
         for url in outputs:
             self.remotes[url].send()
         self._pending.unlink(missing_ok=True)
-        return outputs
-
-    def _keys(self, *, but: Sequence[str]) -> dict[str, Keys]:
-        return {url: remote.keys() for url, remote in self.remotes.items() if url not in but}
+        return list(outputs)
 
     def in_addresses(self, text: str) -> str:
         """A message with the addresses in the places of the mirror's paths."""
@@ -221,12 +329,20 @@ class Mirror:
         return text
 
 
+def _unsent_folder() -> Path:
+    return mirror_folder() / "unsent"
+
+
+def _addresses(arguments: Sequence[str]) -> Iterator[tuple[str, re.Match[str]]]:
+    """The addresses among arguments, each with the option that it stands behind (empty for none)."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if (match := _ADDRESS.fullmatch(argument)) is not None:
+            yield (match["option"] or "").rstrip("=") or (before if before[:2] == "--" else ""), match
+
+
 def _refuse_run_folders(arguments: Sequence[str]) -> None:
-    named_by = _ON_RUN_FOLDERS.get(arguments[0], set())
-    for before, argument in itertools.pairwise(arguments):
-        match = _ADDRESS.fullmatch(argument)
-        option = "" if match is None else (match["option"] or "").rstrip("=") or (before if before[:2] == "--" else "")
-        if match is not None and option in named_by:
+    for option, match in _addresses(arguments):
+        if option in _ON_RUN_FOLDERS.get(arguments[0], ()):
             raise UserError(
                 f"{match['url']}: a run folder is written again and again, expected a folder of this machine: "
                 "copy it to there when the run has ended"

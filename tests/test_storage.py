@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from moto.server import ThreadedMotoServer
 
 from score_cli.cli import run_command
 from score_cli.config import DataConfig
+from score_cli.errors import JobError, UserError
 from score_cli.stages.data import write_problems
-from score_cli.storage import Remote
+from score_cli.storage import Mirror, Remote
 from tests.conftest import write_checkpoint
 
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -46,6 +48,24 @@ def bucket(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def stored(bucket: Any) -> dict[str, bytes]:
     return {each.key: each.get()["Body"].read() for each in bucket.objects.all()}
+
+
+@contextmanager
+def broken_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is sent breaks in the second part of two."""
+
+    async def broken(self: Any, local: str, remote: str, **kwargs: Any) -> None:
+        box, _, key = remote.partition("/")
+        upload = await self._call_s3("create_multipart_upload", Bucket=box, Key=key)
+        part = {"Bucket": box, "Key": key, "PartNumber": 1, "UploadId": upload["UploadId"]}
+        await self._call_s3("upload_part", **part, Body=b"half")
+        raise ConnectionError("the line broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3fs.S3FileSystem, "_put_file", broken)
+        s3fs.S3FileSystem.clear_instance_cache()  # an instance binds its methods when it is made
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_loop_on_remote_files_leaves_the_bytes_of_one_on_local_files(bucket: Any, tmp_path: Path) -> None:
@@ -103,25 +123,103 @@ def test_a_broken_upload_leaves_the_earlier_file_and_is_made_good_without_the_wo
     """The line breaks in the second part of two; the same command sends what it made, and does not make it again."""
     bucket.put_object(Key="p.parquet", Body=b"the earlier one")
     command = ["data", "division", "--limit", "1", "--out", "s3://box/p.parquet", "--overwrite"]
-    put, calls = s3fs.S3FileSystem._put_file, []
-
-    async def broken(self: Any, *args: Any, **kwargs: Any) -> None:
-        upload = await self._call_s3("create_multipart_upload", Bucket="box", Key="p.parquet")
-        await self._call_s3(
-            "upload_part", Bucket="box", Key="p.parquet", PartNumber=1, UploadId=upload["UploadId"], Body=b"half"
-        )
-        raise ConnectionError("the line broke")
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", broken)
-    assert run_command(command) == 1
+    calls: list[int] = []
+    with broken_line(monkeypatch):
+        assert run_command(command) == 1
     assert "the line broke); its output is kept, and the same command again sends it" in capsys.readouterr().err
     assert stored(bucket) == {"p.parquet": b"the earlier one"}
-    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", put)
-    s3fs.S3FileSystem.clear_instance_cache()  # an instance binds its methods when it is made
     monkeypatch.setattr("score_cli.stages.data.write_problems", lambda *_, **__: calls.append(1))
     assert run_command(command) == 0
     assert calls == [] and stored(bucket)["p.parquet"][:4] == b"PAR1"
     assert capsys.readouterr().err == "s3://box/p.parquet: sent\n"
+
+
+def test_what_one_command_has_yet_to_send_no_other_takes_away(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "division", "--limit", "1", "--out", "s3://box/p.parquet"]
+    other = ["show", "--problems", "s3://box/p.parquet"]
+    with broken_line(monkeypatch):
+        assert run_command(command) == 1
+    capsys.readouterr()
+    assert run_command(other) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"score: s3://box/p.parquet has yet to be sent by `score {' '.join(command)}`: run that ")
+    assert run_command(command) == 0 and stored(bucket)["p.parquet"][:4] == b"PAR1"
+    capsys.readouterr()
+    # What is said to give it up does so.
+    with broken_line(monkeypatch):
+        assert run_command([*command, "--overwrite"]) == 1
+    capsys.readouterr()
+    assert run_command(other) == 2
+    Path(capsys.readouterr().err.partition(", or delete ")[2].partition(" to do without")[0]).unlink()
+    assert run_command(other) == 2  # for want of traces
+    assert "yet to be sent" not in capsys.readouterr().err
+
+
+def test_output_that_is_gone_from_the_mirror_is_made_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not told to be sent, and what is there not taken away for it."""
+    bucket.put_object(Key="p.parquet", Body=b"the earlier one")
+    command = ["data", "division", "--limit", "1", "--out", "s3://box/p.parquet", "--overwrite"]
+    with broken_line(monkeypatch):
+        assert run_command(command) == 1
+    Remote("s3://box/p.parquet", "s3").local.unlink()
+    with pytest.raises(JobError, match="is empty, so nothing was sent"):
+        Remote("s3://box/p.parquet", "s3").send()
+    assert stored(bucket) == {"p.parquet": b"the earlier one"}
+    assert run_command(command) == 0
+    assert stored(bucket)["p.parquet"][:4] == b"PAR1"
+
+
+def test_output_of_inputs_that_changed_during_the_work_is_not_sent_later(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put_object(Key="t", Body=b"traces")
+    command = ["verify", "--traces", "s3://box/t", "--out", "s3://box/r"]
+
+    def broken(*_: object) -> None:
+        raise ConnectionError("the line broke")
+
+    with Mirror(command) as mirror:
+        assert mirror.fetch()
+        bucket.put_object(Key="t", Body=b"other traces")
+        Path(mirror.arguments[-1]).write_bytes(b"rewards of traces")
+        with monkeypatch.context() as patched, pytest.raises(JobError, match="the line broke"):
+            patched.setattr(Remote, "_send_file", broken)
+            mirror.send()
+    with Mirror(command) as again:
+        assert again.fetch()
+        assert Path(again.arguments[2]).read_bytes() == b"other traces" and not Path(again.arguments[-1]).exists()
+
+
+def test_what_a_killed_command_left_in_the_mirror_is_not_taken_for_what_is_there(bucket: Any) -> None:
+    bucket.put_object(Key="p", Body=b"what is there")
+    Remote("s3://box/p", "s3").fetch()
+    Remote("s3://box/p", "s3").local.write_bytes(b"what is not")
+    again = Remote("s3://box/p", "s3")
+    again.fetch()
+    assert again.local.read_bytes() == b"what is there"
+
+
+def test_commands_share_what_they_read_and_nothing_that_one_of_them_writes(bucket: Any) -> None:
+    """Each is right, or told in one line."""
+    for key in ("a", "b"):
+        bucket.put_object(Key=key, Body=b"one")
+    read, write = ["show", "--traces", "s3://box/a"], ["verify", "--traces=s3://box/b", "--out=s3://box/a"]
+    with Mirror(read) as first, Mirror(read) as second:
+        assert first.fetch() and second.fetch()
+        with Mirror(write) as third, pytest.raises(UserError, match="s3://box/a: another .* reads or writes it: wait"):
+            third.fetch()
+        bucket.put_object(Key="a", Body=b"two")
+        with Mirror(read) as fourth, pytest.raises(UserError, match="s3://box/a has changed, and another"):
+            fourth.fetch()
+        assert Path(first.arguments[-1]).read_bytes() == b"one"
+    with Mirror(write) as first, Mirror(["show", "--traces", "s3://box/b"]) as second:
+        assert first.fetch() and second.fetch()
+        with Mirror(read) as third, pytest.raises(UserError, match="s3://box/a: another .* is writing it: wait"):
+            third.fetch()
+    with Mirror(read) as first:
+        assert first.fetch() and Path(first.arguments[-1]).read_bytes() == b"two"
 
 
 def test_a_file_that_has_changed_is_fetched_again_and_no_other(bucket: Any, tmp_path: Path) -> None:
