@@ -65,7 +65,7 @@ def parts(job: Job, cards: int) -> dict[str, float]:
 def hours(job: Job, run: RunConfig, cards: int) -> tuple[float, float]:
     """Hours of all updates, and of the evaluation, which is sampled by all cards."""
     updates = run.stage1_iterations + run.stage2_iterations
-    return updates * sum(parts(job, cards).values()) / 3600, recipe_hours(job, run)[1] / cards
+    return updates * sum(parts(job, cards).values()) / 3600, recipe_hours(job, run).evaluation / cards
 
 
 def needed(job: Job, cards: int) -> float:

@@ -6,6 +6,8 @@ from score_cli.config import DIALOGUE_METHODS, RunConfig, SftConfig, Stage1Confi
 from score_cli.errors import UserError
 
 BASE, START, STAGE1, SFT, STAGE2 = "base", "start", "stage1", "sft", "stage2"
+# What `run.start` says in a file's place: the dialogues are an author's.
+AUTHOR = "author"
 
 
 @dataclass(frozen=True, kw_only=True)

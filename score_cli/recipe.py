@@ -42,6 +42,7 @@ TRY_OUT = {
     "sample": {"max_tokens": 64},
     "train-stage1": {"warmup_updates": 1},
     "train-stage2": {"warmup_updates": 1},
+    "train-sft": {"epochs": 1},
     "eval": {"max_tokens": 64},
     "run": {
         "stage1_iterations": 2,
@@ -152,13 +153,20 @@ class Recipe:
     def try_out(self) -> None:
         """Cut what takes long down to what shows that all parts fit together; what is shorter stays.
 
-        Nothing is learned from so few updates, and attempts as short are mostly cut off.
+        Nothing is learned from so few updates, and attempts as short are mostly cut off. The dialogues of a supervised
+        start are as long as they are, so with one the attempts sampled stay as long as the recipe has them.
         """
+        stays = set()
+        run = self.settings("run", config.RunConfig)
+        if run.best_every is None:  # none is kept
+            stays.add("run.best_every")
+        if run.start is not None:
+            stays.add("sample.max_tokens")
         for table, most in TRY_OUT.items():
             values: Any = self.settings(table, TABLES[table])
             for key, number in most.items():
                 value = getattr(values, key)
-                if value is None and key == "best_every":  # none is kept
+                if f"{table}.{key}" in stays:
                     continue
                 if value is None or value > number:
                     self._tables.setdefault(table, {})[key] = number

@@ -16,7 +16,7 @@ from score_cli.config import (
     Stage2Config,
 )
 from score_cli.errors import UserError
-from score_cli.phases import BASE, Phase, plan_phases
+from score_cli.phases import AUTHOR, BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
@@ -50,7 +50,6 @@ from score_cli.verification.grader import Grader
 from score_cli.verification.own_grader import find_source
 
 # What run.start calls the author of [dialogues].
-AUTHOR = "author"
 
 Stage = TypeVar("Stage", Stage1Config, Stage2Config)
 

@@ -57,7 +57,7 @@ def check_room(folder: RunFolder, predicted: Disk) -> str | None:
     """
     free = free_bytes(folder.root)
     traces = bytes_of(folder.updates.root)
-    checkpoints = max(0.0, predicted.checkpoints - (bytes_of(folder.root) - traces))
+    checkpoints = max(0.0, predicted.checkpoints - sum(map(bytes_of, folder.checkpoints())))
     if free < checkpoints:
         raise NoRoomError(
             f"{folder.root} is on a disk with {in_words(free)} free, and the run's checkpoints take "

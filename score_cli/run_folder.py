@@ -26,7 +26,7 @@ from typing import Any
 
 from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
-from score_cli.phases import Phase
+from score_cli.phases import BASE, Phase
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
 from score_cli.tables.parquet import METRICS, TRAIN_METRICS, read_table, write_table
@@ -181,6 +181,14 @@ class RunFolder:
         if footer is None or footer.policy != state.parent:
             place = self.updates.place(state.iteration - 1)
             raise UserError(f"{path} was not made from the traces of {place}: move it away, or name another --out")
+
+    def checkpoints(self) -> list[Path]:
+        """Every checkpoint that the run has made: ends of phases, the best, and what is kept to go on from.
+
+        A base that was built here is none of them.
+        """
+        ends = [path for path in self.root.iterdir() if path.name != BASE and (path / TRAINER).is_dir()]
+        return [*ends, *self._latest.glob("[0-9]*")]
 
     def kept(self, phase: Phase, most: int | None = None) -> Path | None:
         """The newest checkpoint inside a phase, of at most so many updates."""

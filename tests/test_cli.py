@@ -362,6 +362,17 @@ def test_a_try_out_cuts_what_is_long_and_leaves_what_is_short() -> None:
     assert math.settings("sample", config.SampleConfig).samples == 8
 
 
+def test_a_try_out_leaves_attempts_as_long_as_the_dialogues_of_a_start_may_be() -> None:
+    recipe = read_recipe(PIPELINES / "math.toml")
+    recipe.change(["run.start=dialogues.jsonl", "run.start_rounds=3", "train-sft.epochs=2"])
+    whole = recipe.settings("sample", config.SampleConfig).max_tokens
+    recipe.try_out()
+    assert recipe.settings("sample", config.SampleConfig).max_tokens == whole != 64
+    assert recipe.settings("eval", config.EvalConfig).max_tokens == 64
+    assert recipe.settings("run", config.RunConfig).start_rounds == 1
+    assert recipe.settings("train-sft", config.SftConfig).epochs == 1
+
+
 def test_a_try_out_of_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", PIPELINES / "study.toml", "--try-out", "--out", tmp_path / "out") == 2
     assert "try it out with --limit" in one_line(capsys)

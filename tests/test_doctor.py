@@ -191,6 +191,23 @@ def test_the_prediction_of_a_recipe_is_one_json_object(tmp_path: Path, capsys: p
     assert "3,000 updates" in capsys.readouterr().out
 
 
+def test_a_supervised_start_takes_its_passes_over_every_dialogue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of 2 rounds: 3 epochs of 3 passes, and the loss before and after; a trace has 150 + 2 x 40 + 60 tokens."""
+    shape = llama(tmp_path)
+    changes = ["run.start=author", "run.start_rounds=2", "dialogues.size=700", "train-sft.epochs=3"]
+    changes += ["sample.max_tokens=100", "eval.max_tokens=100"]
+    given = ["doctor", "--model", tmp_path, "--gpu", "cpu", *(part for each in changes for part in ("--set", each))]
+    assert run(*given, "--json") == 0
+    hours = json.loads(capsys.readouterr().out)["hours"]
+    passes = 2 * 700 * (3 * 3 + 2)
+    expected = passes * forward_operations(make_job(shape), 290, 80) / (0.35 * choose_card("cpu", None).rate)
+    assert hours["supervised"] == pytest.approx(expected / 3600) and hours["updates"] == 0
+    assert run(*given) == 0
+    assert "0 updates: 0.0 hours, 0.0 of supervised rounds, and " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -17,7 +17,7 @@ ALLOWED = {
     "stages": {"tables", "tasks", "stages", *STAGES},
     "study": {"tables", "evaluation", "stages", "phases", "run_folder", "study"},
     "report": {"tables", "training", "evaluation", "phases", "study", "report"},
-    "doctor": {"__version__", "tables", "sampling", "training", "verification", "doctor"},
+    "doctor": {"__version__", "tables", "sampling", "training", "verification", "phases", "tasks", "doctor"},
     "metrics.py": {"tables"},
     "loop.py": {"tables", "sampling", "verification", "training"},
     "phases.py": set(),

@@ -24,10 +24,13 @@ MIB = 2**20
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run's folder with 3 MiB of checkpoints and 2 of traces, on a disk with 10 MiB free."""
-    files = {"stage1/model": 1, "latest/0004/model": 2, "iterations/0002-0003/t": 1, "iterations/0004/traces": 1}
+    """A run's folder with 3 MiB of checkpoints and 2 of traces besides its base and tables, and 10 MiB free."""
+    files = {
+        **{"stage1/trainer/moments": 1, "latest/0004/model": 2, "iterations/0002-0003/t": 1, "iterations/0004/t": 1},
+        **{"base/trainer/state": 5, "eval/traces": 7, "solves": 4},
+    }
     for name, size in files.items():
-        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(size * MIB))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * MIB))
     return RunFolder(tmp_path)
@@ -69,6 +72,22 @@ def test_the_prediction_is_that_of_doctor(checkpoint: Path) -> None:
     assert found is not None and found.checkpoints == pytest.approx(5 * 3 * weights, rel=0.05)
     # Ten updates of ten traces: a prompt of 150 tokens, two attempts of 40, 60 between them, 8 bytes a token.
     assert found.traces == 10 * 10 * (150 + 2 * 40 + 60) * 8
+
+
+def test_every_phase_leaves_a_checkpoint_and_a_supervised_one_no_moments(checkpoint: Path) -> None:
+    stages = {"stage1_iterations": 3, "stage1_by_attempt": True, "stage2_iterations": 7}
+    found = predicted_disk(
+        checkpoint,
+        sample=SampleConfig(problems_per_iteration=5, samples=2, max_tokens=100, attempts=3),
+        train=Stage2Config(),
+        evaluate=EvalConfig(),
+        run=RunConfig(start="author", sft_rounds=2, best_every=1, **stages),
+    )
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    # The ends of start and sft; with moments of Stage I twice and of Stage II, the best, one kept, one being written.
+    assert found is not None and found.checkpoints == pytest.approx((2 + 6 * 3) * weights, rel=0.05)
+    # Three updates with two attempts, and ten with three.
+    assert found.traces == (3 * (150 + 2 * 40 + 60) + 10 * (150 + 3 * 40 + 2 * 60)) * 10 * 8
 
 
 def test_a_library_that_finds_no_room_in_its_own_words_is_understood(tmp_path: Path) -> None:

@@ -258,12 +258,13 @@ def doctor(
         typer.echo(environment.as_json() if as_json else environment.as_text())
         return
     from score_cli.doctor.cards import Assumptions, choose_card
-    from score_cli.doctor.predict import make_job, predict
+    from score_cli.doctor.predict import make_job, predict, supervised_of
     from score_cli.doctor.show import as_text, as_values
     from score_cli.recipe import read_recipe
 
     plan = read_recipe(recipe) if recipe is not None else Recipe({})
     plan.change(changes or [])
     given = Assumptions(prompt_tokens=prompt_tokens, attempt_share=attempt_share, mfu=mfu)
-    found = predict(make_job(model, plan, choose_card(gpu, gpu_memory), given), plan.settings("run", RunConfig))
+    job = make_job(model, plan, choose_card(gpu, gpu_memory), given)
+    found = predict(job, plan.settings("run", RunConfig), supervised_of(plan))
     typer.echo(json.dumps(as_values(found), indent=2) if as_json else as_text(found))

@@ -4,10 +4,13 @@ W numbers in the layers' matrices, V vocabulary, d width, L layers, A attempts; 
 b between attempts, t of a whole trace; K traces a problem, n traces in all.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from score_cli.config import RunConfig
+from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.doctor.memory import Job, moment_bytes
+from score_cli.phases import SFT, START, Phase, plan_phases
 
 
 class Part(NamedTuple):
@@ -107,27 +110,91 @@ def refresh_seconds(job: Job) -> float:
     return digest + (2 * n * (1 / given.hash_rate + 2 / given.copy_rate) if job.vllm else 0.0)
 
 
-def recipe_hours(job: Job, run: RunConfig) -> tuple[float, float]:
-    """Hours of all updates, and of the evaluation of the base and of each stage's policy, sampled and greedy."""
-    updates = run.stage1_iterations + run.stage2_iterations
-    seconds = sum(part.seconds for part in iteration(job))
-    policies = 1 + (run.stage1_iterations > 0) + (run.stage2_iterations > 0)
+class Hours(NamedTuple):
+    """Of a whole recipe."""
+
+    updates: float
+    evaluation: float
+    supervised: float
+
+
+class Supervised(NamedTuple):
+    """What supervised rounds learn from: the dialogues of a start, and how often a round goes through its examples."""
+
+    dialogues: int
+    epochs: int
+
+
+NO_ROUNDS = Supervised(dialogues=0, epochs=0)
+
+
+def planned(job: Job, run: RunConfig) -> list[Phase]:
+    """The phases of a run; of each stage's settings nothing matters here."""
+    return plan_phases(run, stage1=Stage1Config(), stage2=Stage2Config(), sft=SftConfig(), attempts=job.attempts)
+
+
+def learned_from_rewards(phases: Sequence[Phase]) -> list[Phase]:
+    """Those of them that are Stage I or Stage II."""
+    return [phase for phase in phases if phase.stage != SFT]
+
+
+def of_phase(job: Job, phase: Phase) -> Job:
+    """The job with the attempts that a phase's traces have."""
+    if phase.attempts == job.attempts:
+        return job
+    return replace(job, sample=replace(job.sample, attempts=phase.attempts))
+
+
+def recipe_hours(job: Job, run: RunConfig, supervised: Supervised = NO_ROUNDS) -> Hours:
+    """Hours of all updates, of the evaluation of the base and of each phase's policy, and of supervised rounds."""
+    phases = planned(job, run)
+    seconds = sum(
+        (phase.last - phase.first) * sum(part.seconds for part in iteration(of_phase(job, phase)))
+        for phase in learned_from_rewards(phases)
+    )
     problems, samples = job.assumptions.eval_problems, job.evaluate.samples
     lengths = mean_lengths(job)._replace(attempts=job.evaluate.attempts)
     once = sampling_seconds(job, lengths, problems * (samples + 1), samples + 1)
-    return updates * seconds / 3600, policies * once / 3600
+    rounds = sum(
+        (phase.last - phase.first) * supervised_seconds(of_phase(job, phase), run, phase, supervised)
+        for phase in phases
+        if phase.stage == SFT
+    )
+    return Hours(seconds / 3600, (1 + len(phases)) * once / 3600, rounds / 3600)
+
+
+def supervised_seconds(job: Job, run: RunConfig, phase: Phase, supervised: Supervised) -> float:
+    """Of one supervised round: three passes an example and epoch for the gradient, and one before and after.
+
+    A start has its dialogues. Other rounds sample their traces and grade them, and learn from as many at most.
+    """
+    given, lengths = job.assumptions, mean_lengths(job)
+    examples, collected = supervised.dialogues, 0.0
+    if phase.name != START:
+        examples = (run.sft_problems or given.eval_problems) * job.sample.samples
+        collected = sampling_seconds(job, lengths, examples, job.sample.samples)
+        collected += given.verify_seconds * examples * lengths.attempts / (job.workers or given.cores)
+    scored = lengths.attempts * lengths.attempt
+    recomputed = forward_operations(job, lengths.trace, 0) * supervised.epochs if job.checkpointing else 0.0
+    operations = (3 * supervised.epochs + 2) * forward_operations(job, lengths.trace, scored) + recomputed
+    return collected + operations * examples / (given.mfu * job.card.rate)
 
 
 def disk_bytes(job: Job, run: RunConfig) -> list[tuple[str, float]]:
     """Of checkpoints, weights and moments of what is trained, and of traces.
 
-    There is one after each stage, the newest, the best where it is kept, and one that is being written.
+    There is one after each phase, the newest, the best where it is kept, and one that is being written. The end of a
+    supervised phase has no moments. The base of a run lies there before the run is predicted, or elsewhere.
     """
-    updates = run.stage1_iterations + run.stage2_iterations
-    kept = (run.stage1_iterations > 0) + (run.stage2_iterations > 0) + run.keep_checkpoints + 1
-    kept += run.best_every is not None
-    tokens = mean_lengths(job).trace * job.traces * updates
+    phases = planned(job, run)
+    learned = learned_from_rewards(phases)
+    updates = sum(phase.last - phase.first for phase in learned)
+    moving = run.keep_checkpoints + 1 + (run.best_every is not None)
+    weights, moments = len(phases) + moving, len(learned) + moving
+    tokens = sum(
+        (phase.last - phase.first) * mean_lengths(of_phase(job, phase)).trace * job.traces for phase in learned
+    )
     return [
-        (f"checkpoints, {kept} at most", (4.0 * job.trained + moment_bytes(job)) * kept),
-        (f"traces of {updates} updates", tokens * job.assumptions.trace_bytes),
+        (f"checkpoints, {weights} at most", 4.0 * job.trained * weights + moment_bytes(job) * moments),
+        (f"traces of {updates:,} updates", tokens * job.assumptions.trace_bytes),
     ]

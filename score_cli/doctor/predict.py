@@ -3,13 +3,24 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from score_cli.config import EvalConfig, RunConfig, SampleConfig, Stage1Config, Stage2Config, VerifyConfig
+from score_cli.config import (
+    DialoguesConfig,
+    EvalConfig,
+    RunConfig,
+    SampleConfig,
+    SftConfig,
+    Stage1Config,
+    Stage2Config,
+    VerifyConfig,
+)
 from score_cli.doctor.advice import Change, advise
 from score_cli.doctor.cards import Assumptions, Card
-from score_cli.doctor.duration import Part, disk_bytes, iteration, recipe_hours
+from score_cli.doctor.duration import NO_ROUNDS, Hours, Part, Supervised, disk_bytes, iteration, recipe_hours
 from score_cli.doctor.memory import Job, Peak, Term, budget, peak, phase_bytes, terms, vllm_share
 from score_cli.doctor.shape import read_shape
+from score_cli.phases import AUTHOR
 from score_cli.recipe import Recipe
+from score_cli.tasks.dialogues import read_dialogues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +35,7 @@ class Prediction:
     budget: float
     changes: list[Change]
     parts: list[Part]
-    hours: tuple[float, float]
+    hours: Hours
     disk: list[tuple[str, float]]
 
     @property
@@ -64,7 +75,21 @@ def make_job(model: Path, recipe: Recipe, card: Card, assumptions: Assumptions) 
     )
 
 
-def predict(job: Job, run: RunConfig) -> Prediction:
+def supervised_of(recipe: Recipe) -> Supervised:
+    """What a recipe's supervised rounds learn from.
+
+    Raises:
+        UserError: the file of dialogues cannot be read.
+    """
+    start = recipe.settings("run", RunConfig).start
+    dialogues = 0
+    if start is not None:
+        written = recipe.settings("dialogues", DialoguesConfig).size
+        dialogues = written if start == AUTHOR else len(read_dialogues(Path(start)))
+    return Supervised(dialogues, recipe.settings("train-sft", SftConfig).epochs)
+
+
+def predict(job: Job, run: RunConfig, supervised: Supervised = NO_ROUNDS) -> Prediction:
     """Everything that is said of a job."""
     return Prediction(
         job=job,
@@ -75,6 +100,6 @@ def predict(job: Job, run: RunConfig) -> Prediction:
         budget=budget(job),
         changes=advise(job),
         parts=iteration(job),
-        hours=recipe_hours(job, run),
+        hours=recipe_hours(job, run, supervised),
         disk=disk_bytes(job, run),
     )

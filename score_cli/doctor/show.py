@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from score_cli.doctor.cards import GIB
-from score_cli.doctor.duration import mean_lengths
+from score_cli.doctor.duration import learned_from_rewards, mean_lengths, planned
 from score_cli.doctor.memory import PHASES, budget, peak, vllm_needs, vllm_share
 from score_cli.doctor.predict import Prediction
 
@@ -68,10 +68,15 @@ def _verdict(found: Prediction) -> list[str]:
 def _time(found: Prediction) -> list[str]:
     lines = [_row("an update, seconds", ["about"], "how")]
     lines += [_row(part.name, [f"{part.seconds:,.1f}"], part.formula) for part in found.parts]
-    updates = found.run.stage1_iterations + found.run.stage2_iterations
-    if updates:
-        training, evaluation = found.hours
-        lines += ["", f"{updates:,} updates: {training:,.1f} hours, and {evaluation:,.1f} of evaluation"]
+    phases = planned(found.job, found.run)
+    updates = sum(phase.last - phase.first for phase in learned_from_rewards(phases))
+    if phases:
+        hours = found.hours
+        supervised = f", {hours.supervised:,.1f} of supervised rounds" if hours.supervised else ""
+        lines += [
+            "",
+            f"{updates:,} updates: {hours.updates:,.1f} hours{supervised}, and {hours.evaluation:,.1f} of evaluation",
+        ]
     return lines
 
 
@@ -96,7 +101,6 @@ def _assumed(found: Prediction) -> list[str]:
 def as_values(found: Prediction) -> dict[str, Any]:
     """The same for a program: bytes and seconds."""
     job = found.job
-    updates, evaluation = found.hours
     values: dict[str, Any] = {
         "model": job.shape.name,
         "parameters": job.shape.parameters,
@@ -113,7 +117,7 @@ def as_values(found: Prediction) -> dict[str, Any]:
             for change in found.changes
         ],
         "seconds": {part.name: part.seconds for part in found.parts},
-        "hours": {"updates": updates, "evaluation": evaluation},
+        "hours": found.hours._asdict(),
         "disk": dict(found.disk),
         "assumptions": asdict(job.assumptions),
     }
