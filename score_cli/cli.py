@@ -45,10 +45,8 @@ def main() -> None:
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 3 no room, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    if not started_by_torchrun():
-        return _run_here(given)
     try:
-        return _run_together(given)
+        return _run_together(given) if started_by_torchrun() else _run_here(given)
     except (UserError, JobError) as error:
         return _fail(str(error), error.exit_code)
     except RuntimeError as error:
@@ -93,10 +91,6 @@ def _run_here(given: list[str]) -> int:
         return _fail(f"{error.format_message()} (see `{command} --help`)", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return _interrupted()
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _fail(_out_of_memory(error), EXIT_JOB_FAILED)
     except OSError as error:
         if error.errno in NO_ROOM:
             place = error.filename or "the output"
