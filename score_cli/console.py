@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from score_cli.progress import Progress, Task
 
 SECONDS_BETWEEN_LINES = 10.0
+# Columns of a terminal on which long bars leave room for what is said beside them.
+_WIDE = 110
 
 
 def make_progress() -> Progress:
@@ -23,22 +25,24 @@ class _Bars:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            TaskProgressColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        console = Console(stderr=True)
         self._rich = RichProgress(
             TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if console.width >= _WIDE else 8),
             MofNCompleteColumn(),
-            TaskProgressColumn(show_speed=True),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            # It alone gives way where the terminal is narrow: a number cut short is another number.
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            console=console,
+            expand=True,
         )
         self._open = 0
 
