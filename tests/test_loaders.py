@@ -232,10 +232,12 @@ def test_custom_programs_keep_their_tests(tmp_path: Path) -> None:
         ("gsm8k", "a.jsonl", "3\n", "line 1 holds int, expected an object"),
         ("gsm8k", "a.jsonl", "\n", "holds no rows: expected one problem per row"),
         ("gsm8k", "a.xlsx", "q,a\n", "is of no known kind: expected a name ending in .jsonl"),
-        ("custom", "a.csv", "", "is not a readable CSV file: empty"),
-        ("custom", "a.csv", "question,answer\n1,2,3\n", "is not a readable CSV file: "),
+        ("custom", "a.csv", "", "is not a readable CSV file (empty"),
+        ("custom", "a.csv", "question,answer\n1,2,3\n", "expected a line of names, and as many values in each row"),
         ("custom", "a.csv", "question,answer\n", "holds no rows: expected one problem per row"),
         ("custom", "a.csv", "question,answer\nQ,\n", "row 0 has neither an answer"),
+        ("custom", "a.csv", "question,answer\n,7\n", "row 0 has nothing in question: fill it in, or leave the row out"),
+        ("custom", "a.csv", "Question,Answer\nQ,7\n", "found Question, Answer: name them with --question-column"),
         ("custom", "a.csv", "question,answer\nQ,nan\n", "row 0: answer holds nan, which stands for no value"),
         (
             "custom",
@@ -301,6 +303,12 @@ def test_bad_options_are_one_line(dataset: str, options: dict[str, Any], message
     assert "\n" not in str(caught.value)
 
 
+def test_a_blank_line_of_a_csv_file_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n1+1?,2\n\n,\n2+2?,4\n\n")
+    problems = load_problems("custom", source=str(tmp_path / "a.csv"))
+    assert [(each.problem_id, each.answer) for each in problems] == [("custom/a/0", "2"), ("custom/a/1", "4")]
+
+
 def test_a_renamed_column_must_be_there(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"question": "Q", "answer": "1"}])
     with pytest.raises(UserError, match=r"lacks grade: expected the columns as named, .*; found question, answer"):
@@ -331,7 +339,7 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(source: str) -> None:
 
 def test_hub_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"openai/gsm8k is no file or folder here, .* pip install datasets, or give"):
+    with pytest.raises(UserError, match=r"openai/gsm8k is no file or folder here, .* pip install 'score-cli\[hub\]', or give"):
         load_problems("gsm8k", source="openai/gsm8k")
 
 

@@ -122,12 +122,13 @@ def _trl_problem(row: Row, task: str | None) -> Loaded:
 
 def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
     """One row as a problem."""
-    row.require(list(dict.fromkeys([columns.question, *columns.renamed()])), "the columns as named")
+    named = list(dict.fromkeys([columns.question, *columns.renamed()]))
+    row.require(named, "the columns as named", ": name them with --question-column, --answer-column and their kin")
     is_own = task is not None and task not in PROMPTS
     if not is_own and not row.has(columns.answer) and not row.has(columns.tests):
         raise UserError(
             f"{row.where} has neither an answer (column {columns.answer}) nor tests (column {columns.tests}): "
-            f"name the column that holds one; found {', '.join(row.fields)}"
+            f"name the column that holds one (--answer-column), or leave the row out; found {', '.join(row.fields)}"
         )
     question, answer = row.question(columns.question), _answer(row, columns.answer, any_kind=is_own)
     tests, entry_point = row.value(columns.tests), _optional(row, columns.entry_point)

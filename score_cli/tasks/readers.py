@@ -47,17 +47,20 @@ class Row(NamedTuple):
         """Whether the row has a value, not null, under that name."""
         return self.value(name) is not None
 
-    def require(self, names: Sequence[str], layout: str) -> None:
+    def require(self, names: Sequence[str], layout: str, hint: str = "") -> None:
         """Check that the row has a value under every name.
 
         Raises:
-            UserError: one is missing; `layout` says what was expected.
+            UserError: one is missing; `layout` says what was expected, `hint` what to do.
         """
         missing = [name for name in names if not self.has(name)]
+        empty = [name for name in missing if name in self.fields]
+        if empty and empty == missing:
+            raise UserError(f"{self.where} has nothing in {', '.join(empty)}: fill it in, or leave the row out")
         if missing:
             raise UserError(
                 f"{self.where} lacks {', '.join(missing)}: expected {layout}, which has {', '.join(names)}; "
-                f"found {', '.join(self.fields) or 'no field'}"
+                f"found {', '.join(self.fields) or 'no field'}{hint}"
             )
 
     def text(self, name: str) -> str:
@@ -195,15 +198,19 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a CSV file with a line of names: every value is text, and an empty one is no value."""
+    """Rows of a CSV file with a line of names: every value is text, an empty one is no value, a blank line no row."""
     import polars as pl
 
     try:
         rows = pl.read_csv(io.BytesIO(read_text(path).encode()), infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is not a readable CSV file: {_first_line(error)}") from error
+        raise UserError(
+            f"{path} is not a readable CSV file ({_first_line(error)}): expected a line of names, and as many values in "
+            "each row; a value with a comma in it stands in quotes"
+        ) from error
     for index, fields in enumerate(rows.iter_rows(named=True)):
-        yield f"{path} row {index}", {name: value or None for name, value in fields.items()}
+        if any(fields.values()):
+            yield f"{path} row {index}", {name: value or None for name, value in fields.items()}
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -261,7 +268,7 @@ def _read_hub(name: str, config: str | None) -> Iterator[Row]:
     except ImportError as error:
         raise UserError(
             f"{name} is no file or folder here, and to read it from the Hugging Face hub needs the package datasets: "
-            "pip install datasets, or give the path of a downloaded copy"
+            "pip install 'score-cli[hub]', or give the path of a downloaded copy"
         ) from error
     try:
         configs = datasets.get_dataset_config_names(name)
