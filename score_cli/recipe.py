@@ -6,7 +6,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -288,13 +288,20 @@ def check_table(path: Path, table: str, values: Any) -> dict[str, Any]:
     checked = {}
     for key, value in values.items():
         if key not in kinds or key in _APART:
-            raise UserError(
-                f"{path}: [{table}] has no key {key}{did_you_mean(key, [k for k in kinds if k not in _APART])}"
-            )
+            raise UserError(f"{path}: [{table}] has no key {key}{_key_hint(key, kinds)}")
         _check_value(path, f"[{table}] {key}", value, kinds[key])
         is_float = isinstance(value, int) and kinds[key] in (float, float | None)
         checked[key] = float(value) if is_float else value
     return checked
+
+
+def _key_hint(key: str, kinds: Iterable[str]) -> str:
+    """The end of a message about an unknown key: the tables that have it, or the nearest of this table's keys."""
+    known = {name: [k for k in typing.get_type_hints(kind) if k not in _APART] for name, kind in TABLES.items()}
+    tables = [f"[{name}]" for name, keys in known.items() if key in keys]
+    return (
+        f": it is a key of {', '.join(tables)}" if tables else did_you_mean(key, [k for k in kinds if k not in _APART])
+    )
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

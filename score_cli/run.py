@@ -49,8 +49,6 @@ from score_cli.training.sft import make_given_examples
 from score_cli.verification.grader import Grader
 from score_cli.verification.own_grader import find_source
 
-# What run.start calls the author of [dialogues].
-
 Stage = TypeVar("Stage", Stage1Config, Stage2Config)
 
 
@@ -328,7 +326,7 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
             "a run takes its problems from --problems, counts its iterations itself and trains on samples: "
             "leave [data], sample.iteration and sample.temperature = 0 out of the recipe"
         )
-    _check_sampling(configs.sample)
+    _check_sampling(configs.sample, reinforced=configs.run.stage1_iterations + configs.run.stage2_iterations > 0)
     _check_script(configs)
     _check_signal(configs, asked=recipe.has("signal"))
     _check_first_attempts(configs)
@@ -380,7 +378,7 @@ def _whole_schedule(config: Stage, iterations: int) -> Stage:
     return config
 
 
-def _check_sampling(config: SampleConfig) -> None:
+def _check_sampling(config: SampleConfig, *, reinforced: bool) -> None:
     """Refuse settings under which a run's traces could not be trained on, before anything is trained."""
     if config.shard is not None or config.offline_share is not None:
         raise UserError(
@@ -389,6 +387,10 @@ def _check_sampling(config: SampleConfig) -> None:
     if config.top_p < 1 or config.top_k > 0:
         raise UserError(
             "a run trains on samples of the whole distribution: leave sample.top_p and sample.top_k out of the recipe"
+        )
+    if reinforced and config.samples < 2 and not (config.script is not None and config.script.needs_solves):
+        raise UserError(
+            "sample.samples is 1, and the baseline is a mean over a problem's other traces: set it to 2 or more"
         )
 
 

@@ -17,6 +17,7 @@ RUN/log.jsonl                   a line an update as it ends: seconds by part, ve
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ FREE = {
     ("run", "log_to"),
     *(("alarms", field.name) for field in fields(AlarmsConfig)),
 }
+# What a run writes before it samples or trains anything.
+PREPARED = (
+    *(CONFIG_FILE, "train.parquet", "validation.parquet", "test.parquet"),
+    *("dialogues.jsonl", "dialogues.parquet"),
+)
 # What a fork takes besides the policies: problems, updates, the newest checkpoint.
 FORKED = (
     *("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet"),
@@ -107,10 +113,18 @@ class RunFolder:
             yield
 
     def pin(self, settings: Settings, defaults: Settings) -> list[str]:
-        """As `pin_config`, for this run."""
+        """As `pin_config`, for this run; where nothing has been sampled or trained yet, it begins anew."""
         if (self.root / "settings.json").exists():
             raise UserError(f"{self.root} holds a run of an earlier version of score: name another --out, or delete it")
+        if self._only_prepared():
+            for name in PREPARED:
+                (self.root / name).unlink(missing_ok=True)
         return pin_config(self.root / CONFIG_FILE, settings, free=FREE, raised=RAISED, defaults=defaults)
+
+    def _only_prepared(self) -> bool:
+        """Whether all that the run has done is to put its problems here, before a wrong setting ended it."""
+        found = {path.name for path in self.root.iterdir()}
+        return CONFIG_FILE in found and found <= set(PREPARED)
 
     def fork(self, out: Path) -> None:
         """Take what this run has done into another folder, to go on there under other settings.
@@ -267,7 +281,7 @@ def pin_config(
             before = known.get(stage, {}).get(key, (defaults or {}).get(stage, {}).get(key))
             if before == value:
                 continue
-            words = f"{stage}.{key} was {before!r}, is {value!r}"
+            words = f"{stage}.{key} was {_short(before)}, is {_short(value)}"
             may = (stage, key) in free or ((stage, key) in raised and before is not None and value > before)
             (allowed if may else changed).append(words)
     if changed:
@@ -279,6 +293,11 @@ def pin_config(
         with replacing_file(path) as temporary:
             temporary.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n")
     return allowed
+
+
+def _short(value: Any) -> str:
+    """A setting as a message says it: of a fingerprint the first digits."""
+    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:

@@ -232,6 +232,7 @@ def write_recipe(tmp_path: Path, text: str) -> Path:
     ("text", "message"),
     [
         ("[sample]\nsampels = 8", r"\[sample\] has no key sampels: did you mean samples\?"),
+        ("[train-stage1]\nalpha = 10.0", r"\[train-stage1\] has no key alpha: it is a key of \[train-stage2\]"),
         ("[smaple]\nsamples = 8", r"no table is called \[smaple\]: did you mean sample\?"),
         ('[sample]\nsamples = "8"', "samples is '8', expected int"),
         ("[sample]\nsamples = true", "samples is True, expected int"),
@@ -339,12 +340,13 @@ def test_an_evaluation_that_keeps_one_token_samples_the_greedy_traces(
         ("sample.offline_share=0.5", "leave sample.shard and sample.offline_share out of the recipe"),
         ("sample.top_p=0.9", "leave sample.top_p and sample.top_k out of the recipe"),
         ("sample.top_k=3", "leave sample.top_p and sample.top_k out of the recipe"),
+        ("sample.samples=1", "sample.samples is 1, and the baseline is a mean over a problem's other traces"),
     ],
 )
 def test_a_run_refuses_sampling_that_it_could_not_train_on(
     change: str, advice: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run("run", RECIPES[0], "--set", change, "--out", tmp_path / "run") == 2
+    assert run("run", PIPELINES / "quickstart.toml", "--set", change, "--out", tmp_path / "run") == 2
     assert advice in one_line(capsys)
     assert not (tmp_path / "run").exists()
 

@@ -339,7 +339,9 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(source: str) -> None:
 
 def test_hub_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"openai/gsm8k is no file or folder here, .* pip install 'score-cli\[hub\]', or give"):
+    with pytest.raises(
+        UserError, match=r"openai/gsm8k is no file or folder here, .* pip install 'score-cli\[hub\]', or give"
+    ):
         load_problems("gsm8k", source="openai/gsm8k")
 
 

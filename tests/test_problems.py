@@ -49,6 +49,12 @@ def test_the_optional_columns_may_be_absent(tmp_path: Path) -> None:
     assert count_rows(path, PROBLEMS) == 1
 
 
+def test_a_file_that_is_no_table_yet_is_answered_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("question,answer\n1+1?,2\n")
+    with pytest.raises(UserError, match=r"p.csv is no problems table: `score data custom --from \S+p.csv` makes one"):
+        read_problems(tmp_path / "p.csv")
+
+
 @pytest.mark.parametrize(
     ("columns", "task"),
     [

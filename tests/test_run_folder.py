@@ -76,6 +76,23 @@ def test_a_second_process_is_kept_out_until_the_first_has_ended_however_that_cam
         pass
 
 
+def test_a_run_that_has_sampled_nothing_yet_takes_other_settings(tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path), BEGUN | {"sample": {"batch_size": 64, "seed": 1}}
+    folder.pin(BEGUN, {})
+    (tmp_path / "train.parquet").write_text("of the settings before")
+    assert folder.pin(other, {}) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    folder.iteration(0).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"sample.seed was 1, is 0"):
+        folder.pin(BEGUN, {})
+
+
+def test_a_refusal_says_of_a_file_the_first_digits(tmp_path: Path) -> None:
+    pin_config(tmp_path / "config.json", {"inputs": {"problems": "a" * 64, "limit": None}})
+    with pytest.raises(UserError, match=r"\(inputs.problems was aaaaaaaaaaaa\.\.\., is bbbbbbbbbbbb\.\.\.\)"):
+        pin_config(tmp_path / "config.json", {"inputs": {"problems": "b" * 64, "limit": None}})
+
+
 def test_a_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run of an earlier version of score: name another --out"):

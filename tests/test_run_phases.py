@@ -567,8 +567,8 @@ def test_training_problems_that_the_evaluation_asks_too_are_refused_or_dropped(
     write_problems_table(tmp_path / "eval.parquet", shouted, Footer(table="problems", stage="by hand"))
     inputs = replace(start, eval_problems=tmp_path / "eval.parquet")
     with pytest.raises(UserError, match=r"5 of 12 training problems ask a question of .*eval.parquet \(division-"):
-        Run(recipe(overlap="refuse"), tmp_path / "refused", inputs).execute()
-    Run(recipe(overlap="drop"), tmp_path / "run", inputs).execute()
+        Run(recipe(overlap="refuse"), tmp_path / "run", inputs).execute()
+    Run(recipe(overlap="drop"), tmp_path / "run", inputs).execute()  # what the refusal says to do, in the same folder
     kept = read_problems(tmp_path / "run" / "train.parquet")
     assert [problem.problem_id for problem in kept] == [problem.problem_id for problem in train[5:]]
     with pytest.raises(UserError, match=r"12 of 12 training problems ask a question"):

@@ -57,6 +57,8 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
         raise UserError(f"{path} does not exist: `{table.made_by}` makes it")
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a {table.name} table: name the Parquet file in it")
+    if table is PROBLEMS and path.suffix in (".csv", ".json", ".jsonl"):
+        raise UserError(f"{path} is no problems table: `score data custom --from {path}` makes one of it")
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
