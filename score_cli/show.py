@@ -12,6 +12,7 @@ from rich.text import Text
 from score_cli.errors import UserError
 from score_cli.evaluation.layout import TextTable
 from score_cli.metrics import letters
+from score_cli.run_folder import CONFIG_FILE
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH
@@ -74,10 +75,9 @@ def show_traces(
     Raises:
         UserError: an input does not fit, or a filter needs rewards that are not there.
     """
-    beside = traces.with_name("problems.parquet")
-    problems_path = problems or (beside if beside.exists() else None)
+    problems = problems or own_problems(traces)
     chain = None if only is None else _parse_chain(only)
-    known = {p.problem_id: p for p in read_problems(problems_path)} if problems_path else {}
+    known = {} if problems is None else {p.problem_id: p for p in read_problems(problems)}
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
     shown = total = 0
@@ -93,6 +93,19 @@ def show_traces(
             if spell is not None:
                 _print_tokens(console, trace, spell)
     console.print(f"{shown} of {total} matching traces", style="dim")
+
+
+def own_problems(traces: Path) -> Path | None:
+    """The problems beside the traces; in the folder of a run those that its updates or its evaluation asked."""
+    folder = traces.absolute().parent
+    places = [folder / "problems.parquet"]
+    for run, is_its, split in (
+        (folder.parent, folder.name == "eval", "test"),
+        (folder.parent.parent, folder.parent.name == "iterations", "train"),
+    ):
+        if is_its and (run / CONFIG_FILE).exists():
+            places.append(run / f"{split}.parquet")
+    return next((path for path in places if path.exists()), None)
 
 
 def _parse_chain(only: str) -> str:

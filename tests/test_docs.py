@@ -46,7 +46,7 @@ NOT_RUN = {
     "for i in 1 2; do CUDA_VISIBLE_DEVICES=$((i-1)) score sample --shard $i/2 --out $i.parquet & done; wait": (
         "needs two GPUs; the shards themselves run in the block above it"
     ),
-    "pip install '.[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
+    "pip install 'score-cli[ray]'": "needs Ray; tests/test_ray.py samples on a local cluster",
     "pip install 'score-cli[lora]'": "installs from the network",
     "pip install 'score-cli[s3]'": "needs storage of one's own; tests/test_storage.py runs such a loop",
     "score run pipelines/math.toml --model Qwen/Qwen2.5-1.5B-Instruct --problems math.parquet --eval-problems "

@@ -14,6 +14,7 @@ import pytest
 from score_cli.cli import run_command
 from score_cli.config import DataConfig
 from score_cli.errors import UserError
+from score_cli.show import own_problems
 from score_cli.stages.data import write_problems
 from score_cli.tables.parquet import PROBLEMS, count_rows, read_footer
 from score_cli.tables.problems import read_problems, write_problems_table
@@ -224,6 +225,18 @@ def test_a_hand_made_table_goes_through_every_command(
     ):
         assert run_command(command) == 0, capsys.readouterr().err
     assert "Divide 100 by 5." in capsys.readouterr().out
+
+
+def test_show_asks_the_problems_of_the_run_that_traces_lie_in(tmp_path: Path) -> None:
+    update, evaluation = tmp_path / "iterations/0002/traces.parquet", tmp_path / "eval/base-greedy.traces.parquet"
+    for split in ("train", "test"):
+        hand_made(tmp_path / f"{split}.parquet", problem_id=["p"], question=["1+1?"])
+    assert (own_problems(update), own_problems(evaluation)) == (None, None), "no run's folder: any other problems"
+    (tmp_path / "config.json").write_text("{}")
+    assert (own_problems(update), own_problems(evaluation)) == (tmp_path / "train.parquet", tmp_path / "test.parquet")
+    assert own_problems(tmp_path / "traces.parquet") is None
+    hand_made(tmp_path / "problems.parquet", problem_id=["p"], question=["1+1?"])
+    assert own_problems(tmp_path / "traces.parquet") == tmp_path / "problems.parquet"
 
 
 def test_a_table_of_polars_is_taken_with_categories_and_small_numbers(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> N
     typer.echo(f"\n{folder / 'study.md'} holds these tables, {folder / 'study.parquet'} the figures seed by seed")
 
 
-@app.command()
+@app.command(short_help="Say where a run stands, and when it will end.")
 def status(
     run: Annotated[Path, typer.Argument(help="Run folder, finished or under way.")],
 ) -> None:
@@ -195,7 +195,10 @@ def show(
     rewards: Annotated[
         Path | None, typer.Option(help="Rewards of these traces; if left out, the file named alike beside them.")
     ] = None,
-    problems: Annotated[Path | None, typer.Option(help="Problems; problems.parquet beside the traces.")] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(help="Their problems; if left out, a run's own, or problems.parquet beside the traces."),
+    ] = None,
     problem: Annotated[str | None, typer.Option(help="Only traces of this problem_id.")] = None,
     only: Annotated[
         str | None, typer.Option(help="Only these verdicts, attempt by attempt: i-c, c-i, i-i, c-c, or any such chain.")

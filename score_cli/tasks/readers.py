@@ -205,8 +205,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
         rows = pl.read_csv(io.BytesIO(read_text(path).encode()), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise UserError(
-            f"{path} is not a readable CSV file ({_first_line(error)}): expected a line of names, and as many values in "
-            "each row; a value with a comma in it stands in quotes"
+            f"{path} is not a readable CSV file ({_first_line(error)}): expected a line of names, and as many values "
+            "in each row; a value with a comma in it stands in quotes"
         ) from error
     for index, fields in enumerate(rows.iter_rows(named=True)):
         if any(fields.values()):
