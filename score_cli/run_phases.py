@@ -432,7 +432,7 @@ class _Journal:
         self._watch.lap("write")
         log.write(entry, self._watch.take(), alarms)
         for alarm in new:
-            self._phases.progress.line(f"{self._phase.name}, update {finished - 1}: {alarm.words}")
+            self._phases.progress.line(f"{self._phase.name}, update {finished - 1}: alarm {alarm.name}: {alarm.words}")
         self._task.advance(1, _headline(entry))
         if stopping:
             raise JobError(
