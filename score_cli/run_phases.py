@@ -1,6 +1,7 @@
 """The phases of a run, one after another: what they share stays warm, and what each update makes goes into files."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,6 +116,7 @@ class RunPhases:
         self.best: BestPolicy | None = None
         self.base = sampler.policy
         self.ends: dict[str, Path] = {BASE: base_path}
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="score-write")
         self._device = str(self.base.model.device)
         self._newest: Policy | None = self.base
         self._problems_sha256 = file_sha256(folder.problems("train"))
@@ -166,22 +168,28 @@ class RunPhases:
         beside = (self._newest or self.base) if has_adapter(path) else None
         return load_policy(path, device=device, beside=beside)
 
-    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> str:
-        """Write the traces and rewards of an update as the commands do; returns the sha256 of the traces.
+    def write_update(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> "Future[str]":
+        """Begin to write the traces and rewards of an update as the commands do; gives the sha256 of the traces.
 
-        Files left by a killed run are replaced: they would be the same, but nothing proves it.
+        Most of that time is waiting for the disk, so a thread does it while the policy learns. Files left by a killed
+        run are replaced: they would be the same, but nothing proves it.
         """
         assert job.config.iteration is not None
         folder = self.folder.iteration(job.config.iteration)
-        footer = traces_footer(job, self.sampler, problems=self._problems_sha256)
-        write_traces(folder / "traces.parquet", job, traces, footer)
-        digest = file_sha256(folder / "traces.parquet")
-        inputs = {"traces": digest, "problems": self._problems_sha256}
+        of_traces = traces_footer(job, self.sampler, problems=self._problems_sha256)
+        inputs = {"problems": self._problems_sha256}
         if self.reviser is not None and self.reviser.solves is not None:
             inputs["given_rewards"] = self.reviser.solves.rewards_sha256
-        footer = rewards_footer(self.grader, self._tasks, inputs=inputs, policy=footer.policy)
-        write_verdicts(folder / "rewards.parquet", verdicts, footer)
-        return digest
+        of_rewards = rewards_footer(self.grader, self._tasks, inputs=inputs, policy=of_traces.policy)
+
+        def write() -> str:
+            write_traces(folder / "traces.parquet", job, traces, of_traces)
+            digest = file_sha256(folder / "traces.parquet")
+            footer = replace(of_rewards, inputs={"traces": digest, **inputs})
+            write_verdicts(folder / "rewards.parquet", verdicts, footer)
+            return digest
+
+        return self._behind.submit(write)
 
     def write_signals(self, iteration: int, signals: Sequence[Signal]) -> None:
         """Write the signals of an update's traces as the command does."""
@@ -196,9 +204,15 @@ class RunPhases:
         write_signals(folder / "signals.parquet", signals, footer)
 
     def close(self) -> None:
-        """Give back what a frozen generator holds; the run's sampler is another's to close."""
+        """Finish what is being written, and give back what a frozen generator holds; the sampler is its maker's."""
+        self._behind.shutdown()
         if self.reviser is not None:
             self.reviser.sampler.close()
+
+    @property
+    def makes_signals(self) -> bool:
+        """Whether traces of this run get signals."""
+        return self.reviser is not None or self._signaller is not None
 
     @property
     def _tasks(self) -> set[str]:
@@ -334,7 +348,7 @@ class RunPhases:
             watch.lap("sample")
             verdicts = self.grader.grade(traces, {problem.problem_id: problem for problem in drawn})
             watch.lap("verify")
-            traces_sha256 = self.write_update(job, traces, verdicts)
+            traces_sha256 = self.write_update(job, traces, verdicts).result()
             check_unscored(verdicts, configs.verify.unscored_limit, self.grader.reasons)
             setup_device(config)
             examples = make_examples(config, policy, traces, verdicts)
@@ -389,10 +403,14 @@ class _Journal:
         self._asked_to_stop = asked_to_stop
         self._iteration = 0
         self._graded: tuple[Sequence[Trace], Sequence[Verdict]] = (), ()
+        self._written: Future[str] | None = None
 
     def sampled(self, job: SampleJob, traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> None:
         """See `loop.Journal`."""
-        self._phases.write_update(job, traces, verdicts)
+        self._written = self._phases.write_update(job, traces, verdicts)
+        if self._phases.makes_signals:
+            # They are made by the same tokenizer, which is not for two threads, and written beside these files.
+            self._written.result()
         assert job.config.iteration is not None
         self._iteration = job.config.iteration
         self._graded = traces, verdicts
@@ -403,11 +421,14 @@ class _Journal:
 
     def updated(self, trainer: Trainer) -> None:
         """See `loop.Journal`."""
+        assert self._written is not None
+        self._written.result()
         folder, finished = self._phases.folder, trainer.policy.state.iteration
         metrics = folder.iteration(finished - 1) / METRICS_FILE
         write_table(metrics, TRAIN_METRICS, trainer.metrics, trainer.metrics_footer())
         for warning in trainer.warnings:
             self._phases.progress.line(f"warning: {warning}")
+        self._watch.lap("write")
         best = self._phases.best
         found = best.consider(trainer) if best is not None and best.phase == self._phase else None
         if found is not None:

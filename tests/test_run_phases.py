@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
+from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
 
 pytestmark = pytest.mark.pipeline
@@ -113,6 +115,33 @@ def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_th
     assert curve.filter(pl.col("name") == "loss_after")["iteration"].to_list() == [2, 3, 4]
     moments = load_optimizer(folder / "stage2")
     assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
+
+
+def test_tables_are_written_while_the_policy_learns_and_lie_there_before_it_is_kept(
+    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing waits for the step, and a save looks for what was written."""
+    learned, beside, found = threading.Event(), [], []
+    write, step, save = run_phases.write_verdicts, Trainer.optim_step, Trainer.save
+
+    def write_late(*given: Any) -> None:
+        beside.append(learned.wait(20))
+        write(*given)
+
+    def say_so(trainer: Trainer) -> None:
+        step(trainer)
+        learned.set()
+
+    def look(trainer: Trainer, out: Path) -> None:
+        found.append(sorted(each.name for each in (tmp_path / "run" / "iterations" / "0000").iterdir()))
+        save(trainer, out)
+
+    monkeypatch.setattr(run_phases, "write_verdicts", write_late)
+    monkeypatch.setattr(Trainer, "optim_step", say_so)
+    monkeypatch.setattr(Trainer, "save", look)
+    Run(recipe(stage1_iterations=1), tmp_path / "run", start).execute()
+    assert beside == [True]
+    assert found == [["metrics.parquet", "rewards.parquet", "traces.parquet"]]
 
 
 def test_a_run_says_of_each_update_as_it_ends_what_the_tables_hold(start: RunInputs, tmp_path: Path) -> None:
