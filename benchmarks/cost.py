@@ -13,12 +13,12 @@ from pathlib import Path
 
 from transformers import Qwen2Config
 
-from score_cli.config import RunConfig
 from score_cli.doctor.cards import CARDS, GIB, Assumptions
 from score_cli.doctor.duration import iteration, mean_lengths, recipe_hours, sampling_seconds
 from score_cli.doctor.memory import Job, budget, peak
 from score_cli.doctor.predict import make_job, predict
 from score_cli.recipe import Recipe, read_recipe
+from score_cli.run_config import RunConfig
 
 RECIPE = Path(__file__).parents[1] / "pipelines" / "math.toml"
 # The sizes that the configurations of Qwen2.5-1.5B and Qwen2.5-7B give.

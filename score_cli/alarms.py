@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from score_cli.config import AlarmsConfig
+from score_cli.run_config import AlarmsConfig
 
 Entry = Mapping[str, Any]  # of a run's log; `phase`, `metrics` and `validation` are looked at
 

@@ -4,17 +4,14 @@ Defaults stand here and nowhere else. `options.py` turns the fields into command
 `recipe.py` reads them from TOML; both show the help written here.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from score_cli.errors import UserError
+from score_cli.settings import option
 from score_cli.tasks.loss_mask import read_loss_on
 from score_cli.tasks.pay import Pay
 from score_cli.tasks.script import Script
-
-Config = TypeVar("Config")
 
 EngineName = Literal["auto", "transformers", "vllm"]
 Baseline = Literal["leave-one-out", "conditional"]
@@ -28,81 +25,12 @@ Stored = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
 SignalKind = Literal["confidence", "judge", "revision"]
 ConfidenceForm = Literal["mean", "product"]
-SftAfter = Literal["base", "stage1", "stage2"]
 Layout = Literal["auto", "columns", "verl", "trl", "competition"]
-Overlap = Literal["refuse", "drop", "keep"]
-Evaluated = Literal["last", "best"]
-OnAlarm = Literal["off", "warn", "stop"]
-
 
 # Methods of supervised rounds that keep dialogues of any turns; the others make examples of two solves.
 DIALOGUE_METHODS: tuple[SftMethod, ...] = ("right", "right-and-true", "search")
 
 Overrides = Sequence[Sequence[str]]  # (task, field of its prompts, text)
-
-
-def option(
-    default: Any,
-    text: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    counts: bool = False,
-) -> Any:
-    """A dataclass field with its help text and the values it may take; `counts` is text like 1,2,4."""
-    return field(
-        default=default, metadata={"help": text, "least": least, "above": above, "most": most, "counts": counts}
-    )
-
-
-def read_counts(text: str | None, name: str) -> list[int]:
-    """The numbers of an option like `--votes 1,2,4`, in rising order; none where it was left out.
-
-    Raises:
-        UserError: not whole numbers of at least 1.
-    """
-    parts = [part.strip() for part in text.split(",")] if text is not None else []
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"{name} is {text}, expected whole numbers of at least 1 with commas between, such as 1,2,4")
-    return sorted({int(part) for part in parts})
-
-
-def check_config(settings: Any) -> None:
-    """Check every field against its bounds, before any work is done.
-
-    Raises:
-        UserError: a value is out of bounds or not a finite number.
-    """
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if each.metadata.get("counts"):
-            read_counts(value, each.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least, above, most = (each.metadata.get(bound) for bound in ("least", "above", "most"))
-        bounds = [
-            (least is None or value >= least, f"at least {least:g}" if least is not None else ""),
-            (above is None or value > above, f"more than {above:g}" if above is not None else ""),
-            (most is None or value <= most, f"at most {most:g}" if most is not None else ""),
-            (math.isfinite(value), "a finite number"),
-        ]
-        expected = [text for holds, text in bounds if not holds]
-        if expected:
-            raise UserError(f"{each.name} is {value}, expected {expected[0]}")
-
-
-def config_of(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A dataclass from the JSON of one; a key that is not written down is its default."""
-    hints = get_type_hints(kind)
-    found = {}
-    for each in fields(kind):  # type: ignore[arg-type]
-        if each.name in values:
-            hint = hints[each.name]
-            kinds = [one for one in (*get_args(hint), hint) if isinstance(one, type) and is_dataclass(one)]
-            nested = isinstance(values[each.name], dict) and kinds
-            found[each.name] = config_of(kinds[0], values[each.name]) if nested else values[each.name]
-    return kind(**found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,98 +474,3 @@ class ReportConfig:
         "Most updates with traces on the page, spread evenly over the training from its first to its last.",
         least=0,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """`score run`: how many iterations of each stage, and rounds of supervised training."""
-
-    stage1_iterations: int = option(0, "Iterations of Stage I.", least=0)
-    stage1_by_attempt: bool = option(
-        False,
-        "Split Stage I into a phase for each attempt from the second on, each of stage1_iterations: a phase raises "
-        "its attempt's reward and pins the attempts before to the policy of the phase before (the base at first).",
-    )
-    stage2_iterations: int = option(0, "Iterations of Stage II.", least=0)
-    offline_first_attempts: float = option(
-        0.0,
-        "Share of each problem's samples that go on, in Stage II, from first attempts drawn once from the base.",
-        least=0,
-        most=1,
-    )
-    given_solves: int = option(
-        2, "With a [script] that begins with critique: solves of each training problem, drawn once.", least=1
-    )
-    critique_rounds: int = option(
-        3, "With such a script: rounds of critique and revision in the evaluation.", least=1, most=60
-    )
-    start: str | None = option(
-        None,
-        "Dialogues to learn from before all else, and to measure KL from after that: a file, or `author` for those of "
-        "[dialogues].",
-    )
-    start_rounds: int = option(
-        1, "Rounds of that start, each of train-sft.epochs with fresh moments; a killed run loses one.", least=1
-    )
-    sft_rounds: int = option(0, "Rounds of supervised training: collect, verify, train on the examples.", least=0)
-    sft_after: SftAfter = option("base", "Which policy the supervised rounds start from; later stages go on from them.")
-    sft_problems: int | None = option(
-        None, "Most problems that a supervised round collects from; all if left out.", least=1
-    )
-    overlap: Overlap = option(
-        "refuse",
-        "What becomes of problems whose question the evaluation asks too: refuse the run, drop them from training, "
-        "or keep them.",
-    )
-    save_every: int = option(10, "Keep a checkpoint every N iterations; a killed run goes on from the last.", least=1)
-    keep_checkpoints: int = option(1, "How many of those stay, the newest; ends of phases always do.", least=1)
-    compact_every: int = option(
-        100,
-        "Keep the tables of so many consecutive updates in one folder, once as many newer updates are there; 0 leaves "
-        "each update its own.",
-        least=0,
-    )
-    best_every: int | None = option(
-        None,
-        "Of the last phase's policies after every N updates, keep the best too, in RUN/best: by the validation "
-        "problems, or where there are none by the traces trained on. None is kept if left out.",
-        least=1,
-    )
-    evaluate: Evaluated = option(
-        "last", "Which policy of the last phase is measured in the end: its last, or its best."
-    )
-    log_to: str = option(
-        "",
-        "Who draws the figures of each update, besides RUN/log.jsonl: tensorboard, wandb (offline, unless WANDB_MODE "
-        "says otherwise) and trackio, with commas between.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlarmsConfig:
-    """`[run.alarms]`: what a run that goes wrong is known by, and what happens then.
-
-    A run that is stopped keeps its policy; the same command goes on, where its limits allow it.
-    """
-
-    kl: OnAlarm = option("warn", "Where the sampled KL of some attempt exceeds kl_limit.")
-    kl_limit: float = option(50.0, "Nats an attempt, from the reference.", above=0)
-    unscored: OnAlarm = option("warn", "Where more attempts than unscored_limit could not be graded.")
-    unscored_limit: float = option(0.01, "Share of an update's attempts.", least=0, most=1)
-    no_reward: OnAlarm = option("warn", "Where no attempt was right for no_reward_updates.")
-    no_reward_updates: int = option(10, "Updates without a right attempt.", least=1)
-    collapse: OnAlarm = option(
-        "warn",
-        "Where fewer answers than collapse_limit change from attempt to attempt while first attempts get better.",
-    )
-    collapse_limit: float = option(0.01, "Share of answers that differ from the attempt before.", least=0, most=1)
-    collapse_updates: int = option(
-        20, "Updates that both are measured over; first attempts half against half.", least=2
-    )
-    held_out: OnAlarm = option(
-        "warn",
-        "Where the shaped rewards rise while the accuracy on validation problems falls by held_out_limit or more; "
-        "run.best_every measures it.",
-    )
-    held_out_limit: float = option(0.02, "Fall of that accuracy, from the older half to the newer.", above=0, most=1)
-    held_out_measurements: int = option(4, "Measurements that are looked at, half against half.", least=2)

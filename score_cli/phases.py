@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from score_cli.config import DIALOGUE_METHODS, RunConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import DIALOGUE_METHODS, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
+from score_cli.run_config import RunConfig
 
 BASE, START, STAGE1, SFT, STAGE2 = "base", "start", "stage1", "sft", "stage2"
 # What `run.start` says in a file's place: the dialogues are an author's.

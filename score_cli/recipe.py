@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from score_cli import config
 from score_cli.errors import UserError
+from score_cli.run_config import AlarmsConfig, RunConfig
+from score_cli.settings import check_config
 from score_cli.tasks.pay import check_pay, read_pay
 from score_cli.tasks.prompts import check_prompts
 from score_cli.tasks.script import check_script, read_script
@@ -31,8 +33,8 @@ TABLES: dict[str, type] = {
     "train-sft": config.SftConfig,
     "eval": config.EvalConfig,
     "report": config.ReportConfig,
-    "run": config.RunConfig,
-    "run.alarms": config.AlarmsConfig,
+    "run": RunConfig,
+    "run.alarms": AlarmsConfig,
     "lora": config.LoraConfig,
 }
 # The most of each setting in a run that only tries a recipe out, and of the problems of each file.
@@ -116,7 +118,7 @@ class Recipe:
         if self._nested.get(PAY) and PAY in names:
             values[PAY] = read_pay(self._nested[PAY], script)
         settings = kind(**values)
-        config.check_config(settings)
+        check_config(settings)
         return settings
 
     def extended(self, child: "Recipe") -> "Recipe":
@@ -157,7 +159,7 @@ class Recipe:
         start are as long as they are, so with one the attempts sampled stay as long as the recipe has them.
         """
         stays = set()
-        run = self.settings("run", config.RunConfig)
+        run = self.settings("run", RunConfig)
         if run.best_every is None:  # none is kept
             stays.add("run.best_every")
         if run.start is not None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config, config_of
+from score_cli.config import SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import JobError, UserError
 from score_cli.phases import BASE, START, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
+from score_cli.run_config import RunConfig
 from score_cli.run_folder import CONFIG_FILE, RunFolder
+from score_cli.settings import config_of
 from score_cli.stages.train import GradedBatch, open_trainer, read_batch
 from score_cli.tables.checkpoints import stored_state
 from score_cli.tables.provenance import short_digest

@@ -6,20 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from score_cli.config import (
-    DIALOGUE_METHODS,
-    DataConfig,
-    RunConfig,
-    SampleConfig,
-    SftConfig,
-    Stage1Config,
-    Stage2Config,
-)
+from score_cli.config import DIALOGUE_METHODS, DataConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.phases import AUTHOR, BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
+from score_cli.run_config import RunConfig
 from score_cli.run_disk import check_room, predicted_disk
 from score_cli.run_folder import RunFolder
 from score_cli.run_log import RunLog, check_sinks

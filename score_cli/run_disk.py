@@ -4,12 +4,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from score_cli.config import EvalConfig, RunConfig, SampleConfig, UpdateConfig
+from score_cli.config import EvalConfig, SampleConfig, UpdateConfig
 from score_cli.doctor.cards import CARDS, CPU, GIB, Assumptions
 from score_cli.doctor.duration import disk_bytes
 from score_cli.doctor.memory import MIB, Job
 from score_cli.doctor.shape import read_shape
 from score_cli.errors import NoRoomError
+from score_cli.run_config import RunConfig
 from score_cli.run_folder import RunFolder
 from score_cli.tables.adapters import has_adapter
 

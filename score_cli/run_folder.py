@@ -25,9 +25,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
 from score_cli.phases import BASE, Phase
+from score_cli.run_config import AlarmsConfig
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
 from score_cli.tables.parquet import METRICS, TRAIN_METRICS, read_table, write_table

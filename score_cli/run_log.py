@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from score_cli.alarms import Alarm, alarms_of
-from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
 from score_cli.phases import Phase
+from score_cli.run_config import AlarmsConfig
 from score_cli.run_folder import LOG_FILE
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.records import Trace, Verdict

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from score_cli.config import (
-    AlarmsConfig,
     BaseConfig,
     DialoguesConfig,
     EvalConfig,
     OptimizerConfig,
-    RunConfig,
     SampleConfig,
     SftConfig,
     SignalConfig,
@@ -26,6 +24,7 @@ from score_cli.phases import BASE, START, Phase
 from score_cli.progress import Progress, Task
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
+from score_cli.run_config import AlarmsConfig, RunConfig
 from score_cli.run_disk import check_next_save
 from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import Entry, RunLog, overhead

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from score_cli.alarms import alarms_of
-from score_cli.config import AlarmsConfig
 from score_cli.errors import UserError
 from score_cli.recipe import read_recipe
+from score_cli.run_config import AlarmsConfig
 
 CONFIG = AlarmsConfig(kl_limit=5.0, unscored_limit=0.1, no_reward_updates=3, collapse_limit=0.05, collapse_updates=4)
 

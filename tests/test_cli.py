@@ -16,6 +16,7 @@ from score_cli import config
 from score_cli.cli import run_command
 from score_cli.errors import UserError
 from score_cli.recipe import TABLES, read_recipe
+from score_cli.run_config import RunConfig
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
@@ -358,7 +359,7 @@ def test_a_try_out_cuts_what_is_long_and_leaves_what_is_short() -> None:
     assert quickstart.settings("base", config.BaseConfig).steps == 50
     assert [each.settings("sample", config.SampleConfig).max_tokens for each in (quickstart, math)] == [14, 64]
     assert [each.settings("eval", config.EvalConfig).max_tokens for each in (quickstart, math)] == [14, 64]
-    run_settings = math.settings("run", config.RunConfig)
+    run_settings = math.settings("run", RunConfig)
     assert (run_settings.stage1_iterations, run_settings.stage2_iterations, run_settings.sft_rounds) == (2, 2, 0)
     assert (run_settings.overlap, run_settings.best_every) == ("drop", None)
     assert math.settings("sample", config.SampleConfig).samples == 8
@@ -371,7 +372,7 @@ def test_a_try_out_leaves_attempts_as_long_as_the_dialogues_of_a_start_may_be() 
     recipe.try_out()
     assert recipe.settings("sample", config.SampleConfig).max_tokens == whole != 64
     assert recipe.settings("eval", config.EvalConfig).max_tokens == 64
-    assert recipe.settings("run", config.RunConfig).start_rounds == 1
+    assert recipe.settings("run", RunConfig).start_rounds == 1
     assert recipe.settings("train-sft", config.SftConfig).epochs == 1
 
 

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from score_cli.config import RunConfig
 from score_cli.recipe import read_recipe
+from score_cli.run_config import RunConfig
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.parquet import REWARDS, read_footer
 from score_cli.tables.problems import read_problems

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "score_cli"
-LEAVES = {"config", "errors", "metrics", "progress", "recipe", "stopwatch"}
+LEAVES = {"config", "errors", "metrics", "progress", "recipe", "run_config", "settings", "stopwatch"}
 STAGES = {"sampling", "verification", "training", "evaluation"}
 ALLOWED = {
     "tables": {"tables"},

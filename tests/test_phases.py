@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from score_cli.config import RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.phases import Phase, plan_phases
 from score_cli.recipe import Recipe, read_recipe
+from score_cli.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = ROOT / "pipelines" / "ablations"

@@ -8,11 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-from score_cli.config import RunConfig, SampleConfig, Stage2Config, config_of
+from score_cli.config import SampleConfig, Stage2Config
 from score_cli.errors import JobError, UserError
 from score_cli.replay import TraceName, replay
 from score_cli.run import Run, RunInputs
+from score_cli.run_config import RunConfig
 from score_cli.sampling.sampler import Sampler
+from score_cli.settings import config_of
 from score_cli.tables.checkpoints import stored_state
 from score_cli.tables.records import Verdict
 from score_cli.tables.updates import Updates

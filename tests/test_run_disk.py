@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from score_cli.config import EvalConfig, RunConfig, SampleConfig, Stage2Config
+from score_cli.config import EvalConfig, SampleConfig, Stage2Config
 from score_cli.errors import NoRoomError
 from score_cli.run import Run, RunInputs
+from score_cli.run_config import RunConfig
 from score_cli.run_disk import Disk, check_next_save, check_room, predicted_disk
 from score_cli.run_folder import RunFolder
 from score_cli.tables.atomic import replacing_folder

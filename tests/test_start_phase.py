@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 
 from score_cli import run_phases
-from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.phases import plan_phases
 from score_cli.recipe import read_recipe
 from score_cli.run import Run, RunInputs
+from score_cli.run_config import RunConfig
 from score_cli.stages.train_sft import train_start
 from score_cli.tables.checkpoints import load_policy, stored_state
 from score_cli.tables.provenance import file_sha256

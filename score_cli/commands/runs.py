@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from score_cli.commands.app import app
-from score_cli.config import ReportConfig, RunConfig
+from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.options import Overwrite, with_settings
 from score_cli.recipe import Recipe
+from score_cli.run_config import RunConfig
 
 
 @app.command(short_help="Run a whole recipe in one process, or go on with it.")

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from score_cli.config import RunConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import SftConfig, Stage1Config, Stage2Config
 from score_cli.doctor.memory import Job, moment_bytes
 from score_cli.phases import SFT, START, Phase, plan_phases
+from score_cli.run_config import RunConfig
 
 
 class Part(NamedTuple):

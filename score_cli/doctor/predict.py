@@ -6,7 +6,6 @@ from pathlib import Path
 from score_cli.config import (
     DialoguesConfig,
     EvalConfig,
-    RunConfig,
     SampleConfig,
     SftConfig,
     Stage1Config,
@@ -20,6 +19,7 @@ from score_cli.doctor.memory import Job, Peak, Term, budget, peak, phase_bytes, 
 from score_cli.doctor.shape import read_shape
 from score_cli.phases import AUTHOR
 from score_cli.recipe import Recipe
+from score_cli.run_config import RunConfig
 from score_cli.tasks.dialogues import read_dialogues
 
 

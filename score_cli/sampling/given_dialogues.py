@@ -7,10 +7,11 @@ turns are what a policy is asked with, and a dialogue that no script could produ
 from collections.abc import Sequence
 from dataclasses import replace
 
-from score_cli.config import SampleConfig, check_config
+from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.renderer import Renderer
 from score_cli.sampling.rollout import Rollout
+from score_cli.settings import check_config
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import Trace
 from score_cli.tables.schemas import STOP

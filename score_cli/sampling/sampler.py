@@ -7,7 +7,7 @@ problems in it alone: not on the file, the shard or the process that they are sa
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from score_cli.config import SampleConfig, check_config
+from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.engine import VLLM, Decoding, Engine, engine_name
 from score_cli.sampling.given import CRITIQUE_PART, Given, GivenSolves
@@ -17,6 +17,7 @@ from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.seeds import draw_problems, offline_samples
 from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.sampling.vllm_engine import VllmEngine
+from score_cli.settings import check_config
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import SOLVE, Problem, Trace

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from score_cli.config import EvalConfig, SampleConfig, read_counts
+from score_cli.config import EvalConfig, SampleConfig
 from score_cli.errors import JobError
 from score_cli.evaluation.critics import Right, critique_values, round_values
 from score_cli.evaluation.evaluate import SAMPLED, Row, comparison_rows, measure_traces, metric_rows, value_rows
@@ -32,6 +32,7 @@ from score_cli.sampling.given import (
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import SampleJob, Sampler
 from score_cli.sampling.samplers import make_sampler
+from score_cli.settings import read_counts
 from score_cli.stages.evaluate import eval_decodings, eval_files, eval_samplings, write_metrics
 from score_cli.stages.given import newest_verdicts
 from score_cli.stages.sample import traces_footer, write_traces

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from score_cli.config import DialoguesConfig, check_config
+from score_cli.config import DialoguesConfig
+from score_cli.settings import check_config
 from score_cli.tables.atomic import check_output
 from score_cli.tables.problems import read_problems
 from score_cli.tasks.authors import author_dialogues

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import EvalConfig, SampleConfig, SamplingConfig, VerifyConfig, read_counts
+from score_cli.config import EvalConfig, SampleConfig, SamplingConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.calibration import calibration_rows
 from score_cli.evaluation.evaluate import (
@@ -25,6 +25,7 @@ from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import sampler_for
+from score_cli.settings import read_counts
 from score_cli.stages.escalate import escalation_rows
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify

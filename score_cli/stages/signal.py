@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from score_cli.config import SampleConfig, SignalConfig, check_config
+from score_cli.config import SampleConfig, SignalConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.renderer import Renderer, TaskRenderer
+from score_cli.settings import check_config
 from score_cli.stages.train import check_tokens
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy, context_length, load_policy, renderer_digest

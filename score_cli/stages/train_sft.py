@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from score_cli.config import SampleConfig, SftConfig, check_config
+from score_cli.config import SampleConfig, SftConfig
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.given_dialogues import render_dialogues
+from score_cli.settings import check_config
 from score_cli.stages.train import check_policy, check_tokens
 from score_cli.tables.atomic import check_output, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, load_policy, renderer_digest, save_policy

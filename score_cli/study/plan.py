@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from score_cli.config import BaseConfig, RunConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config, read_counts
+from score_cli.config import BaseConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError
 from score_cli.phases import BASE, plan_phases
 from score_cli.recipe import STUDY, Recipe, check_table, did_you_mean, read_recipe
+from score_cli.run_config import RunConfig
+from score_cli.settings import read_counts
 
 # Stages that run a model: in a study each of them takes one thread, for the processes run side by side.
 THREADED = ("base", "sample", "train-stage1", "train-stage2", "train-sft", "eval")

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import Stage1Config, check_config
+from score_cli.config import Stage1Config
 from score_cli.errors import JobError, UserError
+from score_cli.settings import check_config
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, Policy, TrainerState, save_policy
 from score_cli.tables.device import computes_in_bfloat16, setup_device
