@@ -1,13 +1,8 @@
-"""What a frozen policy says of solves: confidence and a judge, by hand and by brute force; training alone reads it.
+"""What a frozen policy says of solves: confidence by hand, in runs and in tables; training alone reads it."""
 
-The best policy under E[confidence] - beta KL is base x exp(confidence / beta): that is the test of the whole objective.
-"""
-
-import functools
-import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,47 +23,17 @@ from score_cli.run_phases import RunPhases
 from score_cli.stages.data import write_problems
 from score_cli.stages.signal import Signaller, signal
 from score_cli.stages.train import train
-from score_cli.tables.checkpoints import Policy, load_policy, stored_state
+from score_cli.tables.checkpoints import load_policy, stored_state
 from score_cli.tables.parquet import SIGNALS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Signal, Trace, Verdict
 from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.tasks.confidence import confidences, tokens_at
-from score_cli.tasks.division import split_problems
-from score_cli.tasks.pay import Pay
 from score_cli.training import credit
 from score_cli.training.base_policy import train_base
-from score_cli.training.step import forward_backward, prepare, reward_matrix
-from score_cli.training.train_metrics import signal_rows
-from score_cli.training.trainer import Trainer
-from tests import enumeration as tiny
 from tests.conftest import make_batch, rewrite, small_policy
-from tests.scripts import S2R_TOML, dialogue, script, scripted_policy, write_scripted
-
-CONFIDENCE = Pay(weights={"solve": {"signal:confidence": 1.0}})
-PROBLEM = split_problems("train")[0]
-
-
-def division_trace(policy: Policy, *attempts: str, cut: Sequence[int] = ()) -> Trace:
-    """A trace of written attempts, in the division tokenizer's words."""
-    tokens = list(policy.tokenizer.encode(PROBLEM.question, add_special_tokens=False))
-    owners = [0] * len(tokens)
-    for number, text in enumerate(attempts, start=1):
-        own = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
-        fix = [] if number == 1 else list(policy.tokenizer.encode("<fix>", add_special_tokens=False))
-        tokens += fix + own
-        owners += [0] * len(fix) + [number] * len(own)
-    return Trace(
-        PROBLEM.problem_id,
-        0,
-        list(attempts),
-        ["length" if turn in cut else "stop" for turn in range(len(attempts))],
-        np.array(tokens, dtype=np.int32),
-        np.array(owners, dtype=np.int8),
-        np.zeros(len(tokens), dtype=np.float32),
-        0,
-    )
-
+from tests.scripts import S2R_TOML, dialogue, write_scripted
+from tests.signals import CONFIDENCE, JUDGE, SOLVED, WORDS, division_trace
 
 # Confidence.
 
@@ -122,115 +87,6 @@ def test_confidence_is_the_frozen_models_probability_of_the_quotients_digits(for
     expected = (p[0] + p[1]) / 2 if form == "mean" else p[0] * p[1]
     assert found.values[0] == pytest.approx(expected, rel=1e-4) and found.values[1] == 0.0
     assert found.values[2] not in (0.0, found.values[0])
-
-
-# The objective, by enumeration: one attempt, three outcomes, a table policy; confidence under the base.
-
-BETA = 0.3
-BASE = tiny.TablePolicy(3, width=None)
-ATTEMPTS = [list(attempt) for attempt in tiny.ATTEMPTS]
-
-
-def chances(policy: tiny.TablePolicy) -> Tensor:
-    return torch.stack([tiny.attempt_logprob(policy, tiny.PROMPTS["p"], attempt) for attempt in ATTEMPTS]).exp()
-
-
-def confidence_under(policy: tiny.TablePolicy) -> list[float]:
-    """Mean probability of an attempt's tokens; the third has no answer."""
-    found = []
-    for attempt in ATTEMPTS[:2]:
-        prefix = tiny.PROMPTS["p"]
-        own = [policy.logprob(prefix + attempt[:i], token).exp().item() for i, token in enumerate(attempt)]
-        found.append(sum(own) / len(own))
-    return [*found, 0.0]
-
-
-def best_policy(base: tiny.TablePolicy, values: Sequence[float]) -> tiny.TablePolicy:
-    """The table whose attempts have chances proportional to base x exp(value / beta)."""
-    wanted = chances(base).detach() * torch.tensor(values, dtype=torch.float64).div(BETA).exp()
-    wanted = wanted / wanted.sum()
-    policy = tiny.TablePolicy(3, width=None)
-    prompt = tiny.PROMPTS["p"]
-    with torch.no_grad():
-        for prefix, zero, one in ((prompt, wanted[0], wanted[1:].sum()), ([*prompt, 1], wanted[1], wanted[2])):
-            code = functools.reduce(lambda code, token: code * 2 + token, prefix, 1) % len(policy.table)
-            policy.table[code] = torch.stack([zero, one]).log()
-    assert torch.allclose(chances(policy), wanted)
-    return policy
-
-
-def single(policy: tiny.TablePolicy, index: int, attempt: list[int]) -> Trace:
-    tokens = tiny.PROMPTS["p"] + attempt
-    owners = np.array([0] * 2 + [1] * len(attempt), dtype=np.int8)
-    logprobs = [policy.logprob(tokens[:i], token).item() if owners[i] else 0.0 for i, token in enumerate(tokens)]
-    arrays = np.array(tokens, dtype=np.int32), owners, np.array(logprobs)
-    return Trace("p", index, [str(attempt)], ["stop"], *arrays, 0)
-
-
-def expected_update(
-    policy: tiny.TablePolicy, say: Callable[[tiny.TablePolicy], list[float]], *, baseline: str = "conditional"
-) -> Tensor:
-    """The product's gradient, averaged over all pairs of attempts; nobody can score them."""
-    config = Stage2Config(pay=CONFIDENCE, kl="sampled", beta1=BETA, baseline=baseline)  # type: ignore[arg-type]
-    total = torch.zeros_like(policy.table)
-    likely = chances(policy).tolist()
-    for pair in itertools.product(range(3), repeat=2):
-        traces = [single(policy, index, ATTEMPTS[number]) for index, number in enumerate(pair)]
-        verdicts = [Verdict("p", index, [None], ["unscored"], [None]) for index in range(2)]
-        values = say(policy)
-        signals = [
-            Signal("p", index, "confidence", [values[number]], [None], [values[number]])
-            for index, number in enumerate(pair)
-        ]
-        policy.zero_grad()
-        rewards = reward_matrix(verdicts).double()
-        batch = prepare(policy, BASE, traces, rewards, config, verdicts=verdicts, signals=signals)  # type: ignore[arg-type]
-        forward_backward(policy, BASE, batch, config)  # type: ignore[arg-type]
-        assert policy.table.grad is not None
-        total += math.prod(likely[number] for number in pair) * policy.table.grad
-    return total.detach()
-
-
-def frozen(_: tiny.TablePolicy) -> list[float]:
-    return confidence_under(BASE)
-
-
-def exact_update(policy: tiny.TablePolicy) -> Tensor:
-    """Minus the gradient of E[confidence under the base] - beta KL(policy, base), by differentiating it."""
-    own, base = chances(policy), chances(BASE).detach()
-    gain = torch.tensor(confidence_under(BASE), dtype=torch.float64) - BETA * (own / base).log()
-    return -torch.autograd.grad((own * gain).sum(), policy.table)[0]
-
-
-def check_expected_update(say: Callable[[tiny.TablePolicy], list[float]]) -> None:
-    policy = tiny.TablePolicy(4, width=None)
-    exact = exact_update(policy)
-    assert exact.abs().max() > 1e-2
-    assert (expected_update(policy, say) - exact).abs().max() < 1e-8
-
-
-def check_optimum(say: Callable[[tiny.TablePolicy], list[float]]) -> None:
-    best = best_policy(BASE, confidence_under(BASE))
-    assert (chances(best) - chances(BASE)).abs().max() > 0.05
-    assert expected_update(best, say).abs().max() < 1e-8
-
-
-def test_the_expected_update_is_the_gradient_of_confidence_minus_kl() -> None:
-    check_expected_update(frozen)
-
-
-def test_nothing_moves_at_the_base_times_exp_of_confidence_over_beta() -> None:
-    check_optimum(frozen)
-
-
-def test_confidence_of_the_policy_under_training_is_caught() -> None:
-    """It would pay a policy for being sure, whatever of."""
-    for check in (check_expected_update, check_optimum):
-        with pytest.raises(AssertionError):
-            check(confidence_under)
-
-
-# Training.
 
 
 @pytest.fixture(scope="module")
@@ -297,19 +153,6 @@ def test_what_is_trainable_told_by_verdicts_is_caught(
     monkeypatch.setattr(credit, "advantages", look)
     with pytest.raises(AssertionError):
         check_gold_answers_have_no_part(learned, tmp_path)
-
-
-def test_the_baseline_looks_at_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    real = credit.advantages
-
-    def note(values: Tensor, groups: Tensor, rewards: Tensor, baseline: str, **more: object) -> Tensor:
-        asked.append(baseline)
-        return real(values, groups, rewards, baseline, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(credit, "advantages", note)
-    expected_update(tiny.TablePolicy(4, width=None), frozen, baseline="conditional")
-    assert set(asked) == {"leave-one-out"}
 
 
 def check_signals_are_of_the_base(learned: Path, out: Path, *changes: str) -> None:
@@ -387,48 +230,25 @@ def test_a_command_trains_on_signals_as_the_run_does(learned: Path, tmp_path: Pa
     assert stored_state(tmp_path / "next").fingerprint == stored_state(tmp_path / "run/stage2").fingerprint
 
 
-# A judge.
-
-WORDS = script(turns=["solve", "verify"], most_solves=1)
-JUDGE = {"kind": "judge", "ask": "<verify>", "claim": "right|wrong", "threads": 1}
-SOLVED = "\\boxed{53}: product "
+# Tables.
 
 
-def claim_chances(policy: Policy, problem: Problem, solve: str, asked: str) -> tuple[float, float]:
-    """Brute force: the chances of the tokens `right` and `wrong` after the whole conversation."""
-    text = f"{problem.question}{solve}<eos>{asked}"
-    tokens = torch.tensor(policy.tokenizer.encode(text, add_special_tokens=False))
-    right, wrong = (policy.tokenizer.convert_tokens_to_ids(word) for word in ("right", "wrong"))
-    with torch.no_grad():
-        found = policy.model(tokens[None]).logits[0, -1].softmax(-1)
-    return found[right].item(), found[wrong].item()
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
-@pytest.mark.parametrize("ask", ["<verify>", "{answer}<verify>"])
-def test_a_judges_score_is_its_chance_of_right_out_of_right_and_wrong(ask: str) -> None:
-    judge = scripted_policy(WORDS)
-    trace = division_trace(judge, SOLVED, "no", "\\boxed{1}: product ", cut=[2])
-    config = SignalConfig(**JUDGE | {"ask": ask})  # type: ignore[arg-type]
-    [found] = Signaller(config, judge).signals([trace], {PROBLEM.problem_id: PROBLEM})
-    assert PROBLEM.answer is not None
-    right, wrong = claim_chances(judge, PROBLEM, SOLVED, ask.replace("{answer}", PROBLEM.answer))
-    assert found.scores == [pytest.approx(right / (right + wrong), rel=1e-4), None, None]
-    assert found.accepted[1:] == [False, False] and found.values[1:] == [0.0, 0.0], "no answer, and one cut off"
-
-
-def test_a_judge_sees_the_gold_answer_where_its_words_hold_it_and_only_there() -> None:
-    judge = scripted_policy(WORDS)
-    trace = division_trace(judge, SOLVED)
-    other = replace(PROBLEM, answer="99")
-
-    def score(ask: str, problem: Problem) -> float | None:
-        config = SignalConfig(**JUDGE | {"ask": ask})  # type: ignore[arg-type]
-        return Signaller(config, judge).signals([trace], {PROBLEM.problem_id: problem})[0].scores[0]
-
-    assert score("<verify>", PROBLEM) == score("<verify>", other) == score("<verify>", replace(PROBLEM, answer=None))
-    assert score("{answer}<verify>", PROBLEM) != score("{answer}<verify>", other)
-    with pytest.raises(UserError, match="has no answer, and the judge is to see it: leave {answer} out of ask"):
-        score("{answer}<verify>", replace(PROBLEM, answer=None))
+@pytest.fixture
+def signalled(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with traces, rewards and signals, and the recipe that pays for them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(learned / "base", tmp_path / "ckpt")
+    shutil.copy(learned / "problems.parquet", tmp_path / "problems.parquet")
+    make_batch(tmp_path, tmp_path / "ckpt", tmp_path / "problems.parquet", max_tokens=14)
+    (tmp_path / "paid.toml").write_text(rlsf().as_toml())
+    assert run_command(["signal", "--by", "ckpt", "--threads", "1"]) == 0
+    return tmp_path
 
 
 def test_a_judges_table_says_who_judged_and_how(learned: Path, tmp_path: Path) -> None:
@@ -452,103 +272,6 @@ def test_a_judges_table_says_who_judged_and_how(learned: Path, tmp_path: Path) -
     assert {round(value, 3) for value in rows["values"].explode()} == {0.0, 0.1, 1.0}
     yes = [[score is not None and score >= 0.5 for score in scores] for scores in rows["scores"].to_list()]
     assert rows["accepted"].to_list() == yes
-
-
-def test_a_solve_is_accepted_from_the_threshold_on_and_worth_what_the_settings_say() -> None:
-    judge = scripted_policy(WORDS)
-    trace = division_trace(judge, SOLVED, "no")
-
-    def judged(**settings: object) -> Signal:
-        config = SignalConfig(**JUDGE | settings)  # type: ignore[arg-type]
-        return Signaller(config, judge).signals([trace], {PROBLEM.problem_id: PROBLEM})[0]
-
-    score = judged().scores[0]
-    assert score is not None and 0 < score < 1
-    for threshold, yes in ((0.0, True), (score, True), (math.nextafter(score, 1), False), (1.0, False)):
-        found = judged(accept_at=threshold)
-        assert found.accepted == [yes, False] and found.values == [1.0 if yes else 0.1, 0.0]
-    found = judged(accept_at=1.0, rejected=0.25, boxed=False)
-    assert found.values == [0.25, 0.25], "every finished solve is judged where no box is asked for"
-
-
-def test_a_judge_that_is_the_exact_verdicts_trains_as_the_verdicts_do() -> None:
-    policy = small_policy(seed=1)
-    texts = [(SOLVED, "\\boxed{50}: product "), ("\\boxed{50}: product ", SOLVED), (SOLVED, SOLVED)]
-    traces, verdicts, signals = [], [], []
-    for index, pair in enumerate(texts):
-        right = [text == SOLVED for text in pair]
-        traces.append(replace(division_trace(policy, *pair), sample_index=index))
-        names, values = ["correct" if one else "incorrect" for one in right], [float(one) for one in right]
-        verdicts.append(Verdict(PROBLEM.problem_id, index, ["x", "y"], names, list(values)))
-        signals.append(Signal(PROBLEM.problem_id, index, "judge", list(values), list(right), list(values)))
-    found = []
-    for weights, given in (({"right": 1.0}, []), ({"signal:judge": 1.0}, signals)):
-        config = Stage2Config(
-            pay=Pay(weights={"solve": weights}), baseline="leave-one-out", learning_rate=1e-3, threads=1
-        )
-        trainer = Trainer(config, small_policy(seed=1))
-        trainer.update(traces, verdicts, signals=given, check=False)
-        found.append(trainer.policy.state.fingerprint)
-    assert found[0] == found[1] != policy.state.fingerprint
-
-
-def test_accepted_share_and_its_gap_to_what_is_right_by_hand() -> None:
-    rows = [
-        (dialogue(("solve", "a", "correct"), ("verify", "right", "correct")), 0.9, True),
-        (dialogue(("solve", "b", "incorrect"), ("verify", "right", "incorrect")), 0.8, True),
-        (dialogue(("solve", "c", "unscored"), ("verify", "wrong", "unscored")), 0.1, False),
-        (dialogue(("solve", "d", "no_answer"), ("verify", "wrong", "correct")), None, False),
-    ]
-    traces, verdicts = [trace for (trace, _), *_ in rows], [verdict for (_, verdict), *_ in rows]
-    signals = [Signal("p", 0, "judge", [score, None], [yes, None], [0.0, None]) for _, score, yes in rows]
-    assert {(name, turn): value for name, turn, value in signal_rows(traces, verdicts, signals)} == {
-        ("judge", 1): pytest.approx(0.6),
-        ("judged", 1): 0.5,
-        ("judge_gap", 1): pytest.approx(1 / 3),
-        ("judge_agrees", 1): pytest.approx(2 / 3),
-    }
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"claim": "yes|no"}, "the judge scripted has no tokens for its claim 'yes': give .signal. others"),
-        ({"ask": "Is it?"}, "the judge scripted has no tokens for its words to ask with 'Is it.'"),
-        ({"claim": "right"}, "claim is 'right', which could not be read"),
-        ({"ask": "{solve}<verify>"}, "ask speaks of {solve}, expected no place but {answer}"),
-    ],
-)
-def test_words_that_no_judge_could_say_are_one_line(change: Mapping[str, str], message: str) -> None:
-    judge = scripted_policy(WORDS)
-    with pytest.raises(UserError, match=message) as error:
-        Signaller(SignalConfig(**JUDGE | change), judge)  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
-
-
-def test_a_policy_is_never_asked_with_gold_answers() -> None:
-    with pytest.raises(UserError, match="no policy is shown gold answers"):
-        script(verify={"ask": "{answer}<verify>", "claim": "right|wrong"})
-
-
-# Tables.
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-@pytest.fixture
-def signalled(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with traces, rewards and signals, and the recipe that pays for them."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(learned / "base", tmp_path / "ckpt")
-    shutil.copy(learned / "problems.parquet", tmp_path / "problems.parquet")
-    make_batch(tmp_path, tmp_path / "ckpt", tmp_path / "problems.parquet", max_tokens=14)
-    (tmp_path / "paid.toml").write_text(rlsf().as_toml())
-    assert run_command(["signal", "--by", "ckpt", "--threads", "1"]) == 0
-    return tmp_path
 
 
 def test_a_recipe_says_its_pay_again(signalled: Path) -> None:
