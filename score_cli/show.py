@@ -16,7 +16,7 @@ from score_cli.run_folder import CONFIG_FILE
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH
-from score_cli.tables.traces import check_pairs, iterate_traces, iterate_verdicts, rewards_beside
+from score_cli.tables.traces import iterate_graded, iterate_traces, rewards_beside
 from score_cli.tables.updates import opened_beside
 
 if TYPE_CHECKING:
@@ -125,11 +125,8 @@ def _rows(traces: Path, rewards: Path | None, *, needed: bool) -> Iterator[tuple
             for part in iterate_traces(path):
                 yield from ((trace, None) for trace in part)
             return
-        judged = iterate_verdicts(rewards)
-        for part in iterate_traces(path):
-            graded = next(judged, [])
-            check_pairs(part, graded, traces, rewards)
-            yield from zip(part, graded, strict=True)
+        for piece in iterate_graded(path, rewards):
+            yield from piece.records()
 
 
 def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem: Problem | None) -> None:

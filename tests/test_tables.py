@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,15 @@ from score_cli.tables.parquet import (
 )
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.traces import check_pairs, read_traces, read_verdicts, rewards_beside
+from score_cli.tables.traces import (
+    Rows,
+    iterate_graded,
+    iterate_traces,
+    read_pair,
+    read_traces,
+    read_verdicts,
+    rewards_beside,
+)
 from tests.conftest import rewrite
 
 ROW = {"policy": "base", "decoding": "greedy", "name": "acc@t1", "value": 0.5, "stderr": None, "count": 3}
@@ -204,11 +213,54 @@ def test_an_attempt_number_without_its_attempt_is_refused(batch: Path) -> None:
 
 
 def test_rewards_of_other_rows_are_refused(batch: Path) -> None:
-    traces, rewards = read_traces(batch / "traces.parquet"), read_verdicts(batch / "rewards.parquet")
+    traces, rewards = batch / "traces.parquet", batch / "rewards.parquet"
+    whole = pl.read_parquet(rewards)
+    whole[1:].write_parquet(rewards)
     with pytest.raises(UserError, match="has 47 rows, .* 48: run `score verify` again"):
-        check_pairs(traces, rewards[1:], Path("t"), Path("r"))
-    with pytest.raises(UserError, match="row 0 of r is"):
-        check_pairs(traces, rewards[1:] + rewards[:1], Path("t"), Path("r"))
+        read_pair(traces, rewards)
+    pl.concat([whole[:30], whole[31:], whole[30:31]]).write_parquet(rewards)
+    first, second = whole["problem_id"][30], whole["problem_id"][31]
+    with pytest.raises(
+        UserError, match=rf"row 30: \('{first}', 2\), of .* \('{second}', 3\): run `score verify` again"
+    ):
+        read_pair(traces, rewards)
+    whole.with_columns(pl.col("answers", "verdicts", "rewards").list.head(1)).write_parquet(rewards)
+    with pytest.raises(UserError, match="row 0: 2 attempts, of which .* grades 1"):
+        read_pair(traces, rewards)
+
+
+def test_the_first_wrong_row_is_named_whichever_piece_it_stands_in(batch: Path) -> None:
+    number = iter(range(48))
+    rewrite(batch / "traces.parquet", lambda row: next(number) in (19, 40) and row.update(logprobs=[0.0]))
+    with pytest.raises(UserError, match="row 19: lists of one length expected"):
+        list(iterate_traces(batch / "traces.parquet", rows=8))
+
+
+def test_graded_rows_come_in_pieces_and_are_those_of_both_tables(batch: Path) -> None:
+    traces, rewards = batch / "traces.parquet", batch / "rewards.parquet"
+    pieces = list(iterate_graded(traces, rewards, rows=7))
+    assert [piece.traces.num_rows for piece in pieces] == [piece.rewards.num_rows for piece in pieces] == [7] * 6 + [6]
+    found = [pair for piece in pieces for pair in piece.records()]
+    raw = zip(pq.read_table(traces).to_pylist(), pq.read_table(rewards).to_pylist(), strict=True)
+    for (trace, verdict), (row, graded) in zip(found, raw, strict=True):
+        assert vars(verdict) == graded
+        assert trace.attempts == row["attempts"] and trace.sample_index == row["sample_index"]
+        assert trace.token_ids.tolist() == row["token_ids"] and trace.token_ids.dtype == np.int32
+        assert trace.attempt_ids.tolist() == row["attempt_ids"] and trace.logprobs.tolist() == row["logprobs"]
+
+
+def test_records_are_made_from_any_place_of_a_table(batch: Path) -> None:
+    path = batch / "traces.parquet"
+    pieces = [pa.table(piece) for piece in iterate_batches(path, TRACES, rows=7)]
+    rows = Rows(pieces, lambda piece: piece["sample_index"].to_pylist())
+    expected = pq.read_table(path)["sample_index"].to_pylist()
+    assert list(rows) == expected and len(rows) == 48
+    assert [rows[place] for place in (0, 6, 7, 41, 42, 47, -1, -48)] == [
+        expected[place] for place in (0, 6, 7, 41, 42, 47, -1, -48)
+    ]
+    assert rows[5:30:6] == expected[5:30:6] and rows[:0] == []
+    with pytest.raises(IndexError):
+        rows[48]
 
 
 def test_a_footer_of_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from score_cli.metrics import (
 )
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
+from score_cli.tables.traces import read_pair
 
 GREEDY = "greedy"
 SAMPLED = "sampled"
@@ -65,17 +65,6 @@ def evaluate(
     found, judged = read_pair(traces, rewards)
     known = read_problems(problems) if problems is not None else []
     return metric_rows(found, judged, policy=policy, decoding=decoding, problems=known, pass_at=pass_at)
-
-
-def read_pair(traces: Path, rewards: Path) -> tuple[list[Trace], list[Verdict]]:
-    """Traces and their rewards, row by row.
-
-    Raises:
-        UserError: the files do not belong together.
-    """
-    found, judged = read_traces(traces), read_verdicts(rewards)
-    check_pairs(found, judged, traces, rewards)
-    return found, judged
 
 
 def metric_rows(

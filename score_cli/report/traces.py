@@ -20,7 +20,7 @@ from score_cli.progress import Progress
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict, turn_title
-from score_cli.tables.traces import check_pairs, read_traces, read_verdicts
+from score_cli.tables.traces import read_pair
 from score_cli.tables.updates import opened_beside
 
 TRACES_SUFFIX = ".traces.parquet"
@@ -53,10 +53,8 @@ class Source:
             UserError: the two files do not belong together.
         """
         with opened_beside(self.traces) as path:
-            traces, verdicts = read_traces(path), read_verdicts(path.with_name(self.rewards.name))
-            footer = read_footer(path, TRACES)
-        check_pairs(traces, verdicts, self.traces, self.rewards)
-        return list(zip(traces, verdicts, strict=True)), footer.policy if footer else None
+            pair, footer = read_pair(path, path.with_name(self.rewards.name)), read_footer(path, TRACES)
+        return list(zip(*pair, strict=True)), footer.policy if footer else None
 
 
 class LogprobBin(NamedTuple):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from score_cli.errors import UserError
 from score_cli.evaluation.escalation import Case, escalation_curve
-from score_cli.evaluation.evaluate import Row, read_pair
+from score_cli.evaluation.evaluate import Row
 from score_cli.metrics import solves_of
 from score_cli.tables.records import SOLVE, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, UNGRADED, UNSCORED
 from score_cli.tables.signals import read_signals
+from score_cli.tables.traces import read_pair
 
 Judged = tuple[Trace, Verdict]
 

@@ -17,7 +17,6 @@ from score_cli.evaluation.evaluate import (
     evaluate,
     measure_traces,
     metric_rows,
-    read_pair,
 )
 from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.votes import VOTES, vote_rows
@@ -35,8 +34,8 @@ from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, TRACES, names_table, read_footer, write_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
-from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import rewards_beside
+from score_cli.tables.records import Problem
+from score_cli.tables.traces import read_pair, rewards_beside
 from score_cli.verification.grader import PROGRAM_TASKS, Grader, grader_for
 
 
@@ -456,5 +455,6 @@ def _comparisons(tables: Sequence[EvalTables]) -> list[Row]:
 
 def _records(tables: Sequence[EvalTables], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
     for table in tables:
-        pair: tuple[list[Trace], list[Verdict]] = read_pair(table.traces, table.rewards)
-        yield from sample_records(*pair, policy=table.policy, decoding=table.decoding, problems=problems)
+        yield from sample_records(
+            *read_pair(table.traces, table.rewards), policy=table.policy, decoding=table.decoding, problems=problems
+        )

@@ -114,7 +114,7 @@ def newest_verdicts(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], str]:
     return {(verdict.problem_id, verdict.sample_index): verdict.verdicts[-1] for verdict in verdicts}
 
 
-def _read_solves(path: Path) -> list[Trace]:
+def _read_solves(path: Path) -> Sequence[Trace]:
     traces = read_traces(path)
     if any(trace.roles is not None for trace in traces):
         raise UserError(f"{path} holds turns that are no solves: name traces of solves alone with --from")

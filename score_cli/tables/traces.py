@@ -1,27 +1,42 @@
 """Traces and verdicts as they stand in their tables: read with the checks that one row's lists agree."""
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, overload
 
-import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from score_cli.errors import UserError
 from score_cli.tables.parquet import (
     REWARDS,
+    ROWS_PER_BATCH,
     TRACE_COLUMNS,
     TRACES,
     Table,
+    count_rows,
     has_column,
     iterate_batches,
     read_footer,
     traces_with,
 )
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import ROLES, Trace, Verdict
-from score_cli.tables.schemas import UNGRADED, UNSCORED, VERDICTS
+from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.row_checks import (
+    KEY,
+    TOKEN_COLUMNS,
+    RowCheck,
+    as_frame,
+    check_rows,
+    pair_checks,
+    trace_checks,
+    verdict_checks,
+)
+
+Record = TypeVar("Record")
 
 
 def rewards_beside(traces: Path) -> Path:
@@ -32,16 +47,14 @@ def rewards_beside(traces: Path) -> Path:
     return traces.with_name(f"{traces.stem}.rewards{traces.suffix}")
 
 
-def iterate_traces(path: Path, *, rows: int = 1024) -> Iterator[list[Trace]]:
+def iterate_traces(path: Path, *, rows: int = ROWS_PER_BATCH) -> Iterator[list[Trace]]:
     """Yield traces in pieces of at most `rows`.
 
     Raises:
         UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree in length or hold NaN.
     """
-    start = 0
-    for batch in iterate_batches(path, traces_table(path), rows=rows):
-        yield [_trace(row, start + index, path) for index, row in enumerate(_rows(batch))]
-        start += batch.num_rows
+    for piece in _trace_pieces(path, rows):
+        yield _traces(piece)
 
 
 def traces_table(path: Path) -> Table:
@@ -49,35 +62,66 @@ def traces_table(path: Path) -> Table:
     return traces_with(*(column.name for column in TRACE_COLUMNS if has_column(path, TRACES, column.name)))
 
 
-def read_traces(path: Path) -> list[Trace]:
+def read_traces(path: Path) -> Sequence[Trace]:
     """All traces; errors as `iterate_traces`."""
-    return [trace for part in iterate_traces(path) for trace in part]
+    return Rows(_trace_pieces(path), _traces)
 
 
-def iterate_verdicts(path: Path, *, rows: int = 1024) -> Iterator[list[Verdict]]:
-    """Yield rewards in pieces of at most `rows`.
+def read_verdicts(path: Path) -> Sequence[Verdict]:
+    """All rewards.
 
     Raises:
         UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree or hold what no verifier gives.
     """
+    return Rows(_verdict_pieces(path), _verdicts)
+
+
+class GradedPiece(NamedTuple):
+    """Some rows of a traces table and their rewards, as columns."""
+
+    traces: pa.Table
+    rewards: pa.Table
+
+    def records(self) -> Iterator[tuple[Trace, Verdict]]:
+        """Trace by trace."""
+        return zip(_traces(self.traces), _verdicts(self.rewards), strict=True)
+
+    def frame(self) -> pl.DataFrame:
+        """The columns of both, those that they share but once."""
+        rewards = as_frame(self.rewards)
+        return as_frame(self.traces).hstack(rewards.rename({name: f"{name}_of_rewards" for name in KEY}))
+
+
+def iterate_graded(traces: Path, rewards: Path, *, rows: int = ROWS_PER_BATCH) -> Iterator[GradedPiece]:
+    """Yield traces with their rewards in pieces of at most `rows`, which is all that is in memory.
+
+    Raises:
+        UserError: as `iterate_traces` and `read_verdicts`, or the rewards do not stand row by row for the traces.
+    """
+    sizes = count_rows(traces, TRACES), count_rows(rewards, REWARDS)
+    if sizes[0] != sizes[1]:
+        raise UserError(f"{rewards} has {sizes[1]} rows, {traces} {sizes[0]}: run `score verify` again on these traces")
     start = 0
-    for batch in iterate_batches(path, REWARDS, rows=rows):
-        yield [_reward(row, start + index, path) for index, row in enumerate(batch.to_pylist())]
-        start += batch.num_rows
-
-
-def read_verdicts(path: Path) -> list[Verdict]:
-    """All rewards; errors as `iterate_verdicts`."""
-    return [reward for part in iterate_verdicts(path) for reward in part]
+    for pair in zip(_trace_pieces(traces, rows), _verdict_pieces(rewards, rows), strict=True):
+        piece = GradedPiece(*pair)
+        check_rows(piece.frame(), pair_checks(rewards), traces, start)
+        start += piece.traces.num_rows
+        yield piece
 
 
 @dataclass(frozen=True)
 class GradedTraces:
     """Traces and their verdicts, row by row, and where the traces come from."""
 
-    traces: list[Trace]
-    verdicts: list[Verdict]
+    traces: Sequence[Trace]
+    verdicts: Sequence[Verdict]
     footer: Footer | None
+
+
+def read_pair(traces: Path, rewards: Path) -> tuple[Sequence[Trace], Sequence[Verdict]]:
+    """All traces and their rewards, row by row; errors as `iterate_graded`."""
+    pieces = list(iterate_graded(traces, rewards))
+    return Rows([piece.traces for piece in pieces], _traces), Rows([piece.rewards for piece in pieces], _verdicts)
 
 
 def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> GradedTraces:
@@ -97,29 +141,7 @@ def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> G
             )
     if judged is not None and judged.inputs.get("traces") not in (None, file_sha256(traces)):
         raise UserError(f"{rewards} was made from other traces than {traces}: run `score verify` again on these traces")
-    rows, grades = read_traces(traces), read_verdicts(rewards)
-    check_pairs(rows, grades, traces, rewards)
-    return GradedTraces(rows, grades, origin)
-
-
-def check_pairs(traces: list[Trace], rewards: list[Verdict], traces_path: Path, rewards_path: Path) -> None:
-    """Check that rewards stand row by row for the traces.
-
-    Raises:
-        UserError: another number of rows, another order, or another number of attempts.
-    """
-    again = "run `score verify` again on these traces"
-    if len(traces) != len(rewards):
-        raise UserError(f"{rewards_path} has {len(rewards)} rows, {traces_path} {len(traces)}: {again}")
-    for row, (trace, reward) in enumerate(zip(traces, rewards, strict=True)):
-        ours, theirs = (trace.problem_id, trace.sample_index), (reward.problem_id, reward.sample_index)
-        if ours != theirs:
-            raise UserError(f"row {row} of {rewards_path} is {theirs}, of {traces_path} {ours}: {again}")
-        if not len(trace.attempts) == len(reward.verdicts) == len(reward.rewards):
-            raise UserError(
-                f"row {row} of {rewards_path} grades {len(reward.verdicts)} attempts, of {traces_path} has "
-                f"{len(trace.attempts)}: {again}"
-            )
+    return GradedTraces(*read_pair(traces, rewards), origin)
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
@@ -133,55 +155,75 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     return dict(vars(verdict))
 
 
-def _rows(batch: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows with the token columns as arrays: Python integers would cost thirty bytes a token."""
-    arrays = {name: batch.column(name) for name in ("token_ids", "attempt_ids", "logprobs")}
-    plain = batch.drop_columns(list(arrays)).to_pylist()
-    for index, row in enumerate(plain):
-        yield row | {name: column[index].values.to_numpy() for name, column in arrays.items()}
+class Rows(Sequence[Record]):
+    """The records of a table, each made when it is asked for: a token takes nine bytes in columns, ninety in records.
+
+    Args:
+        pieces: of the table.
+        make: the records of a piece.
+    """
+
+    def __init__(self, pieces: Iterable[pa.Table], make: Callable[[pa.Table], list[Record]]) -> None:
+        self._pieces = list(pieces)
+        self._ends: list[int] = list(accumulate(piece.num_rows for piece in self._pieces))
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[Record]:
+        for piece in self._pieces:
+            yield from self._make(piece)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        places = range(len(self))[index]
+        return self._record(places) if isinstance(places, int) else [self._record(place) for place in places]
+
+    def _record(self, place: int) -> Record:
+        number = bisect.bisect_right(self._ends, place)
+        piece = self._pieces[number]
+        return self._make(piece.slice(place - (self._ends[number] - piece.num_rows), 1))[0]
 
 
-def _reward(row: dict[str, Any], number: int, path: Path) -> Verdict:
-    reward = Verdict(**row)
-    again = "run `score verify` again"
-    if not len(reward.answers) == len(reward.verdicts) == len(reward.rewards):
-        raise UserError(f"{path}, row {number}: answers, verdicts and rewards differ in length: {again}")
-    for verdict, value in zip(reward.verdicts, reward.rewards, strict=True):
-        if verdict not in VERDICTS:
-            raise UserError(f"{path}, row {number}: verdict {verdict}, expected one of {', '.join(VERDICTS)}: {again}")
-        if (value is None) != (verdict in (UNSCORED, UNGRADED)) or (value is not None and not 0.0 <= value <= 1.0):
-            raise UserError(
-                f"{path}, row {number}: reward {value} for {verdict}, expected 0 to 1, and none where unscored: {again}"
-            )
-    return reward
+def _trace_pieces(path: Path, rows: int = ROWS_PER_BATCH) -> Iterator[pa.Table]:
+    table = traces_table(path)
+    return _checked(path, table, trace_checks(table.schema.names), rows)
 
 
-def _trace(row: dict[str, Any], number: int, path: Path) -> Trace:
-    trace = Trace(**row)
-    lengths = {
-        "token_ids": len(trace.token_ids),
-        "attempt_ids": len(trace.attempt_ids),
-        "logprobs": len(trace.logprobs),
+def _verdict_pieces(path: Path, rows: int = ROWS_PER_BATCH) -> Iterator[pa.Table]:
+    return _checked(path, REWARDS, verdict_checks(), rows)
+
+
+def _checked(path: Path, table: Table, checks: Sequence[RowCheck], rows: int) -> Iterator[pa.Table]:
+    start = 0
+    for piece in iterate_batches(path, table, rows=rows):
+        check_rows(as_frame(piece), checks, path, start)
+        start += piece.num_rows
+        yield piece
+
+
+def _traces(piece: pa.Table) -> list[Trace]:
+    columns = {
+        name: _arrays(piece.column(name)) if name in TOKEN_COLUMNS else piece.column(name).to_pylist()
+        for name in piece.column_names
     }
-    if len(set(lengths.values())) != 1:
-        raise UserError(f"{path}, row {number}: lists of one length expected, got {lengths}: sample again")
-    if len(trace.attempts) != len(trace.finish_reasons) or not trace.attempts:
-        raise UserError(
-            f"{path}, row {number}: {len(trace.attempts)} attempts and {len(trace.finish_reasons)} finish reasons, "
-            "expected one reason an attempt and at least one attempt: sample again"
-        )
-    roles = trace.turn_roles
-    if len(roles) != len(trace.attempts) or not set(roles) <= set(ROLES):
-        raise UserError(
-            f"{path}, row {number}: roles {', '.join(roles)} of {len(trace.attempts)} attempts, expected one of "
-            f"{', '.join(ROLES)} for each: sample again"
-        )
-    if not np.isfinite(trace.logprobs).all():
-        raise UserError(f"{path}, row {number}: a logprob is not finite, expected nats of 0 or less: sample again")
-    owners = np.unique(trace.attempt_ids)
-    if len(owners) and (owners[0] < 0 or owners[-1] > len(trace.attempts)):
-        raise UserError(
-            f"{path}, row {number}: attempt_ids from {owners[0]} to {owners[-1]}, expected 0 to {len(trace.attempts)}: "
-            "sample again"
-        )
-    return trace
+    return [Trace(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _verdicts(piece: pa.Table) -> list[Verdict]:
+    return [
+        Verdict(*row) for row in zip(*(piece.column(name).to_pylist() for name in REWARDS.schema.names), strict=True)
+    ]
+
+
+def _arrays(column: pa.ChunkedArray) -> list[Any]:
+    """The lists of a column as arrays over its own memory."""
+    lists = column.combine_chunks()
+    values, bounds = lists.values.to_numpy(), lists.offsets.to_pylist()
+    return [values[start:end] for start, end in pairwise(bounds)]
