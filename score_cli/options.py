@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import inspect
+import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -117,14 +118,30 @@ def _option_fields(kind: type) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
+def _help_text(field: dataclasses.Field[Any]) -> str:
+    """What a setting means, and its default."""
+    default = "" if field.default in (None, "") else f" [default: {field.default}]"
+    return str(field.metadata["help"]) + default
+
+
+def keys_help(table: str, kind: type) -> str:
+    """The end of a help page: the keys of a recipe's table whose settings no command has as options."""
+    lines, hints = [f"Keys of [{table}], for a recipe and --set {table}.KEY=VALUE:"], typing.get_type_hints(kind)
+    for field in _option_fields(kind):
+        words = "|".join(typing.get_args(hints[field.name])) if typing.get_origin(hints[field.name]) is Literal else ""
+        text = f"{words}: {_help_text(field)}" if words else _help_text(field)
+        indent = f"  {field.name:<24}"
+        lines += textwrap.wrap(text, 78, initial_indent=indent, subsequent_indent=" " * len(indent))
+    return "\b\n" + "\n".join(lines)
+
+
 def _field_parameters(kind: type) -> list[inspect.Parameter]:
     """One option a field; unset is None, so that a recipe's value can stand."""
     hints = typing.get_type_hints(kind)
     parameters = []
     for field in _option_fields(kind):
         # Said in the help text, because typer would show the default of an unset option, which is None.
-        default = "" if field.default is None else f" [default: {field.default}]"
-        option = typer.Option(help=field.metadata["help"] + default, show_default=False)
+        option = typer.Option(help=_help_text(field), show_default=False)
         parameters.append(
             inspect.Parameter(
                 field.name,

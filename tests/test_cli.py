@@ -16,7 +16,7 @@ from score_cli import config
 from score_cli.cli import run_command
 from score_cli.errors import UserError
 from score_cli.recipe import TABLES, read_recipe
-from score_cli.run_config import RunConfig
+from score_cli.run_config import AlarmsConfig, RunConfig
 from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.traces import read_traces
 
@@ -350,6 +350,14 @@ def test_a_run_refuses_sampling_that_it_could_not_train_on(
     assert run("run", PIPELINES / "quickstart.toml", "--set", change, "--out", tmp_path / "run") == 2
     assert advice in one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_help_of_run_names_every_key_of_a_recipe_that_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "--help") == 0
+    page = capsys.readouterr().out
+    for kind in (RunConfig, AlarmsConfig):
+        assert [field.name for field in dataclasses.fields(kind) if f"\n    {field.name} " not in page] == []
+    assert re.search(r"overlap +refuse\|drop\|keep: What becomes of", page)
 
 
 def test_a_try_out_cuts_what_is_long_and_leaves_what_is_short() -> None:

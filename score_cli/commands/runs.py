@@ -9,12 +9,15 @@ import typer
 from score_cli.commands.app import app
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
-from score_cli.options import Overwrite, with_settings
+from score_cli.options import Overwrite, keys_help, with_settings
 from score_cli.recipe import Recipe
-from score_cli.run_config import RunConfig
+from score_cli.run_config import AlarmsConfig, RunConfig
 
 
-@app.command(short_help="Run a whole recipe in one process, or go on with it.")
+@app.command(
+    short_help="Run a whole recipe in one process, or go on with it.",
+    epilog=keys_help("run", RunConfig) + "\n\n" + keys_help("run.alarms", AlarmsConfig),
+)
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe (TOML), such as pipelines/quickstart.toml.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-OF-THE-RECIPE if left out.")] = None,
