@@ -37,7 +37,7 @@ from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import REVISION, Problem
 from score_cli.tasks.dialogues import read_dialogues
 from score_cli.training.base_policy import untrained_policy
-from score_cli.training.optimizer import check_optimizer, check_schedule
+from score_cli.training.optimizer import check_packages, check_schedule
 from score_cli.training.sft import make_given_examples
 from score_cli.verification.grader import Grader
 from score_cli.verification.own_grader import find_source
@@ -324,7 +324,7 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
     _check_signal(configs, asked=recipe.has("signal"))
     _check_first_attempts(configs)
     for stage in (configs.stage1, configs.stage2, configs.sft):
-        check_optimizer(stage)
+        check_packages(stage)
     configs = replace(
         configs,
         stage1=_whole_schedule(configs.stage1, configs.run.stage1_iterations),

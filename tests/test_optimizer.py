@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from score_cli.config import Schedule, SftConfig, Stage2Config
 from score_cli.errors import UserError
 from score_cli.training import optimizer as optimizers
-from score_cli.training.optimizer import Optimizer, check_schedule, learning_rate, make_adam
+from score_cli.training.optimizer import Optimizer, check_packages, check_schedule, learning_rate, make_adam
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 KINDS = ["adam", pytest.param("adam8bit", marks=needs_bitsandbytes)]
@@ -194,6 +194,13 @@ def test_eight_bits_without_their_library_are_refused_in_one_line(monkeypatch: p
     monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="bitsandbytes is not installed: .pip install 'score-cli.adam8bit.'"):
         make_adam(SftConfig(optimizer="adam8bit"), [torch.zeros(1)])
+
+
+def test_an_adapter_without_its_library_is_refused_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="lora_rank is 8, but peft is not installed: .pip install 'score-cli.lora.'"):
+        check_packages(Stage2Config(lora_rank=8))
+    check_packages(Stage2Config())
 
 
 @pytest.mark.parametrize("kind", KINDS)

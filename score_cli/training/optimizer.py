@@ -118,7 +118,7 @@ def make_adam(
     """Adam (with weight decay, AdamW) with the settings' moments; one fused kernel for all weights on a GPU.
 
     Raises:
-        UserError: as `check_optimizer`.
+        UserError: as `check_packages`.
     """
     trained = list(weights)
     settings: dict[str, Any] = {
@@ -127,7 +127,7 @@ def make_adam(
         "weight_decay": weight_decay,
     }
     if config.optimizer == "adam8bit":
-        check_optimizer(config)
+        check_packages(config)
         # At its import it says which of its kernels for inference it has not found.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
@@ -138,12 +138,17 @@ def make_adam(
     return torch.optim.AdamW(trained, **settings, fused=True if on_gpu else None)
 
 
-def check_optimizer(config: OptimizerConfig) -> None:
-    """See that the optimiser asked for is there.
+def check_packages(config: OptimizerConfig) -> None:
+    """See that the packages that a training asks for are there.
 
     Raises:
-        UserError: it is not.
+        UserError: one is not.
     """
+    if config.lora_rank and importlib.util.find_spec("peft") is None:
+        raise UserError(
+            f"lora_rank is {config.lora_rank}, but peft is not installed: `pip install 'score-cli[lora]'`, or leave "
+            "it out"
+        )
     if config.optimizer == "adam8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "optimizer is adam8bit, but bitsandbytes is not installed: `pip install 'score-cli[adam8bit]'`, or use "
