@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before the first import that asks the driver, which reads it once.
 if not os.environ.get("SCORE_TEST_GPU"):
@@ -29,6 +29,10 @@ from score_cli.tables.records import Trace
 from score_cli.tasks.division_tokenizer import make_tokenizer
 from score_cli.training.base_policy import make_model
 from score_cli.training.step import StepStats, TrainBatch, forward_backward, prepare
+from score_cli.verification.grader import Grader
+
+if TYPE_CHECKING:
+    from score_cli.run import RunInputs
 
 torch.set_num_threads(1)
 
@@ -139,3 +143,13 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], object], *, keep_f
 
 def as_row(record: object) -> dict[str, object]:
     return asdict(record)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture
+def start(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> "RunInputs":
+    """What a small run starts from, with invented verdicts."""
+    from score_cli.run import RunInputs
+    from tests.runs import invent
+
+    monkeypatch.setattr(Grader, "grade", invent)
+    return RunInputs(model=checkpoint, problems=problems, eval_problems=problems)

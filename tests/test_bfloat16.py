@@ -27,9 +27,9 @@ from score_cli.training.logprobs import add_gradient, batch_logprobs
 from score_cli.training.on_policy import logprob_limit
 from score_cli.training.step import StepStats, TrainBatch
 from tests.conftest import small_model, small_policy
+from tests.runs import GRADE, invented
 from tests.test_adapters import moved
 from tests.test_logprobs import traces_of
-from tests.test_run_phases import GRADE, invented
 from tests.test_sampling import rollouts
 
 

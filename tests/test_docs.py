@@ -51,7 +51,7 @@ NOT_RUN = {
     "pip install 'score-cli[s3]'": "needs storage of one's own; tests/test_storage.py runs such a loop",
     "score run pipelines/math.toml --model Qwen/Qwen2.5-1.5B-Instruct --problems math.parquet --eval-problems "
     "math500.parquet      --validation-problems validation.parquet --set run.best_every=100 --set run.evaluate=best "
-    "--out runs/math": "days on a GPU; tests/test_run_phases.py keeps the best policy of small runs",
+    "--out runs/math": "days on a GPU; tests/test_run_best.py keeps the best policy of small runs",
     "make setup": "installs from the network",
     "for part in train test; do curl -L --create-dirs -o MATH/$part.jsonl https://github.com/openai/prm800k/raw/main/"
     "prm800k/math_splits/$part.jsonl; done": "needs the network",

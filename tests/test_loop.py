@@ -16,7 +16,7 @@ from score_cli.tables.checkpoints import load_policy
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
 from tests.conftest import small_policy
-from tests.test_run_phases import GRADE, invented
+from tests.runs import GRADE, invented
 
 SAMPLE = SampleConfig(samples=4, problems_per_iteration=3, max_tokens=6, threads=1)
 TRAIN = Stage2Config(learning_rate=1e-3, kl="full", threads=1)

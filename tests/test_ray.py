@@ -22,7 +22,7 @@ from score_cli.tables.checkpoints import Policy, load_policy
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256
 from tests.conftest import small_policy
-from tests.test_run_phases import digests, recipe
+from tests.runs import digests, recipe
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.pipeline
@@ -141,7 +141,7 @@ def test_more_actors_than_the_cluster_has_room_for_are_refused(policy: Policy, p
 
 def test_a_run_gives_the_same_bytes(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: Any) -> None:
     from score_cli.verification.grader import Grader
-    from tests.test_run_phases import invent
+    from tests.runs import invent
 
     monkeypatch.setattr(Grader, "grade", invent)
     start = RunInputs(model=checkpoint, problems=problems, eval_problems=problems)

@@ -23,7 +23,7 @@ from score_cli.training.token_credit import token_credit
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
 from tests.conftest import rewrite, small_policy
-from tests.test_run_phases import invent, recipe
+from tests.runs import invent, recipe
 
 CONFIG = Stage2Config(learning_rate=1e-3, threads=1, beta1=0.3, micro_batch_tokens=200)
 

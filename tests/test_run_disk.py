@@ -17,7 +17,7 @@ from score_cli.run_folder import RunFolder
 from score_cli.tables.atomic import replacing_folder
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.verification.grader import Grader
-from tests.test_run_phases import digests, invent, recipe
+from tests.runs import digests, invent, recipe
 
 Usage = namedtuple("Usage", "free")
 MIB = 2**20

@@ -1,15 +1,10 @@
-"""Runs of several phases on an untrained policy: who is sampled from, pinned to what, and kills that do not show.
+"""Runs of several phases on an untrained policy: who is sampled from, pinned to what, and kills that do not show."""
 
-Verdicts are invented, a third of them right, since an untrained policy never is.
-"""
-
-import hashlib
 import json
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,59 +32,11 @@ from score_cli.tables.checkpoints import Policy, load_optimizer, load_policy, st
 from score_cli.tables.parquet import TRACES, read_footer
 from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tasks import division
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
+from tests.runs import ROUNDS, THREE, digests, recipe, stop_and_go_on
 
 pytestmark = pytest.mark.pipeline
-
-ONE_THREAD = {"threads": 1}
-SAMPLE = {"samples": 4, "problems_per_iteration": 6, "max_tokens": 16, **ONE_THREAD}
-
-
-def invent(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
-    """The real verdicts with others in their stead."""
-    return [invented(verdict) for verdict in GRADE(grader, traces, problems)]
-
-
-def invented(verdict: Verdict) -> Verdict:
-    names = [f"{verdict.problem_id} {verdict.sample_index} {attempt}" for attempt in range(len(verdict.verdicts))]
-    right = [hashlib.sha256(name.encode()).digest()[0] % 3 == 0 for name in names]
-    verdicts = ["correct" if value else "incorrect" for value in right]
-    return replace(verdict, rewards=[float(value) for value in right], verdicts=verdicts)
-
-
-GRADE = Grader.grade
-
-
-@pytest.fixture
-def start(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> RunInputs:
-    monkeypatch.setattr(Grader, "grade", invent)
-    return RunInputs(model=checkpoint, problems=problems, eval_problems=problems)
-
-
-def recipe(attempts: int = 2, **run: object) -> Recipe:
-    update = {"learning_rate": 1e-3, "kl": "full", **ONE_THREAD}
-    return Recipe(
-        {
-            "sample": SAMPLE | {"attempts": attempts},
-            "train-stage1": dict(update),
-            "train-stage2": dict(update),
-            "train-sft": {"method": "pair-sft", "learning_rate": 1e-3, "batch_size": 8, **ONE_THREAD},
-            "eval": {"samples": 1, "attempts": attempts, "max_tokens": 16, **ONE_THREAD},
-            "run": {"save_every": 1, "overlap": "keep", **run},
-        },
-        seed=3,
-    )
-
-
-ROUNDS = {"stage1_iterations": 2, "stage2_iterations": 2, "sft_rounds": 3, "sft_after": "stage1", "sft_problems": 8}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("*.parquet"), *folder.glob("iterations/*/*.parquet"), *folder.glob("*/*model.safetensors")]
-    return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
 def test_rounds_sample_from_the_newest_policy_and_the_next_stage_goes_on_from_the_last(
@@ -241,118 +188,11 @@ def test_a_runs_schedule_ends_with_its_stage_and_cannot_be_stretched_afterwards(
         Run(short, tmp_path / "run", start)
 
 
-def by_text(grader: Grader, traces: Sequence[Trace], problems: Mapping[str, Problem]) -> list[Verdict]:
-    """Verdicts that hang on what was said, so that policies differ."""
-
-    def judged(trace: Trace, verdict: Verdict) -> Verdict:
-        right = [hashlib.sha256(text.encode()).digest()[0] % 2 == 0 for text in trace.attempts]
-        verdicts = ["correct" if value else "incorrect" for value in right]
-        return replace(verdict, rewards=[float(value) for value in right], verdicts=verdicts)
-
-    return [judged(*pair) for pair in zip(traces, GRADE(grader, traces, problems), strict=True)]
-
-
-def test_the_best_policy_by_the_traces_trained_on_is_kept_beside_the_last(
-    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Grader, "grade", by_text)
-    made = recipe(stage1_iterations=1, stage2_iterations=5, best_every=2, keep_checkpoints=9, evaluate="best")
-    folder = tmp_path / "whole"
-    rows = Run(made, folder, start).execute()
-    curve = pl.read_parquet(folder / "train_metrics.parquet").filter(
-        pl.col("name") == "accuracy", pl.col("attempt") == 2
-    )
-    accuracy = dict(curve.select("iteration", "value").rows())
-    record = json.loads((folder / "best.json").read_text())
-    # Updates 1 to 5 are Stage II's: candidates after two and four of them, and at its end.
-    expected = {3: (accuracy[1] + accuracy[2]) / 2, 5: (accuracy[3] + accuracy[4]) / 2, 6: accuracy[5]}
-    assert {each["iteration"]: each["value"] for each in record["candidates"]} == pytest.approx(expected)
-    best = max(expected, key=lambda iteration: expected[iteration])
-    assert record["best"]["iteration"] == best and "traces trained on" in record["chosen_by"]
-    kept = folder / "stage2" if best == 6 else folder / "latest" / f"{best:04d}"
-    assert file_sha256(folder / "best" / "model.safetensors") == file_sha256(kept / "model.safetensors")
-    assert stored_state(folder / "best").iteration == best and load_optimizer(folder / "best") is None
-    assert [row for row in dict.fromkeys(row["policy"] for row in rows) if " - " not in row] == [
-        "base",
-        "stage1",
-        "best",
-    ]
-    stopped = tmp_path / "stopped"
-    stop_and_go_on(made, start, stopped, monkeypatch, run_phases, "write_table", 4)
-    assert digests(stopped) == digests(folder)
-    assert json.loads((stopped / "best.json").read_text()) == record
-
-
-def test_validation_problems_choose_the_best_policy_where_there_are_some(
-    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Grader, "grade", by_text)
-    validation = tmp_path / "validation.parquet"
-    write_problems_table(validation, division.split_problems("validation")[:20], Footer(table="problems", stage="data"))
-    inputs = replace(start, validation_problems=validation)
-    made = recipe(stage1_iterations=4, best_every=1, keep_checkpoints=9)
-    folder = tmp_path / "run"
-    Run(made, folder, inputs).execute()
-    record = json.loads((folder / "best.json").read_text())
-    problems = {problem.problem_id: problem for problem in read_problems(validation)}
-    values = {}
-    for number in (1, 2, 3, 4):
-        policy = load_policy(folder / "stage1" if number == 4 else folder / "latest" / f"{number:04d}")
-        config = SampleConfig(samples=1, max_tokens=16, temperature=0, threads=1, seed=3, iteration=0)
-        traces = sampler.Sampler(config, policy).sample(list(problems.values()))
-        right = [verdict.verdicts[1] == "correct" for verdict in by_text(Grader(VerifyConfig()), traces, problems)]
-        values[number] = sum(right) / 20
-    assert {each["iteration"]: each["value"] for each in record["candidates"]} == pytest.approx(values)
-    assert record["best"]["iteration"] == max(values, key=lambda number: values[number])
-    assert stored_state(folder / "best").iteration == record["best"]["iteration"]
-    assert "on 20 validation problems" in record["chosen_by"]
-    logged = {entry["update"] + 1: entry["validation"] for entry in read_log(folder / "log.jsonl")}
-    assert logged == pytest.approx(values)
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        ({"stage1_iterations": 1, "evaluate": "best"}, "no best policy is kept: set run.best_every"),
-        ({"sft_rounds": 1, "best_every": 1}, "a last phase of Stage I or II"),
-        ({"stage1_iterations": 1, "sft_rounds": 1, "sft_after": "stage1", "best_every": 1}, "a last phase of Stage I"),
-    ],
-)
-def test_a_best_policy_that_nothing_would_choose_is_refused(
-    start: RunInputs, tmp_path: Path, run: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        Run(recipe(**run), tmp_path / "run", start)
-
-
 def test_the_newest_checkpoints_stay_as_many_as_asked_for(start: RunInputs, tmp_path: Path) -> None:
     for count, expected in ((1, []), (3, ["0002", "0003"])):
         folder = tmp_path / str(count)
         Run(recipe(stage1_iterations=4, keep_checkpoints=count), folder, start).execute()
         assert sorted(path.name for path in folder.glob("latest/*")) == expected
-
-
-class Killed(BaseException):
-    """Stands for a signal: no handler of ours catches it."""
-
-
-def stop_and_go_on(
-    made: Recipe, start: RunInputs, folder: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, call: int
-) -> None:
-    """Stop a run just before the given call of a function, then start it again."""
-    own: Callable[..., Any] = getattr(module, function)
-    calls = iter(range(1, 100))
-
-    def stop(*arguments: Any, **keywords: Any) -> Any:
-        if next(calls) == call:
-            raise Killed
-        return own(*arguments, **keywords)
-
-    monkeypatch.setattr(module, function, stop)
-    with pytest.raises(Killed):
-        Run(made, folder, start).execute()
-    monkeypatch.setattr(module, function, own)
-    Run(made, folder, start).execute()
 
 
 def test_a_run_with_rounds_stopped_anywhere_ends_with_the_same_bytes(
@@ -392,101 +232,6 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_does_old_updates_again_to_t
     Run(made, folder, start).execute()
     assert digests(folder) == before
     assert "iterations/0003-0003/traces.parquet" in before
-
-
-THREE = {"stage1_iterations": 2, "stage2_iterations": 2, "stage1_by_attempt": True}
-
-
-def test_three_attempts_are_trained_one_after_the_other(start: RunInputs, tmp_path: Path) -> None:
-    """Stage I (b) is pinned to the policy of (a), Stage II to the base; each begins with fresh moments."""
-    folder = tmp_path / "run"
-    rows = Run(recipe(3, **THREE), folder, start).execute()
-    assert {"acc@t3", "delta@t3"} <= {row["name"] for row in rows}
-    base = stored_state(tmp_path / "ckpt").fingerprint
-    part_a, part_b, score = (stored_state(folder / name) for name in ("stage1-t2", "stage1-t3", "stage2"))
-    assert (part_a.reference, part_b.reference, score.reference) == (base, part_a.fingerprint, base)
-    widths = [
-        set(pl.read_parquet(path)["attempts"].list.len()) for path in sorted(folder.glob("iterations/*/traces.parquet"))
-    ]
-    assert widths == [{2}, {2}, {3}, {3}, {3}, {3}]
-    for name in ("stage1-t2", "stage1-t3", "stage2"):
-        moments = load_optimizer(folder / name)
-        assert moments is not None and {v.item() for k, v in moments.items() if k.startswith("step.")} == {2.0}
-    # The first update of (b) stands where its reference does; that of Stage II is already away from the base.
-    curve = pl.read_parquet(folder / "train_metrics.parquet").filter(pl.col("name") == "full_kl")
-    kl = {iteration: part["value"].to_list() for (iteration,), part in curve.group_by("iteration")}
-    assert max(kl[2]) < 1e-9 < 1e-5 < min(kl[4])
-
-
-def test_a_run_stopped_between_the_parts_of_stage_one_ends_with_the_same_bytes(
-    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Run(recipe(3, **THREE), tmp_path / "whole", start).execute()
-    for call in (3, 4):
-        folder = tmp_path / str(call)
-        stop_and_go_on(recipe(3, **THREE), start, folder, monkeypatch, loop, "check_logprobs_match", call)
-        assert digests(folder) == digests(tmp_path / "whole"), call
-
-
-def test_one_attempt_is_trained_and_two_are_evaluated(start: RunInputs, tmp_path: Path) -> None:
-    """Single-turn RL: the whole path, with one attempt in the traces and their curve, two in the metrics."""
-    made = recipe(1, stage2_iterations=2)
-    made.change(["eval.attempts=2"])
-    rows = Run(made, tmp_path / "run", start).execute()
-    assert {"acc@t1", "acc@t2", "delta@t2"} <= {row["name"] for row in rows if row["policy"] == "stage2"}
-    traces = pl.read_parquet(tmp_path / "run" / "iterations" / "0001" / "traces.parquet")
-    assert set(traces["attempts"].list.len()) == {1}
-    assert set(traces["attempt_ids"].explode()) == {0, 1}
-    curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet")
-    assert set(curve.filter(pl.col("name") == "accuracy")["attempt"]) == {1}
-    assert stored_state(tmp_path / "run" / "stage2").iteration == 2
-
-
-def test_stage_two_goes_on_from_the_bases_first_attempts_and_never_trains_on_them(
-    start: RunInputs, tmp_path: Path
-) -> None:
-    made = recipe(stage1_iterations=2, stage2_iterations=2, offline_first_attempts=0.5)
-    Run(made, tmp_path / "run", start).execute()
-    drawn, base = tmp_path / "run" / "first_attempts.parquet", stored_state(tmp_path / "ckpt").fingerprint
-    footer = read_footer(drawn, TRACES)
-    assert footer is not None and footer.policy == base
-    firsts = {(row["problem_id"], row["sample_index"]): row for row in pl.read_parquet(drawn).to_dicts()}
-    assert len(firsts) == 12 * 4 and all(len(row["attempts"]) == 1 for row in firsts.values())
-    for iteration in (2, 3):
-        traces = pl.read_parquet(tmp_path / "run" / "iterations" / f"{iteration:04d}" / "traces.parquet").to_dicts()
-        given = [row for row in traces if row["offline_attempts"] == 1]
-        assert len(given) == len(traces) / 2
-        for row in given:
-            assert row["attempts"][0] == firsts[row["problem_id"], row["sample_index"]]["attempts"][0]
-
-
-def test_stage_one_is_untouched_by_first_attempts_given_to_stage_two(start: RunInputs, tmp_path: Path) -> None:
-    for name, share in (("own", 0.0), ("given", 1.0)):
-        made = recipe(stage1_iterations=2, stage2_iterations=1, offline_first_attempts=share)
-        Run(made, tmp_path / name, start).execute()
-    own, given = digests(tmp_path / "own"), digests(tmp_path / "given")
-    same = {name for name in own if own[name] == given[name]}
-    assert "stage1/model.safetensors" in same and "stage2/model.safetensors" not in same
-    assert {f"iterations/000{n}/traces.parquet" for n in (0, 1)} <= same
-    curve = pl.read_parquet(tmp_path / "given" / "train_metrics.parquet").filter(pl.col("name") == "entropy")
-    # What is measured of the tokens trained on: both attempts' in Stage I, the second's alone in Stage II.
-    assert curve.select("iteration", "attempt").rows() == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-
-
-def test_a_run_stopped_at_its_first_attempts_ends_with_the_same_bytes(
-    start: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = recipe(stage1_iterations=1, stage2_iterations=2, offline_first_attempts=1.0)
-    Run(made, tmp_path / "whole", start).execute()
-    for function in ("sample", "read_offline"):  # before the first attempts are drawn, and after
-        folder = tmp_path / function
-        stop_and_go_on(made, start, folder, monkeypatch, run_phases, function, 1)
-        assert digests(folder) == digests(tmp_path / "whole"), function
-
-
-def test_first_attempts_without_a_stage_two_are_refused(start: RunInputs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Stage II"):
-        Run(recipe(stage1_iterations=1, offline_first_attempts=1.0), tmp_path / "run", start)
 
 
 def test_a_policy_that_the_plan_did_not_make_is_not_taken_for_its_own(start: RunInputs, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
 from score_cli.tasks.division_tokenizer import make_tokenizer
 from score_cli.training.base_policy import make_model
-from tests.test_run_phases import GRADE, invented
+from tests.runs import GRADE, invented
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
