@@ -44,8 +44,7 @@ from score_cli.training.batching import micro_batches
 RECIPE = """
 seed = 4
 [base]
-steps = 15
-batch_size = 16
+steps = 240
 threads = 1
 [sample]
 samples = 4
@@ -218,6 +217,13 @@ def files_of(run: Path) -> list[str]:
     return [n for n in names if n.endswith((".parquet", "model.safetensors", "best.json")) and n[:6] != "latest"]
 
 
+def check_learned(run: Path) -> None:
+    """See that the policy moved in both stages: one that nothing is paid for stays the same however it is disturbed."""
+    ends = [file_sha256(run / name / "model.safetensors") for name in ("base", "stage1", "stage2")]
+    if len(set(ends)) < len(ends):
+        raise SystemExit(f"{run} ends its stages in the same policy: there is nothing to compare")
+
+
 def token_logprobs(folder: Path, traces: list[Trace]) -> torch.Tensor:
     """What a policy gives the tokens of some traces, by transformers alone."""
     model, found = load_policy(folder).model, []
@@ -301,6 +307,7 @@ def main() -> None:
     recipe.write_text(RECIPE)
     print("a run left alone", flush=True)
     finish(recipe, options.out / "whole", [])
+    check_learned(options.out / "whole")
     log = options.out / "whole.log"
     # Once more in a child, which tells what each part takes.
     if Child(command(recipe, options.out / "told", []), options.out / "told.said", log, STAGE1).wait():

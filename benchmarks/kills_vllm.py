@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-from kills import RECIPE
+from kills import RECIPE, check_learned
 
 from score_cli.run_log import read_log
 
 UPDATES = 10
 PATIENCE = 300.0
 # Seconds after which vLLM's own process is there and has not answered yet.
-START = 12.0
+START = 25.0
 
 
 def logged(run: Path) -> int:
@@ -97,6 +97,7 @@ def main() -> None:
     updates = [entry["update"] for entry in read_log(run / "log.jsonl")]
     if updates != list(range(UPDATES)):
         raise SystemExit(f"the log tells of updates {updates}")
+    check_learned(run)
     for update in (4, 9):  # the last of each stage: from the checkpoint kept before it to the stage's end
         replayed = subprocess.run(
             [*score, "replay", str(run), "--iteration", str(update)], check=True, capture_output=True, text=True
