@@ -1,7 +1,7 @@
 """Every setting of every stage: one dataclass field is one option and one TOML key.
 
-Defaults stand here and nowhere else. `options.py` turns the fields into command-line options,
-`recipe.py` reads them from TOML; both show the help written here.
+Defaults stand here, a run's own in `run_config.py`, and nowhere else. `options.py` turns the fields into command-line
+options, `recipe.py` reads them from TOML; both show the help written here.
 """
 
 from collections.abc import Sequence
