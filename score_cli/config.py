@@ -331,6 +331,9 @@ class OptimizerConfig(PolicyConfig):
     lora_targets: str = option(
         "all-linear", "Linear layers with an adapter, as q_proj,v_proj; all-linear means all but the output head."
     )
+    lora_layers: int = option(
+        0, "Only so many layers have an adapter, the last ones: nothing goes back through those below. 0: all.", least=0
+    )
     lora_seed: int = option(0, "Seed of a new adapter's weights.", least=0, most=2**63 - 1)
 
 
@@ -341,6 +344,7 @@ class LoraConfig:
     rank: int | None = None
     alpha: float | None = None
     targets: str | None = None
+    layers: int | None = None
     seed: int | None = None
 
 

@@ -213,6 +213,11 @@ def test_a_merged_checkpoint_is_a_whole_model_with_the_same_logits(tmp_path: Pat
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     for model in (merged.model, plain):
         assert torch.allclose(logits_of(model), logits_of(made.model), atol=1e-4)
+    assert run_command(["merge-adapter", str(folder), "--dtype", "bfloat16", "--out", str(tmp_path / "rounded")]) == 0
+    exact, rounded = (
+        dict(model.named_parameters()) for model in (merged.model, load_policy(tmp_path / "rounded").model)
+    )
+    assert all(torch.equal(rounded[name], exact[name].bfloat16().float()) for name in exact)
     # The base itself stays as it was.
     assert load_policy(write).state.fingerprint == policy.state.fingerprint
     with pytest.raises(UserError, match="has no adapter: it is a whole model already"):
@@ -288,6 +293,20 @@ def test_targets_arelinear_layers_and_never_the_head() -> None:
             adapted(policy, rank=2, alpha=2.0, targets=wrong)
 
 
+def test_an_adapter_of_the_last_layers_sits_on_no_other_and_nothing_goes_back_below_it() -> None:
+    for kind, place in (("llama", "model.layers.1."), ("gpt2", "transformer.h.1.")):
+        made = adapted(small_policy(kind), rank=2, alpha=2.0, targets="all-linear", layers=1)
+        names = set(adapters.adapted_layers(made.model))
+        every = set(adapters.adapted_layers(adapted(small_policy(kind), rank=2, alpha=2.0, targets="all-linear").model))
+        assert names == {name for name in every if name.startswith(place)} and len(every) == 2 * len(names) > 0
+        with adapters.only_adapter_learns(made.model):
+            states = made.model(torch.tensor([[1, 2, 3]]), output_hidden_states=True).hidden_states
+        # The embeddings' and the first layer's states take no gradient; the second layer's do.
+        assert [state.requires_grad for state in states] == [False, False, True]
+    with pytest.raises(UserError, match="lora_layers is 3, expected at most the model's 2 layers"):
+        adapted(small_policy(), rank=2, alpha=2.0, targets="all-linear", layers=3)
+
+
 def test_an_adapter_goes_on_with_its_own_settings_and_no_other(rewarded: Path) -> None:
     policy = load_policy(step(rewarded, "next", LORA2))
     for settings in ({}, {"lora_rank": 4}, {"lora_rank": 4, "lora_targets": "c_attn,c_fc,c_proj"}):
@@ -296,6 +315,7 @@ def test_an_adapter_goes_on_with_its_own_settings_and_no_other(rewarded: Path) -
     for settings, words in (
         ({"lora_rank": 8}, "lora_rank is 8, but .* has an adapter of 4"),
         ({"lora_alpha": 4.0}, "lora_alpha is 4.0, but .* has an adapter of 32"),
+        ({"lora_layers": 1}, r"\(lora_layers\) is 1, but .* has an adapter of all"),
         ({"lora_targets": "c_fc"}, "lora_targets is .'c_fc'., but .* has an adapter of .'c_attn', 'c_fc', 'c_proj'."),
     ):
         with pytest.raises(UserError, match=words):

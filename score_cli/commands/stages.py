@@ -262,12 +262,13 @@ def import_model(
 def merge_adapter(
     model: Annotated[Path, typer.Argument(help="Checkpoint that holds an adapter.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("ckpt-merged"),
+    dtype: Annotated[Stored, typer.Option(help="What the weights are stored in.")] = "float32",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a policy that was trained with LoRA as a whole model, which starts a chain of its own."""
     from score_cli.stages.merge_adapter import merge_adapter
 
-    summary = merge_adapter(model, out=out, overwrite=overwrite)
+    summary = merge_adapter(model, out=out, dtype=dtype, overwrite=overwrite)
     typer.echo(f"{out}: {summary}", err=True)
 
 

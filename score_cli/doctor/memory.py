@@ -123,8 +123,8 @@ class Job:
     @property
     def adapter(self) -> Adapter | None:
         """What is trained in place of all weights."""
-        rank, targets = self.train.lora_rank, self.train.lora_targets
-        return _adapter(self.shape, rank, targets) if rank else None
+        train = self.train
+        return _adapter(self.shape, train.lora_rank, train.lora_targets, train.lora_layers) if train.lora_rank else None
 
     @property
     def trained(self) -> int:
@@ -143,8 +143,8 @@ def _passes(shape: Shape, length: int, train: OptimizerConfig, bfloat16: bool) -
 
 
 @cache
-def _adapter(shape: Shape, rank: int, targets: str) -> Adapter:
-    return adapter_size(shape, rank=rank, targets=targets)
+def _adapter(shape: Shape, rank: int, targets: str, layers: int) -> Adapter:
+    return adapter_size(shape, rank=rank, targets=targets, layers=layers)
 
 
 def terms(job: Job) -> list[Term]:

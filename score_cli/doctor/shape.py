@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from score_cli.errors import UserError
-from score_cli.tables.adapters import linear_layers, lora_config
+from score_cli.tables.adapters import linear_layers, lora_config, sits_on
 from score_cli.tables.checkpoints import refuse_gguf
 
 
@@ -102,18 +102,16 @@ class Adapter(NamedTuple):
     largest: int
 
 
-def adapter_size(shape: Shape, *, rank: int, targets: str) -> Adapter:
+def adapter_size(shape: Shape, *, rank: int, targets: str, layers: int = 0) -> Adapter:
     """The size of an adapter for a model: rank x (inputs + outputs) of each linear layer that has one.
 
     Raises:
         UserError: no layer has a name that was given, or peft is not installed.
     """
     model = empty_model(shape.config)
-    names = lora_config(model, rank=rank, alpha=rank, targets=targets).target_modules
+    config = lora_config(model, rank=rank, alpha=rank, targets=targets, layers=layers)
     sizes = [
-        dict(layer.named_parameters())["weight"].shape
-        for name, layer in linear_layers(model)
-        if name.rsplit(".", 1)[-1] in names
+        dict(layer.named_parameters())["weight"].shape for name, layer in linear_layers(model) if sits_on(config, name)
     ]
     return Adapter(rank * sum(sum(size) for size in sizes), rank * max(max(size) for size in sizes))
 

@@ -44,13 +44,14 @@ def has_adapter(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def lora_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: str) -> Any:
+def lora_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: str, layers: int = 0) -> Any:
     """peft's configuration of an adapter for a model's linear layers.
 
     Args:
-        targets: the layers' names with commas between, or `all-linear` for all but the output head.
+        targets: the linear layers' names with commas between, or `all-linear` for all but the output head.
+        layers: of the model, from its last one down, that get an adapter; 0 for all.
     Raises:
-        UserError: peft is not installed, or no linear layer has a name that was given.
+        UserError: peft is not installed, no linear layer has a name that was given, or there are not so many layers.
     """
     names = [name.strip() for name in targets.split(",") if name.strip()]
     known = sorted({name.rsplit(".", 1)[-1] for name, _ in linear_layers(model)})
@@ -62,10 +63,21 @@ def lora_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: str
             f"lora_targets is {targets}, expected {ALL_LINEAR}, or of the linear layers {', '.join(known)} with commas "
             "between"
         )
+    count = model.config.get_text_config().num_hidden_layers
+    if layers > count:
+        raise UserError(f"lora_layers is {layers}, expected at most the model's {count} layers")
+    last = list(range(count - layers, count)) if 0 < layers < count else None
     with _importing():
         from peft import LoraConfig
     whole = int(alpha) if float(alpha).is_integer() else alpha
-    return LoraConfig(r=rank, lora_alpha=whole, target_modules=names, task_type="CAUSAL_LM")
+    return LoraConfig(r=rank, lora_alpha=whole, target_modules=names, layers_to_transform=last, task_type="CAUSAL_LM")
+
+
+def sits_on(config: Any, layer: str) -> bool:
+    """Whether an adapter of this configuration sits on the linear layer of this name."""
+    with _importing():
+        from peft.tuners.tuners_utils import check_target_module_exists
+    return bool(check_target_module_exists(config, layer))
 
 
 def with_adapter(model: PreTrainedModel, config: Any, *, seed: int = 0) -> PreTrainedModel:

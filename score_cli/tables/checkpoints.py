@@ -305,7 +305,7 @@ def _load_adapted(path: Path, device: str, beside: Policy | None) -> Policy:
     return replace(policy, state=_checked_state(path, policy.fingerprint()))
 
 
-def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, seed: int = 0) -> Policy:
+def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, layers: int = 0, seed: int = 0) -> Policy:
     """A policy whose training moves an adapter alone: its own, or a fresh one, which changes nothing yet.
 
     The weights beneath are shared with the policy given, and frozen; its state stays, since it computes the same.
@@ -314,7 +314,7 @@ def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, seed: int 
         UserError: it has an adapter of another kind already, or no layer that the adapter could sit on.
     """
     beneath = policy if policy.base is None else policy.base
-    config = adapters.lora_config(beneath.model, rank=rank, alpha=alpha, targets=targets)
+    config = adapters.lora_config(beneath.model, rank=rank, alpha=alpha, targets=targets, layers=layers)
     if policy.base is None:
         return replace(policy, model=adapters.with_adapter(policy.model, config, seed=seed), base=policy)
     own: Any = policy.model.peft_config[adapters.NAME]
@@ -322,6 +322,7 @@ def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, seed: int 
         ("lora_rank", rank, own.r),
         ("lora_alpha", alpha, own.lora_alpha),
         ("lora_targets", sorted(config.target_modules), sorted(own.target_modules)),
+        ("the layers with an adapter (lora_layers)", _layers_of(config), _layers_of(own)),
     ):
         if asked != has:
             raise UserError(
@@ -329,6 +330,12 @@ def adapted(policy: Policy, *, rank: int, alpha: float, targets: str, seed: int 
                 "merge it first (score merge-adapter)"
             )
     return policy
+
+
+def _layers_of(config: Any) -> str:
+    """Which layers have an adapter of this configuration, in words."""
+    chosen = config.layers_to_transform
+    return "all" if chosen is None else ", ".join(map(str, [chosen] if isinstance(chosen, int) else sorted(chosen)))
 
 
 def _make_savable(model: PreTrainedModel) -> None:

@@ -141,7 +141,7 @@ def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
         if torch.is_grad_enabled():
             weight = head.weight.bfloat16()
         else:
-            casts[:] = casts or [head.weight.bfloat16()]
+            casts[:] = casts or [bfloat16_factor(head.weight)]
             weight = casts[0]
         logits: Tensor = _Float32Product.apply(hidden.bfloat16(), weight)  # type: ignore[no-untyped-call]
         return logits if head.bias is None else logits + head.bias.float()
@@ -153,10 +153,19 @@ def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
         del head.forward
 
 
+def bfloat16_factor(weight: Tensor) -> Tensor:
+    """A weight rounded to bfloat16, in the form that `float32_product` takes as it is, to be used again and again."""
+    rounded = weight.bfloat16()
+    return rounded if weight.device.type == "cuda" else rounded.float()
+
+
 def float32_product(left: Tensor, right: Tensor) -> Tensor:
     """[n, k] times [k, m]: bfloat16 numbers multiplied as such, and their products added up and left in float32.
 
     Others are multiplied in their own precision.
+
+    Args:
+        right: bfloat16 where left is, or such numbers in float32.
     """
     with torch.autocast(left.device.type, enabled=False):
         if left.dtype != torch.bfloat16:

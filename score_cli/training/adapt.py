@@ -19,7 +19,12 @@ def trainable(policy: Policy, config: OptimizerConfig) -> Policy:
     if not config.lora_rank:
         return policy
     return adapted(
-        policy, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=config.lora_seed
+        policy,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        targets=config.lora_targets,
+        layers=config.lora_layers,
+        seed=config.lora_seed,
     )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from score_cli.errors import UserError
-from score_cli.tables.device import compute_precision, computes_in_bfloat16, float32_product
+from score_cli.tables.device import bfloat16_factor, compute_precision, computes_in_bfloat16, float32_product
 from score_cli.training.batching import MicroBatch
 from score_cli.training.gradients import Gradients
 
@@ -97,7 +97,7 @@ class Head:
 
     def operand(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states as the layer multiplies them, without history."""
-        return hidden.detach() if self._kind is None else hidden.detach().to(self._weight.dtype)
+        return hidden.detach() if self._kind is None else hidden.detach().to(self._factors)
 
     def vocabulary(self, states: Tensor) -> int:
         """How many logits one of the states becomes."""
@@ -140,7 +140,9 @@ class Head:
     def _take_weight(self) -> None:
         if self._kind is not None:
             weight = self._kind.layer.weight.detach()
-            self._weight = weight.bfloat16() if computes_in_bfloat16(self.model) else weight
+            rounds = computes_in_bfloat16(self.model)
+            self._weight = bfloat16_factor(weight) if rounds else weight
+            self._factors = torch.bfloat16 if rounds else weight.dtype
 
     def _room(self, operand: Tensor) -> Tensor:
         """[m, V] of memory that was used before where there is some: fresh pages cost more than a pass over them."""
