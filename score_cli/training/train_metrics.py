@@ -14,7 +14,7 @@ Of a signal: `confidence` or `judge` (mean score), and of a judge `judged` (shar
 Of critiques `revision`: the mean reward of the solves after them.
 
 A round of supervised training (stage `sft`) logs the measures of its traces, and over all attempts
-`examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over all examples), and
+`examples`, `steps`, `loss_before` and `loss_after` (nats a trained token, over at most 256 examples), and
 `grad_norm` (mean over its steps).
 """
 
