@@ -1,68 +1,98 @@
 """What traces and their verdicts show: measures of one trace, and means over many with clustered errors.
 
 A measure is of one attempt, or of an attempt beside the one before; of a script's traces, the solves are the attempts.
-An unscored attempt is never counted as wrong: a measure that needs it is None for that trace. Nothing here reads files.
+An unscored attempt is never counted as wrong: a measure that needs it is null for that trace. Means and errors need
+two numbers a problem, however many traces it has: how many values there are, and their sum. Nothing here reads files.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cpdist
 
 from score_cli.tables.records import SOLVE, Trace, Verdict
 from score_cli.tables.schemas import CORRECT, LENGTH, UNGRADED, UNSCORED
 
 Values = list[tuple[str, float]]  # (problem_id, value) of each trace, or each turn, that could be scored
-Measure = Callable[[Trace, Verdict, int], float | None]
+Measure = Callable[[int], pl.Expr]
+# What a frame of `by_turn` has a list of, an entry a turn.
+PER_TURN = ("attempts", "finish_reasons", "answers", "verdicts", "rewards", "tokens", "given")
 
 
-def accuracy(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def by_turn(graded: pl.DataFrame) -> pl.DataFrame:
+    """Traces beside their verdicts, with a list for all that a turn has: `tokens` too, and whether it was `given`.
+
+    Args:
+        graded: the columns of a traces table and of its rewards.
+    """
+    own = pl.col("attempts").list.len()
+    turns = range(graded.select(own.max()).item())
+    return graded.with_columns(
+        tokens=pl.concat_list(pl.col("attempt_ids").list.count_matches(turn + 1) for turn in turns).list.head(own),
+        given=pl.concat_list(turn < pl.col("offline_attempts") for turn in turns).list.head(own),
+    )
+
+
+def by_solve(graded: pl.DataFrame) -> pl.DataFrame:
+    """As `by_turn`, with the solves alone: of a script's traces, these are the attempts."""
+    return solves_alone(by_turn(graded))
+
+
+def solves_alone(frame: pl.DataFrame, *further: str) -> pl.DataFrame:
+    """A frame of `by_turn` without the turns that are no solves; `further` are more of its lists."""
+    if "roles" not in frame.columns:
+        return frame
+    solves = pl.col("roles").list.eval((pl.element() == SOLVE).arg_true())
+    return frame.with_columns(pl.col(*PER_TURN, *further).list.gather(solves))
+
+
+def accuracy(attempt: int) -> pl.Expr:
     """Whether the attempt (counted from 1) was judged correct."""
-    right = reward.correct[attempt - 1]
-    return None if right is None else float(right)
+    return pl.when(_of("rewards", attempt).is_not_null()).then((_of("verdicts", attempt) == CORRECT).cast(pl.Float64))
 
 
-def delta(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def delta(attempt: int) -> pl.Expr:
     """Accuracy of the attempt minus that of the one before."""
-    now, before = accuracy(trace, reward, attempt), accuracy(trace, reward, attempt - 1)
-    return None if now is None or before is None else now - before
+    return accuracy(attempt) - accuracy(attempt - 1)
 
 
-def incorrect_to_correct(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def incorrect_to_correct(attempt: int) -> pl.Expr:
     """Whether the attempt put right what the one before had wrong."""
-    change = delta(trace, reward, attempt)
-    return None if change is None else float(change > 0)
+    return delta(attempt) > 0
 
 
-def correct_to_incorrect(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def correct_to_incorrect(attempt: int) -> pl.Expr:
     """Whether the attempt broke what the one before had right."""
-    change = delta(trace, reward, attempt)
-    return None if change is None else float(change < 0)
+    return delta(attempt) < 0
 
 
-def truncated(trace: Trace, reward: Verdict, attempt: int) -> float | None:
-    """Whether the attempt was cut off; None for one that was given, not sampled."""
-    return None if attempt <= trace.offline_attempts else float(trace.finish_reasons[attempt - 1] == LENGTH)
+def truncated(attempt: int) -> pl.Expr:
+    """Whether the attempt was cut off; null for one that was given, not sampled."""
+    return pl.when(~_of("given", attempt)).then(_of("finish_reasons", attempt) == LENGTH)
 
 
-def length(trace: Trace, reward: Verdict, attempt: int) -> float | None:
-    """Tokens sampled in the attempt; None for one that was given."""
-    return None if attempt <= trace.offline_attempts else float((trace.attempt_ids == attempt).sum())
+def length(attempt: int) -> pl.Expr:
+    """Tokens sampled in the attempt; null for one that was given."""
+    return pl.when(~_of("given", attempt)).then(_of("tokens", attempt))
 
 
-def edit_ratio(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def edit_ratio(attempt: int) -> pl.Expr:
     """Edit distance in characters between the attempt and the one before, over their summed length."""
-    before, now = trace.attempts[attempt - 2], trace.attempts[attempt - 1]
-    total = len(before) + len(now)
-    return Levenshtein.distance(before, now) / total if total else 0.0
+    before, now = _of("attempts", attempt - 1), _of("attempts", attempt)
+    total = before.str.len_chars() + now.str.len_chars()
+    distance = pl.struct(before=before, now=now).map_batches(_distances, return_dtype=pl.UInt32)
+    return pl.when(total > 0).then(distance / total).otherwise(total.cast(pl.Float64))
 
 
-def changed_answer(trace: Trace, reward: Verdict, attempt: int) -> float | None:
+def changed_answer(attempt: int) -> pl.Expr:
     """Whether the extracted answer differs from the one before; an absent answer is an answer too."""
-    return float(reward.answers[attempt - 1] != reward.answers[attempt - 2])
+    differs = _of("answers", attempt).ne_missing(_of("answers", attempt - 1))
+    return pl.when(_of("attempts", attempt).is_not_null()).then(differs)
 
 
 # Name in the metrics table -> measure; the second group needs an attempt before.
@@ -76,11 +106,31 @@ PAIRED: dict[str, Measure] = {
 }
 
 
-def measures_of(attempts: int) -> list[tuple[str, Measure, int]]:
-    """(`acc@t1`, measure, attempt), ... for traces of that many attempts."""
-    single = [(f"{name}@t{a}", measure, a) for a in range(1, attempts + 1) for name, measure in SINGLE.items()]
-    paired = [(f"{name}@t{a}", measure, a) for a in range(2, attempts + 1) for name, measure in PAIRED.items()]
-    return single + paired
+def measures_of(attempts: int) -> dict[str, pl.Expr]:
+    """`acc@t1` and so on of traces of that many attempts; a value each of `by_solve`'s rows, null where there is none.
+
+    A trace that ends before an attempt, or whose verdict is needed and missing, has none.
+    """
+    single = {f"{name}@t{a}": measure(a) for a in range(1, attempts + 1) for name, measure in SINGLE.items()}
+    paired = {f"{name}@t{a}": measure(a) for a in range(2, attempts + 1) for name, measure in PAIRED.items()}
+    return {name: value.cast(pl.Float64) for name, value in (single | paired).items()}
+
+
+def most_attempts(frame: pl.DataFrame) -> int:
+    """Of the traces of `by_turn` or `by_solve`."""
+    return int(frame.select(pl.col("attempts").list.len().max()).item())
+
+
+def _of(column: str, attempt: int) -> pl.Expr:
+    return pl.col(column).list.get(attempt - 1, null_on_oob=True)
+
+
+def _distances(texts: pl.Series) -> pl.Series:
+    pairs = texts.struct.unnest()
+    known = pairs.drop_nulls()
+    found = cpdist(known["before"].to_list(), known["now"].to_list(), scorer=Levenshtein.distance)
+    places = pairs.select(known=pl.all_horizontal(pl.all().is_not_null())).to_series().arg_true()
+    return pl.repeat(None, len(texts), dtype=pl.UInt32, eager=True).scatter(places, found.astype(np.uint32))
 
 
 def solves_of(trace: Trace, verdict: Verdict) -> tuple[Trace, Verdict]:
@@ -108,9 +158,9 @@ def solves_of(trace: Trace, verdict: Verdict) -> tuple[Trace, Verdict]:
     return kept, judged
 
 
-def letters(verdict: Verdict) -> str:
+def letters(verdicts: Sequence[str]) -> str:
     """The verdicts of a trace as letters: c correct, u unscored or ungraded, i any other."""
-    return "".join("c" if v == CORRECT else "u" if v in (UNSCORED, UNGRADED) else "i" for v in verdict.verdicts)
+    return "".join("c" if v == CORRECT else "u" if v in (UNSCORED, UNGRADED) else "i" for v in verdicts)
 
 
 @dataclass(frozen=True)
@@ -138,37 +188,57 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate
     """
     if not values:
         raise ValueError("clustered_mean needs at least one value")
-    mean = math.fsum(values) / len(values)
-    residuals: defaultdict[str, list[float]] = defaultdict(list)
+    parts: defaultdict[str, list[float]] = defaultdict(list)
     for value, cluster in zip(values, clusters, strict=True):
-        residuals[cluster].append(value - mean)
-    return Estimate(mean, _spread(math.fsum(part) / len(values) for part in residuals.values()), len(values))
+        parts[cluster].append(value)
+    return _mean([len(part) for part in parts.values()], [math.fsum(part) for part in parts.values()])
 
 
-def paired_difference(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> Estimate | None:
-    """Mean of our values minus mean of theirs, over the clusters that both have values of.
+def sums_of(values: Values) -> pl.DataFrame:
+    """Of each problem its `problem_id`, the `count` of its values, and their `sum`: what `mean_of_sums` takes."""
+    frame = pl.DataFrame(values, schema={"problem_id": pl.String, "value": pl.Float64}, orient="row")
+    return frame.group_by("problem_id", maintain_order=True).agg(count=pl.len(), sum=pl.col("value").sum())
 
-    A hard problem is hard for both, so the noise that they share cancels: each cluster enters the standard
+
+def mean_of_sums(sums: pl.DataFrame) -> Estimate:
+    """As `clustered_mean`, from the count and the sum of each problem's values; problems without any are left out."""
+    known = sums.filter(pl.col("count") > 0)
+    return _mean(known["count"].to_list(), known["sum"].to_list())
+
+
+def paired_difference(ours: pl.DataFrame, theirs: pl.DataFrame) -> Estimate | None:
+    """Mean of our values minus mean of theirs, over the problems that both have values of.
+
+    A hard problem is hard for both, so the noise that they share cancels: each problem enters the standard
     error with the difference of its two deviations, not with their squares added.
 
     Args:
-        ours, theirs: problem id -> the values of its traces; the two may hold different numbers of traces.
+        ours, theirs: sums by problem, see `sums_of`; the two may be of different numbers of traces.
     Returns:
         The difference of the means over traces; its standard error by the formula of `clustered_mean`, which
-        with one trace a problem is that of the paired t-test; the number of clusters compared.
-        None where the two share no cluster.
+        with one trace a problem is that of the paired t-test; the number of problems compared.
+        None where the two share no problem.
     """
-    shared = [name for name in ours if ours[name] and theirs.get(name)]
-    if not shared:
+    shared = ours.join(theirs, on="problem_id", suffix="_theirs", maintain_order="left")
+    shared = shared.filter((pl.col("count") > 0) & (pl.col("count_theirs") > 0))
+    if shared.is_empty():
         return None
-    sums, pulls = [], [0.0] * len(shared)
-    for side, sign in ((ours, 1), (theirs, -1)):
-        count = sum(len(side[name]) for name in shared)
-        mean = math.fsum(value for name in shared for value in side[name]) / count
-        sums.append(sign * mean)
-        for row, name in enumerate(shared):
-            pulls[row] += sign * math.fsum(value - mean for value in side[name]) / count
-    return Estimate(math.fsum(sums), _spread(pulls), len(shared))
+    means, pulls = zip(
+        *(_pulls(shared[f"count{s}"].to_list(), shared[f"sum{s}"].to_list()) for s in ("", "_theirs")), strict=True
+    )
+    return Estimate(means[0] - means[1], _spread(a - b for a, b in zip(*pulls, strict=True)), shared.height)
+
+
+def _mean(counts: Sequence[int], sums: Sequence[float]) -> Estimate:
+    mean, pulls = _pulls(counts, sums)
+    return Estimate(mean, _spread(pulls), sum(counts))
+
+
+def _pulls(counts: Sequence[int], sums: Sequence[float]) -> tuple[float, list[float]]:
+    """The mean of all values, and what each cluster adds to its error: the sum of its residuals over their number."""
+    total = sum(counts)
+    mean = math.fsum(sums) / total
+    return mean, [(own - count * mean) / total for count, own in zip(counts, sums, strict=True)]
 
 
 def two_sided_p(value: float, stderr: float | None) -> float | None:

@@ -84,7 +84,7 @@ def show_traces(
     for trace, reward in _rows(traces, rewards, needed=chain is not None):
         if problem is not None and trace.problem_id != problem:
             continue
-        if chain is not None and (reward is None or letters(reward) != chain):
+        if chain is not None and (reward is None or letters(reward.verdicts) != chain):
             continue
         total += 1
         if shown < limit:
@@ -136,7 +136,7 @@ def _print_trace(console: Console, trace: Trace, reward: Verdict | None, problem
         console.print(Text(problem.question.strip() + answer), soft_wrap=True)
     for index, (role, text) in enumerate(zip(trace.turn_roles, trace.attempts, strict=True)):
         verdict = reward.verdicts[index] if reward else ""
-        letter = letters(reward)[index] if reward else "u"
+        letter = letters(reward.verdicts)[index] if reward else "u"
         head = Text(f"{turn_title(trace, index)} ", style="bold")
         head.append(verdict, style=_COLOURS[letter])
         if reward and role in JUDGES:

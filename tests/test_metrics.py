@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
-from score_cli.evaluation.evaluate import comparison_rows, measure_traces, metric_rows
+from score_cli.evaluation.evaluate import comparison_rows, metric_rows
 from score_cli.evaluation.layout import attempts_of, metric_tables, paper_table
-from score_cli.metrics import clustered_mean, paired_difference, two_sided_p
+from score_cli.evaluation.measured import measure_traces
+from score_cli.metrics import clustered_mean, paired_difference, sums_of, two_sided_p
 from score_cli.tables.records import Problem, Trace, Verdict
 
 
@@ -33,7 +35,7 @@ ROWS = [
 
 
 def measured() -> dict[str, dict[str, float]]:
-    rows = metric_rows([t for t, _ in ROWS], [r for _, r in ROWS], policy="base", decoding="sampled")
+    rows = metric_rows(measure_traces(*zip(*ROWS, strict=True)), policy="base", decoding="sampled")
     return {row["name"]: row for row in rows}
 
 
@@ -57,7 +59,7 @@ def test_lengths_and_cuts_are_of_what_was_sampled_whether_it_was_scored_or_not()
         trace([0, 1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 2], ["length", "length"], 1),  # its first attempt was given
     ]
     verdicts = [Verdict("a", 0, [None, None], ["unscored", "truncated"], [None, 0.0])] * 3
-    rows = metric_rows(traces, verdicts, policy="base", decoding="sampled")
+    rows = metric_rows(measure_traces(traces, verdicts), policy="base", decoding="sampled")
     found = {row["name"]: (row["value"], row["count"]) for row in rows}
     assert found["length@t1"] == (2.0, 2) and found["length@t2"] == (3.0, 3)
     assert found["truncated@t1"] == (0.5, 2) and found["truncated@t2"] == (pytest.approx(2 / 3), 3)
@@ -112,11 +114,8 @@ def test_the_paper_table_shows_percent_with_spread() -> None:
     assert lines == [["score", "greedy", "60.0 ±1.2", "", "+4.4", "", "", ""]]
 
 
-def grouped(values: list[float], names: list[str]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for value, name in zip(values, names, strict=True):
-        found.setdefault(name, []).append(value)
-    return found
+def grouped(values: list[float], names: list[str]) -> pl.DataFrame:
+    return sums_of(list(zip(names, values, strict=True)))
 
 
 def test_a_paired_difference_of_one_trace_a_problem_is_the_paired_t_test() -> None:
@@ -153,11 +152,12 @@ def test_a_paired_difference_is_the_cluster_robust_regression_on_whose_trace_it_
 
 
 def test_a_difference_is_over_the_problems_that_both_have() -> None:
-    found = paired_difference({"a": [1.0], "b": [0.0], "c": [1.0]}, {"b": [1.0], "c": [0.0, 1.0], "d": [0.0]})
+    theirs = grouped([1.0, 0.0, 1.0, 0.0], list("bccd"))
+    found = paired_difference(grouped([1.0, 0.0, 1.0], list("abc")), theirs)
     assert found is not None
     assert found.count == 2
     assert found.value == pytest.approx(1 / 2 - 2 / 3)
-    assert paired_difference({"a": [1.0]}, {"b": [1.0]}) is None
+    assert paired_difference(grouped([1.0], ["a"]), grouped([1.0], ["b"])) is None
 
 
 @pytest.mark.parametrize(("z", "p"), [(1.959963985, 0.05), (-2.575829304, 0.01), (0.0, 1.0), (0.674489750, 0.5)])
@@ -178,7 +178,8 @@ def test_p_is_uniform_where_policies_do_not_differ() -> None:
     for _ in range(600):
         difficulty = rng.random(60)
         ours, theirs = (
-            {str(g): list((rng.random(4) < d).astype(float)) for g, d in enumerate(difficulty)} for _ in "ab"
+            sums_of([(str(g), float(value)) for g, d in enumerate(difficulty) for value in rng.random(4) < d])
+            for _ in "ab"
         )
         found = paired_difference(ours, theirs)
         assert found is not None
@@ -216,7 +217,7 @@ def chain(problem: str, index: int, verdicts: str, texts: list[str] | None = Non
 
 
 def rows_of(pairs: list[tuple[Trace, Verdict]], **settings: Any) -> dict[str, dict[str, Any]]:
-    rows = metric_rows([t for t, _ in pairs], [r for _, r in pairs], policy="base", decoding="sampled", **settings)
+    rows = metric_rows(measure_traces(*zip(*pairs, strict=True)), policy="base", decoding="sampled", **settings)
     return {row["name"]: row for row in rows}
 
 

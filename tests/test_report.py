@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from score_cli.report.plots import COLOURS, Line, inline_svg, lines_figure, styl
 from score_cli.report.run import curve_lines, edit_bins, edit_upper, smoothed, stage_rules
 from score_cli.report.traces import choose_rows, mean_logprob, pair_facts, pairs_shown, spread
 from score_cli.tables.records import Trace, Verdict
+from score_cli.tables.traces import GradedPiece, graded_piece
 from tests.report_support import (
     HOSTILE,
     ROWS,
@@ -329,6 +331,15 @@ def reward(problem: str, letters: str, *, sample: int = 0, changed: bool = True)
     return Verdict(problem, sample, ["1", "2" if changed else "1"], verdicts, values)
 
 
+def in_pieces(rows: Sequence[tuple[Trace, Verdict]], size: int) -> list[GradedPiece]:
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [graded_piece([trace for trace, _ in part], [verdict for _, verdict in part]) for part in parts]
+
+
+def chosen_rows(rewards: Sequence[Verdict], most: int, *, rows: int = 1000) -> list[int]:
+    return choose_rows(in_pieces([(trace(each.problem_id, [-1.0]), each) for each in rewards], rows), most).rows
+
+
 def test_mean_logprob_is_over_the_attempt_s_own_tokens() -> None:
     assert mean_logprob(trace("a", [-0.5, -1.5, -1.0]), 1) == -1.0
     assert mean_logprob(trace("a", [-0.5], offline=1), 1) is None
@@ -346,7 +357,7 @@ def test_bins_by_logprob_are_of_equal_size_and_ordered_by_doubt() -> None:
                 reward(f"p{place}", "ic" if third == 0 else "cc", changed=third < 2),
             )
         )
-    bins = pair_facts(list(reversed(rows)), 2).bins
+    bins = pair_facts(in_pieces(list(reversed(rows)), 5), 2).bins
     assert [part.changed.count for part in bins] == [8, 8, 8]
     assert [part.wrong.value for part in bins] == [1.0, 0.0, 0.0]
     assert [part.changed.value for part in bins] == [1.0, 1.0, 0.0]
@@ -355,24 +366,25 @@ def test_bins_by_logprob_are_of_equal_size_and_ordered_by_doubt() -> None:
 
 def test_equal_logprobs_are_never_parted_and_unscored_first_attempts_are_in_no_bin() -> None:
     rows = [(trace(f"p{n}", [-1.0]), reward(f"p{n}", "uc" if n < 3 else "cc")) for n in range(40)]
-    assert [part.changed.count for part in pair_facts(rows, 2).bins] == [37]
+    assert [part.changed.count for part in pair_facts(in_pieces(rows, 7), 2).bins] == [37]
 
 
 def test_the_traces_shown_take_every_chain_of_verdicts_in_turn() -> None:
     chains = ["cc"] * 90 + ["ii"] * 8 + ["ic"] * 2
     rewards = [reward("p", letters, sample=n) for n, letters in enumerate(chains)]
-    chosen = choose_rows(rewards, 12)
+    chosen = chosen_rows(rewards, 12)
     kinds = [chains[row] for row in chosen]
     assert len(set(chosen)) == 12 and chosen == sorted(chosen)
     assert (kinds.count("cc"), kinds.count("ii"), kinds.count("ic")) == (5, 5, 2)
-    assert choose_rows(rewards, 500) == list(range(100)) and choose_rows(rewards, 0) == []
+    assert chosen_rows(rewards, 500) == list(range(100)) and chosen_rows(rewards, 0) == []
+    assert chosen_rows(rewards, 12, rows=9) == chosen
 
 
 def test_policies_that_behave_alike_are_shown_on_the_same_problems() -> None:
     rewards = [reward(f"p{n}", "cc") for n in range(50)]
     backwards = list(reversed(rewards))
-    names = {rewards[row].problem_id for row in choose_rows(rewards, 7)}
-    assert names == {backwards[row].problem_id for row in choose_rows(backwards, 7)}
+    names = {rewards[row].problem_id for row in chosen_rows(rewards, 7)}
+    assert names == {backwards[row].problem_id for row in chosen_rows(backwards, 7)}
 
 
 def test_numbers_are_spread_from_the_first_to_the_last() -> None:
@@ -391,7 +403,7 @@ def test_only_a_long_curve_is_averaged_each_value_with_its_neighbours_and_the_en
 
 def test_edit_shares_are_percent_of_all_traces_and_leave_zero_out() -> None:
     """Twenty bins of width 0.05: a bin holds its right end, as 0.05 and 1.0 show."""
-    bins = edit_bins([0.0, 0.0, 0.01, 0.05, 0.051, 1.0, 0.99, 0.0], 1.0)
+    bins = edit_bins(Counter([0.0, 0.0, 0.01, 0.05, 0.051, 1.0, 0.99, 0.0]), 1.0)
     assert [bar.value for bar in bins.values()] == [0.25, 0.125] + [0.0] * 17 + [0.25]
     assert list(bins)[1] == (0.05, 0.1)
     assert [edit_upper(ratios) for ratios in ([0.0], [], [0.05], [0.051], [1.0])] == [0.05, 0.05, 0.05, 0.1, 1.0]

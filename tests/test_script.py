@@ -13,6 +13,7 @@ from score_cli.config import SampleConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.evaluate import metric_rows
 from score_cli.evaluation.layout import metric_tables
+from score_cli.evaluation.measured import measure_traces
 from score_cli.metrics import clustered_mean, measure_dialogues, solves_of
 from score_cli.recipe import Recipe, read_recipe
 from score_cli.sampling.renderer import Renderer
@@ -418,7 +419,7 @@ def test_trials_are_counted_by_level_where_problems_have_levels() -> None:
         Problem(problem_id=name, task="math", question="", answer="1", level=level, source="by hand")
         for name, level in (("p", "1"), ("q", "2"))
     ]
-    rows = metric_rows(*zip(*pairs, strict=True), policy="s2r", decoding="sampled", problems=problems)  # type: ignore[misc]
+    rows = metric_rows(measure_traces(*zip(*pairs, strict=True)), policy="s2r", decoding="sampled", problems=problems)
     trials = {row["name"]: (row["value"], row["count"]) for row in rows if row["name"].startswith("mean_trials")}
     assert trials == {"mean_trials": (5 / 3, 3), "mean_trials|level=1": (1.5, 2), "mean_trials|level=2": (2.0, 1)}
     (table,) = [table for table in metric_tables(rows, 2) if "by level" in table.caption]

@@ -6,6 +6,7 @@ The guards are facts stated in the other test files; here the product is broken 
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -159,9 +160,8 @@ def test_fresh_adam_moments_at_every_iteration(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_accuracy_that_is_really_mean_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mean_reward(trace: Trace, reward: Verdict, attempt: int) -> float | None:
-        value = reward.rewards[attempt - 1]
-        return 0.0 if value is None else value
+    def mean_reward(attempt: int) -> pl.Expr:
+        return pl.col("rewards").list.get(attempt - 1).fill_null(0.0)
 
     monkeypatch.setitem(metrics.SINGLE, "acc", mean_reward)
     caught(test_metrics.test_metrics_are_fractions_of_what_could_be_scored)

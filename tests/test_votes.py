@@ -5,11 +5,13 @@ from collections import Counter
 from fractions import Fraction
 from itertools import combinations
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from score_cli.errors import UserError
+from score_cli.evaluation.measured import ballots_of
 from score_cli.evaluation.votes import Ballot, majority_accuracy, pass_at_k, vote_rows
 from score_cli.tables.records import Verdict
 
@@ -101,7 +103,10 @@ REWARDS = [
 
 
 def measured(rewards: list[Verdict], corrected: list[int]) -> dict[str, dict[str, float]]:
-    rows = vote_rows(rewards, policy="score", decoding="sampled", corrected=corrected)
+    ballots = ballots_of(
+        [pl.DataFrame([vars(verdict) for verdict in rewards], schema_overrides={"answers": pl.List(pl.String)})]
+    )
+    rows = vote_rows(ballots, policy="score", decoding="sampled", corrected=corrected)
     assert {(row["policy"], row["decoding"]) for row in rows} == {("score", "sampled")}
     return {row["name"]: row for row in rows}
 

@@ -28,28 +28,26 @@ from score_cli.tables.records import Problem, Trace, Verdict
 
 
 def sample_records(
-    traces: Sequence[Trace],
-    rewards: Sequence[Verdict],
+    rows: Iterable[tuple[Trace, Verdict]],
     *,
     policy: str,
     decoding: str,
     problems: Sequence[Problem] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One record a trace, for traces and rewards that stand row by row.
+    """One record a trace, with what it was judged.
 
     Without problems, `doc_id` counts them as they appear among the traces.
     """
     known = {problem.problem_id: problem for problem in problems}
-    names = list(known) or list(dict.fromkeys(trace.problem_id for trace in traces))
-    places = {name: place for place, name in enumerate(names)}
-    for trace, reward in zip(traces, rewards, strict=True):
+    places = {name: place for place, name in enumerate(known)}
+    for trace, reward in rows:
         problem = known.get(trace.problem_id)
         doc = problem.row() if problem is not None else {"problem_id": trace.problem_id}
         target = problem.answer if problem is not None else None
         right = [None if each is None else float(each) for each in solves_of(trace, reward)[1].correct]
         metrics = {"acc": right[-1]} | {f"acc@t{attempt}": value for attempt, value in enumerate(right, 1)}
         yield {
-            "doc_id": places[trace.problem_id],
+            "doc_id": places.setdefault(trace.problem_id, len(places)),
             "doc": doc,
             "target": target,
             "resps": [[text] for text in trace.attempts],

@@ -22,9 +22,10 @@ from functools import lru_cache
 from math import comb
 from typing import Any
 
+import polars as pl
+
 from score_cli.errors import UserError
 from score_cli.metrics import clustered_mean
-from score_cli.tables.records import Verdict
 
 # Traces drawn for a vote alone are kept under this name in place of a decoding's.
 VOTES = "votes"
@@ -35,24 +36,23 @@ GAIN = "gain"
 Ballot = tuple[str | None, float]
 
 
-def vote_rows(
-    rewards: Sequence[Verdict], *, policy: str, decoding: str, corrected: Sequence[int]
-) -> list[dict[str, Any]]:
+def vote_rows(ballots: pl.DataFrame, *, policy: str, decoding: str, corrected: Sequence[int]) -> list[dict[str, Any]]:
     """Rows of the metrics table for each budget.
 
     Args:
+        ballots: see `measured.count_ballots`.
         corrected: K of each budget 2K.
     Raises:
         UserError: no problem has responses enough, or traces have no second attempt.
     """
-    first, second = _ballots(rewards, 1), _ballots(rewards, 2)
+    first, second = _by_problem(ballots, 1), _by_problem(ballots, 2)
     rows = []
     for k in corrected:
-        problems = [name for name, ballots in first.items() if len(ballots) >= 2 * k and len(second[name]) >= k]
+        problems = [name for name, own in first.items() if len(own) >= 2 * k and len(second.get(name, ())) >= k]
         if not problems:
             raise UserError(
                 f"--votes {k} needs {2 * k} graded traces of two attempts of a problem, and no problem of {policy} has "
-                f"so many (the most is {max(map(len, first.values()))}): vote with fewer, or sample more"
+                f"so many (the most is {max(map(len, first.values()), default=0)}): vote with fewer, or sample more"
             )
         parallel = [majority_accuracy(first[name], 2 * k) for name in problems]
         sequential = [majority_accuracy(second[name], k) for name in problems]
@@ -63,14 +63,13 @@ def vote_rows(
     return rows
 
 
-def _ballots(rewards: Sequence[Verdict], attempt: int) -> dict[str, list[Ballot]]:
-    """Each problem's scored answers at an attempt; a problem without any has an empty list."""
-    ballots: dict[str, list[Ballot]] = {}
-    for reward in rewards:
-        own = ballots.setdefault(reward.problem_id, [])
-        if len(reward.rewards) >= attempt and (right := reward.correct[attempt - 1]) is not None:
-            own.append((reward.answers[attempt - 1], float(right)))
-    return ballots
+def _by_problem(ballots: pl.DataFrame, attempt: int) -> dict[str, list[Ballot]]:
+    """Each problem's scored answers at an attempt."""
+    found: dict[str, list[Ballot]] = {}
+    own = ballots.filter(pl.col("attempt") == attempt).select("problem_id", "answer", "right", "count")
+    for problem, answer, right, count in own.iter_rows():
+        found.setdefault(problem, []).extend([(answer, right)] * count)
+    return found
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -233,18 +233,18 @@ def stage_rules(curve: Iterable[Mapping[str, Any]]) -> list[float]:
     return [start - 0.5 for start in list(stage_starts(curve).values())[1:]]
 
 
-def edit_bins(ratios: Sequence[float], upper: float) -> dict[tuple[float, float], Bar]:
+def edit_bins(ratios: Mapping[float, int], upper: float) -> dict[tuple[float, float], Bar]:
     """Share of all traces in each of HISTOGRAM_BINS equal bins of (0, upper]; a bin holds its right end."""
     counts = [0] * HISTOGRAM_BINS
-    for ratio in ratios:
+    for ratio, traces in ratios.items():
         if ratio > 0:
             place = ratio / upper * HISTOGRAM_BINS
-            counts[min(HISTOGRAM_BINS - 1, int(place) - (place == int(place)))] += 1
-    width = upper / HISTOGRAM_BINS
-    return {(n * width, (n + 1) * width): Bar(count / len(ratios)) for n, count in enumerate(counts)}
+            counts[min(HISTOGRAM_BINS - 1, int(place) - (place == int(place)))] += traces
+    width, whole = upper / HISTOGRAM_BINS, sum(ratios.values())
+    return {(n * width, (n + 1) * width): Bar(count / whole) for n, count in enumerate(counts)}
 
 
-def edit_upper(ratios: Sequence[float]) -> float:
+def edit_upper(ratios: Iterable[float]) -> float:
     """Right end of an axis for these ratios: their largest, rounded up to a multiple of 0.05."""
     return max(1, math.ceil(round(20 * max(ratios, default=0), 9))) / 20
 
@@ -314,7 +314,7 @@ def _edits(attempt: int, pairs: Sequence[tuple[Source, PairFacts]], figures: Fig
         bins = {source: edit_bins(ratios, upper) for source, ratios in alike.items()}
         top = 1.05 * max(bar.value for own in bins.values() for bar in own.values())
         for source, ratios in alike.items():
-            same = percent(sum(ratio == 0 for ratio in ratios) / len(ratios), unit="%")
+            same = percent(ratios.get(0.0, 0) / sum(ratios.values()), unit="%")
             figure = edits_figure(bins[source], right=upper, top=top)
             caption = f"{source.title}: {same} left as they were"
             plots.append(figures.add(f"edits-t{attempt}-{source.key}", caption, figure))

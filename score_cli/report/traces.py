@@ -4,23 +4,39 @@
 is left out of whatever needs its verdict.
 """
 
-import bisect
 import hashlib
+import heapq
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import polars as pl
+
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.votes import VOTES
-from score_cli.metrics import Estimate, accuracy, changed_answer, clustered_mean, edit_ratio, letters, solves_of
+from score_cli.metrics import (
+    Estimate,
+    accuracy,
+    by_solve,
+    by_turn,
+    changed_answer,
+    edit_ratio,
+    letters,
+    mean_of_sums,
+    most_attempts,
+    solves_alone,
+)
 from score_cli.progress import Progress
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict, turn_title
-from score_cli.tables.traces import read_pair
+from score_cli.tables.traces import GradedPiece, iterate_graded
 from score_cli.tables.updates import opened_beside
 
 TRACES_SUFFIX = ".traces.parquet"
@@ -31,8 +47,6 @@ MOST_BINS = 8
 LEAST_TRACES_A_BIN = 8
 # A longer attempt is cut on the page, so that the page's size is bounded.
 MOST_CHARACTERS = 4000
-
-Rows = Sequence[tuple[Trace, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +60,11 @@ class Source:
     traces: Path
     rewards: Path
 
-    def read(self) -> tuple[Rows, str | None]:
-        """The rows, and the fingerprint of the policy they were sampled from, where the footer says it.
-
-        Raises:
-            UserError: the two files do not belong together.
-        """
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Path, Path]]:
+        """Its two tables, where they can be read."""
         with opened_beside(self.traces) as path:
-            pair, footer = read_pair(path, path.with_name(self.rewards.name)), read_footer(path, TRACES)
-        return list(zip(*pair, strict=True)), footer.policy if footer else None
+            yield path, path.with_name(self.rewards.name)
 
 
 class LogprobBin(NamedTuple):
@@ -71,7 +81,7 @@ class PairFacts:
 
     flow: Mapping[str, Estimate]  # share of the scored traces, by FLOWS
     changed: Mapping[str, Estimate]  # share with another answer, by the earlier attempt's letter: c, i
-    edit_ratios: Sequence[float]
+    edit_ratios: Mapping[float, int]  # how many traces have each
     bins: Sequence[LogprobBin]
 
 
@@ -125,7 +135,7 @@ def read_sources(
     config: ReportConfig,
     progress: Progress,
 ) -> tuple[list[SourceFacts], list[Any]]:
-    """Go through the traces, one file in memory at a time.
+    """Go through the traces, a piece of a file in memory at a time; texts are kept of the traces shown alone.
 
     Returns:
         Facts of the evaluated policies; and the browser of traces as the template takes it: a note and the traces,
@@ -137,19 +147,20 @@ def read_sources(
     sources = [*evaluated, *(updates[place] for place in spread(len(updates), config.updates_shown))]
     with progress.phase("reading", len(sources)) as task:
         for number, source in enumerate(sources):
-            rows, fingerprint = source.read()
-            if number < len(evaluated):
-                solves = [solves_of(*row) for row in rows]
-                most_solves = max(len(trace.attempts) for trace, _ in solves)
-                pairs = {a: pair_facts(solves, a) for a in pairs_shown(most_solves)}
-                counts = Counter(" → ".join(verdict.verdicts) for _, verdict in rows)
-                ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-                facts.append(SourceFacts(source, pairs, ranked, len(rows), fingerprint))
-            most = config.traces_per_policy if number < len(evaluated) else config.traces_per_update
-            chosen = choose_rows([verdict for _, verdict in rows], most)
-            shown += [{"source": number} | _shown_trace(*rows[row]) for row in chosen]
-            group = groups["evaluated" if number < len(evaluated) else "training"]
-            group[source.key] = f"{source.title}: {len(chosen)} of {len(rows)}"
+            held_out = number < len(evaluated)
+            with source.opened() as tables:
+                choice = choose_rows(
+                    iterate_graded(*tables), config.traces_per_policy if held_out else config.traces_per_update
+                )
+                for piece, rows in pieces_with(iterate_graded(*tables), choice.rows):
+                    shown += [{"source": number} | _shown_trace(*piece.record(row)) for row in rows]
+                if held_out:
+                    pairs = {a: pair_facts(iterate_graded(*tables), a) for a in pairs_shown(choice.most_solves)}
+                    footer = read_footer(tables[0], TRACES)
+                    policy = footer.policy if footer else None
+                    facts.append(SourceFacts(source, pairs, choice.verdicts, choice.traces, policy))
+            group = groups["evaluated" if held_out else "training"]
+            group[source.key] = f"{source.title}: {len(choice.rows)} of {choice.traces}"
             task.advance(1)
     if not shown:
         return facts, []
@@ -175,14 +186,38 @@ def read_sources(
     return facts, [note, browser]
 
 
-def pair_facts(rows: Rows, attempt: int) -> PairFacts:
-    """Measure one pair of attempts; traces with fewer attempts are left out."""
-    rows = [row for row in rows if len(row[0].attempts) >= attempt]
+def pair_facts(pieces: Iterable[GradedPiece], attempt: int) -> PairFacts:
+    """Measure one pair of attempts; traces with fewer attempts are left out.
+
+    Of each trace it holds a few bytes: which problem it is of, how sure the sampler was, and what became of it.
+    """
+    ratios: Counter[float] = Counter()
+    frames = []
+    for piece in pieces:
+        frame = by_turn(piece.frame())
+        frame = solves_alone(frame.hstack([_mean_logprobs(frame)]), "logprobs_by_turn")
+        rows = frame.filter(pl.col("attempts").list.len() >= attempt).select(
+            "problem_id",
+            was_right=accuracy(attempt - 1).cast(pl.Boolean),
+            is_right=accuracy(attempt).cast(pl.Boolean),
+            changed=changed_answer(attempt),
+            logprob=pl.when(~pl.col("given").list.get(attempt - 2)).then(
+                pl.col("logprobs_by_turn").list.get(attempt - 2)
+            ),
+            ratio=edit_ratio(attempt),
+        )
+        ratios.update(rows["ratio"].to_list())
+        frames.append(rows.drop("ratio"))
+    rows = pl.concat(frames)
     return PairFacts(
-        flow=_flow(rows, attempt),
-        changed={name: found for name in "ci" if (found := _changed(rows, attempt, name))},
-        edit_ratios=[edit_ratio(*row, attempt) or 0.0 for row in rows],
-        bins=_logprob_bins(rows, attempt),
+        flow=_flow(rows),
+        changed={
+            name: _share(alike, pl.col("changed"))
+            for name, right in (("c", True), ("i", False))
+            if (alike := rows.filter(pl.col("was_right") == right)).height
+        },
+        edit_ratios=ratios,
+        bins=_logprob_bins(rows),
     )
 
 
@@ -197,24 +232,49 @@ def mean_logprob(trace: Trace, attempt: int) -> float | None:
     return None if attempt <= trace.offline_attempts or not len(own) else float(own.mean(dtype="float64"))
 
 
-def choose_rows(verdicts: Sequence[Verdict], most: int) -> list[int]:
+class Choice(NamedTuple):
+    """Which rows of a source are shown, ascending, and what was seen on the way to them."""
+
+    rows: list[int]
+    traces: int
+    most_solves: int
+    verdicts: list[tuple[str, int]]  # as `SourceFacts`
+
+
+def choose_rows(pieces: Iterable[GradedPiece], most: int) -> Choice:
     """Which traces to show: every chain of verdicts in turn gives one, until `most` are chosen.
 
     So the rare chains, which tell most, are there. Within a chain the order is a hash of problem and
     sample, the same for every policy, so that the policies are shown on the same problems where that can be.
-
-    Returns:
-        Row numbers, ascending.
     """
+    queues: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    traces = most_solves = 0
+    for piece in pieces:
+        frame = by_solve(piece.frame())
+        most_solves = max(most_solves, most_attempts(frame))
+        columns = (piece.rewards.column(name).to_pylist() for name in ("problem_id", "sample_index", "verdicts"))
+        for row, (problem, sample, verdicts) in enumerate(zip(*columns, strict=True), start=traces):
+            counts[" → ".join(verdicts)] += 1
+            rank = hashlib.sha256(f"{problem}\0{sample}".encode()).hexdigest()
+            queues["-".join(letters(verdicts))].append((rank, row))
+        for queue in queues.values():
+            queue[:] = heapq.nsmallest(most, queue)
+        traces += frame.height
+    turns = sorted((turn, name, row) for name, queue in queues.items() for turn, (_, row) in enumerate(queue))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Choice(sorted(row for _, _, row in turns[:most]), traces, most_solves, ranked)
 
-    def rank(row: int) -> str:
-        return hashlib.sha256(f"{verdicts[row].problem_id}\0{verdicts[row].sample_index}".encode()).hexdigest()
 
-    queues: defaultdict[str, list[int]] = defaultdict(list)
-    for row in sorted(range(len(verdicts)), key=rank):
-        queues["-".join(letters(verdicts[row]))].append(row)
-    turns = sorted((turn, name, row) for name, queue in queues.items() for turn, row in enumerate(queue))
-    return sorted(row for _, _, row in turns[:most])
+def pieces_with(pieces: Iterable[GradedPiece], rows: Sequence[int]) -> Iterator[tuple[GradedPiece, list[int]]]:
+    """Each piece that has one of some rows, with their places in it."""
+    start = 0
+    for piece in pieces:
+        end = start + piece.traces.num_rows
+        own = [row - start for row in rows if start <= row < end]
+        if own:
+            yield piece, own
+        start = end
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -245,45 +305,49 @@ def _shown_trace(trace: Trace, verdict: Verdict) -> dict[str, Any]:
         attempts.append(shorten(text) | facts)
     for index, facts in enumerate(attempts):
         facts["title"] = turn_title(trace, index)
-    chain = "-".join(letters(verdict))
+    chain = "-".join(letters(verdict.verdicts))
     return {"problem": trace.problem_id, "sample": trace.sample_index, "chain": chain, "attempts": attempts}
 
 
-def _estimate(rows: Rows, value: Callable[[Trace, Verdict], float | None]) -> Estimate:
-    return clustered_mean([value(*row) or 0.0 for row in rows], [trace.problem_id for trace, _ in rows])
-
-
-def _flow(rows: Rows, attempt: int) -> dict[str, Estimate]:
-    chains = ["-".join(letters(verdict)[attempt - 2 : attempt]) for _, verdict in rows]
-    scored = [(row[0].problem_id, chain) for row, chain in zip(rows, chains, strict=True) if "u" not in chain]
-    if not scored:
-        return {}
-    names = [name for name, _ in scored]
-    return {flow: clustered_mean([float(chain == flow) for _, chain in scored], names) for flow in FLOWS}
-
-
-def _changed(rows: Rows, attempt: int, letter: str) -> Estimate | None:
-    alike = [row for row in rows if letters(row[1])[attempt - 2] == letter]
-    return _estimate(alike, lambda trace, verdict: changed_answer(trace, verdict, attempt)) if alike else None
-
-
-def _logprob_bins(rows: Rows, attempt: int) -> list[LogprobBin]:
-    """About equally many traces a bin; equal logprobs are never parted."""
-    known = [
-        (value, row)
-        for row in rows
-        if (value := mean_logprob(row[0], attempt - 1)) is not None and accuracy(*row, attempt - 1) is not None
+def _mean_logprobs(frame: pl.DataFrame) -> pl.Series:
+    """Of each trace of `by_turn` and each turn the mean of its sampled tokens, nats; null where there are none."""
+    tokens = frame.select("attempt_ids", "logprobs").with_row_index().explode("attempt_ids", "logprobs")
+    own = [
+        pl.col("logprobs").filter(pl.col("attempt_ids") == turn + 1).cast(pl.Float64).mean()
+        for turn in range(most_attempts(frame))
     ]
-    values = sorted(value for value, _ in known)
+    means = tokens.group_by("index", maintain_order=True).agg(*(mean.alias(str(n)) for n, mean in enumerate(own)))
+    return means.select(logprobs_by_turn=pl.concat_list(pl.all().exclude("index"))).to_series()
+
+
+def _share(rows: pl.DataFrame, value: pl.Expr) -> Estimate:
+    """Of the traces, how many are so, with the error clustered by problem."""
+    sums = rows.group_by("problem_id", maintain_order=True).agg(count=pl.len(), sum=value.sum().cast(pl.Float64))
+    return mean_of_sums(sums)
+
+
+def _flow(rows: pl.DataFrame) -> dict[str, Estimate]:
+    scored = rows.drop_nulls(["was_right", "is_right"])
+    if scored.is_empty():
+        return {}
+    sides = [pl.col(name).replace_strict({True: "c", False: "i"}) for name in ("was_right", "is_right")]
+    chain = pl.concat_str(sides, separator="-")
+    return {flow: _share(scored, chain == flow) for flow in FLOWS}
+
+
+def _logprob_bins(rows: pl.DataFrame) -> list[LogprobBin]:
+    """About equally many traces a bin; equal logprobs are never parted."""
+    known = rows.drop_nulls(["logprob", "was_right"])
+    values = known["logprob"].sort()
     wanted = min(MOST_BINS, len(values) // LEAST_TRACES_A_BIN)
     edges = sorted({values[index * len(values) // wanted] for index in range(1, wanted)}) if wanted else []
-    members: defaultdict[int, list[tuple[float, tuple[Trace, Verdict]]]] = defaultdict(list)
-    for value, row in known:
-        members[bisect.bisect_right(edges, value)].append((value, row))
+    places = np.searchsorted(edges, known["logprob"].to_numpy(), side="right")
     bins = []
-    for _, part in sorted(members.items()):
-        alike = [row for _, row in part]
-        changed = _estimate(alike, lambda trace, verdict: changed_answer(trace, verdict, attempt))
-        wrong = _estimate(alike, lambda trace, verdict: 1.0 - (accuracy(trace, verdict, attempt - 1) or 0.0))
-        bins.append(LogprobBin(sum(value for value, _ in part) / len(part), changed, wrong))
+    for part in (
+        known.with_columns(bin=pl.Series(places))
+        .sort("bin", maintain_order=True)
+        .partition_by("bin", maintain_order=True)
+    ):
+        mean = math.fsum(part["logprob"]) / part.height
+        bins.append(LogprobBin(mean, _share(part, pl.col("changed")), _share(part, ~pl.col("was_right"))))
     return bins

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from score_cli.config import BaseConfig, DataConfig, SampleConfig, VerifyConfig
-from score_cli.evaluation.evaluate import SAMPLED, evaluate
+from score_cli.evaluation.evaluate import SAMPLED, metric_rows
+from score_cli.evaluation.measured import measure_tables
 from score_cli.progress import SILENT, Progress
 from score_cli.stages.data import write_problems
 from score_cli.stages.sample import sample
@@ -61,6 +62,6 @@ def probe_latent_skill(policy: Policy, *, samples: int = 8) -> Probe:
             chosen = replace(settings, correction=words)
             sample(chosen, policy=policy, problems=problems, out=traces, overwrite=True)
             verify(VerifyConfig(), traces=traces, problems=problems, out=rewards, overwrite=True)
-            rows = evaluate(traces, rewards, policy=words, decoding=SAMPLED)
+            rows = metric_rows(measure_tables(traces, rewards), policy=words, decoding=SAMPLED)
             deltas.append(next(row["value"] for row in rows if row["name"] == "delta@t2"))
     return Probe(*deltas)

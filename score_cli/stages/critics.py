@@ -16,8 +16,9 @@ from pathlib import Path
 from score_cli.config import EvalConfig, SampleConfig
 from score_cli.errors import JobError
 from score_cli.evaluation.critics import Right, critique_values, round_values
-from score_cli.evaluation.evaluate import SAMPLED, Row, comparison_rows, measure_traces, metric_rows, value_rows
-from score_cli.metrics import Values
+from score_cli.evaluation.evaluate import SAMPLED, Row, comparison_rows, metric_rows
+from score_cli.evaluation.measured import Measured, measure_traces
+from score_cli.metrics import Values, sums_of
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.given import (
     CRITIQUE_PART,
@@ -98,7 +99,7 @@ def evaluate_critics(
     """
     bench = _Bench(config, script, generator, rounds, problems, folder, grader)
     before = generator.fingerprint()
-    measured: dict[str, dict[str, dict[str, Values]]] = {decoding: {} for decoding in bench.solves}
+    measured: dict[str, dict[str, Measured]] = {decoding: {} for decoding in bench.solves}
     rows: list[Row] = []
 
     def measure(name: str, critic: Critic | None) -> None:
@@ -150,7 +151,7 @@ class _Bench:
         folder.mkdir(parents=True, exist_ok=True)
         self.solves = {decoding: self._first_solves(decoding, plans[decoding]) for decoding in eval_decodings(config)}
 
-    def blind(self, decoding: str) -> tuple[list[Row], dict[str, Values]]:
+    def blind(self, decoding: str) -> tuple[list[Row], Measured]:
         """The generator asked to correct its solves, without a critique."""
         solves = self.solves[decoding]
         given = OfflineAttempts({name_of(trace): trace for trace in solves.traces}, sha256=solves.sha256)
@@ -160,12 +161,12 @@ class _Bench:
         self._keep(eval_files(self._folder, NONE, decoding)[0], job, self.generator, revisions, verdicts)
         return self._rows(NONE, decoding, revisions, verdicts)
 
-    def with_critic(self, name: str, decoding: str, critic: Critic) -> tuple[list[Row], dict[str, Values]]:
+    def with_critic(self, name: str, decoding: str, critic: Critic) -> tuple[list[Row], Measured]:
         """Rounds of critiques and revisions; a solve that was called correct gets no further round."""
         newest = self.solves[decoding]
         history = [_right(newest.verdicts)]
         rows: list[Row] = []
-        measured: dict[str, Values] = {}
+        measured: Measured = {}
         extra: dict[str, Values] = {}
         for number in range(1, self._rounds + 1):
             if not newest.traces:
@@ -178,8 +179,8 @@ class _Bench:
                 extra = self._judgements(critiques, judged, history[0])
             history.append({**history[-1], **_right(revised.verdicts)})
             newest = revised.not_called_correct(self._script, critiques)
-        extra |= round_values(history)
-        return [*rows, *value_rows(extra, policy=name, decoding=decoding)], measured | extra
+        further = {measure: sums_of(values) for measure, values in (extra | round_values(history)).items()}
+        return [*rows, *metric_rows(further, policy=name, decoding=decoding)], measured | further
 
     def _round(
         self, files: tuple[Path, Path], number: int, newest: _Solves, critic: Critic
@@ -231,12 +232,13 @@ class _Bench:
 
     def _rows(
         self, name: str, decoding: str, revisions: Sequence[Trace], verdicts: Sequence[Verdict]
-    ) -> tuple[list[Row], dict[str, Values]]:
+    ) -> tuple[list[Row], Measured]:
         """Metrics of first solves and the revisions after them."""
         pass_at = read_counts(self._config.pass_at, "pass_at") if decoding == SAMPLED else []
         known = list(self._problems.values())
-        rows = metric_rows(revisions, verdicts, policy=name, decoding=decoding, problems=known, pass_at=pass_at)
-        return rows, measure_traces(revisions, verdicts)
+        measured = measure_traces(revisions, verdicts)
+        rows = metric_rows(measured, policy=name, decoding=decoding, problems=known, pass_at=pass_at)
+        return rows, measured
 
     def _keep(
         self,

@@ -14,12 +14,12 @@ from score_cli.evaluation.evaluate import (
     SAMPLED,
     Row,
     comparison_rows,
-    evaluate,
-    measure_traces,
     metric_rows,
 )
+from score_cli.evaluation.measured import Measured, count_ballots, measure_tables
 from score_cli.evaluation.samples import sample_records, write_samples
 from score_cli.evaluation.votes import VOTES, vote_rows
+from score_cli.metrics import sums_of
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
@@ -35,7 +35,7 @@ from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, TRACES, names_ta
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import read_pair, rewards_beside
+from score_cli.tables.traces import iterate_graded, read_pair, rewards_beside
 from score_cli.verification.grader import PROGRAM_TASKS, Grader, grader_for
 
 
@@ -142,11 +142,12 @@ def evaluate_policy(
                 progress=progress,
             )
             if decoding == VOTES:
-                _, judged = read_pair(traces, rewards)
-                rows += vote_rows(judged, policy=name, decoding=SAMPLED, corrected=read_counts(config.votes, "votes"))
+                corrected = read_counts(config.votes, "votes")
+                rows += vote_rows(count_ballots(traces, rewards), policy=name, decoding=SAMPLED, corrected=corrected)
             else:
                 pass_at = read_counts(config.pass_at, "pass_at") if decoding == SAMPLED else []
-                rows += evaluate(traces, rewards, policy=name, decoding=decoding, problems=problems, pass_at=pass_at)
+                known, measured = read_problems(problems), measure_tables(traces, rewards)
+                rows += metric_rows(measured, policy=name, decoding=decoding, problems=known, pass_at=pass_at)
                 if config.calibration:
                     decode = held.text_of_tokens
                     rows += calibration_rows(*read_pair(traces, rewards), decode, policy=name, decoding=decoding)
@@ -190,7 +191,9 @@ def evaluate_policies(
             grader=grader,
         )
         names.append(name)
-    rows += _comparisons(_eval_tables(config, names, folder))
+    if len(names) > 1:
+        tables = _eval_tables(config, names, folder)
+        rows += _comparisons([(table, measure_tables(table.traces, table.rewards)) for table in tables])
     write_metrics(rows, config, problems=problems, folder=folder, names=names, out=out, first_attempts=first_attempts)
     return rows
 
@@ -334,7 +337,8 @@ def evaluate_tables(
     tables = [_named(*pair) for pair in zip(traces, rewards, strict=True)]
     _check_names([table.policy for table in tables])
     known = read_problems(problems) if problems is not None else []
-    rows = [row for table in tables for row in _measure_table(config, table, known, problems)]
+    measured = [(table, measure_tables(table.traces, table.rewards)) for table in tables]
+    rows = [row for table, sums in measured for row in _table_rows(config, table, sums, known, problems)]
     for k in read_counts(config.pass_at, "pass_at"):
         if not any(row["name"] == f"pass@{k}@t1" for row in rows):
             raise UserError(
@@ -343,7 +347,7 @@ def evaluate_tables(
             )
     if config.votes is not None and all(table.decoding == GREEDY for table in tables):
         raise UserError("votes need samples, and every table was decoded at temperature 0: leave --votes out")
-    rows += _comparisons(tables)
+    rows += _comparisons(measured)
     if samples_jsonl is not None:
         write_samples(samples_jsonl, _records(tables, known))
     handed = {}
@@ -392,21 +396,24 @@ def _named(traces: Path, rewards: Path) -> EvalTables:
     return EvalTables(name, decoding, traces, rewards)
 
 
-def _measure_table(config: EvalConfig, table: EvalTables, known: Sequence[Problem], problems: Path | None) -> list[Row]:
-    found, judged = read_pair(table.traces, table.rewards)
-    strangers = {trace.problem_id for trace in found} - {problem.problem_id for problem in known}
+def _table_rows(
+    config: EvalConfig, table: EvalTables, measured: Measured, known: Sequence[Problem], problems: Path | None
+) -> list[Row]:
+    answered = next(iter(measured.values()), sums_of([]))["problem_id"]
+    strangers = set(answered) - {problem.problem_id for problem in known}
     if known and strangers:
         raise UserError(
             f"{table.traces} answers problem {min(strangers)}, which {problems} lacks: "
             "name the problems the traces were sampled from"
         )
     pass_at = read_counts(config.pass_at, "pass_at") if table.decoding == SAMPLED else []
-    rows = metric_rows(found, judged, policy=table.policy, decoding=table.decoding, problems=known, pass_at=pass_at)
+    rows = metric_rows(measured, policy=table.policy, decoding=table.decoding, problems=known, pass_at=pass_at)
     if config.votes is not None and table.decoding == SAMPLED:
         footer = read_footer(table.rewards, REWARDS)
         _refuse_programs({problem.task for problem in known} | set(footer.config.get("graders", {}) if footer else ()))
         corrected = read_counts(config.votes, "votes")
-        rows += vote_rows(judged, policy=table.policy, decoding=table.decoding, corrected=corrected)
+        ballots = count_ballots(table.traces, table.rewards)
+        rows += vote_rows(ballots, policy=table.policy, decoding=table.decoding, corrected=corrected)
     return rows
 
 
@@ -434,27 +441,22 @@ def _eval_tables(config: EvalConfig, names: Sequence[str], folder: Path) -> list
     ]
 
 
-def _comparisons(tables: Sequence[EvalTables]) -> list[Row]:
+def _comparisons(tables: Sequence[tuple[EvalTables, Measured]]) -> list[Row]:
     """Paired differences between the policies of each decoding."""
-    by_decoding: dict[str, dict[str, EvalTables]] = {}
-    for table in tables:
+    by_decoding: dict[str, dict[str, Measured]] = {}
+    for table, measured in tables:
         own = by_decoding.setdefault(table.decoding, {})
         if table.policy in own:
             raise UserError(
                 f"{table.traces} is the second {table.decoding} table of policy {table.policy}: policies are named "
                 "after their files, so give one of them another name"
             )
-        own[table.policy] = table
-    rows = []
-    for decoding, own in by_decoding.items():
-        if len(own) > 1:
-            scored = {name: measure_traces(*read_pair(table.traces, table.rewards)) for name, table in own.items()}
-            rows += comparison_rows(scored, decoding=decoding)
-    return rows
+        own[table.policy] = measured
+    return [row for decoding, own in by_decoding.items() for row in comparison_rows(own, decoding=decoding)]
 
 
 def _records(tables: Sequence[EvalTables], problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
     for table in tables:
-        yield from sample_records(
-            *read_pair(table.traces, table.rewards), policy=table.policy, decoding=table.decoding, problems=problems
-        )
+        pieces = iterate_graded(table.traces, table.rewards)
+        rows = (row for piece in pieces for row in piece.records())
+        yield from sample_records(rows, policy=table.policy, decoding=table.decoding, problems=problems)

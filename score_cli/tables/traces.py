@@ -86,10 +86,31 @@ class GradedPiece(NamedTuple):
         """Trace by trace."""
         return zip(_traces(self.traces), _verdicts(self.rewards), strict=True)
 
+    def record(self, row: int) -> tuple[Trace, Verdict]:
+        """One of them."""
+        (found,) = GradedPiece(self.traces.slice(row, 1), self.rewards.slice(row, 1)).records()
+        return found
+
     def frame(self) -> pl.DataFrame:
         """The columns of both, those that they share but once."""
         rewards = as_frame(self.rewards)
         return as_frame(self.traces).hstack(rewards.rename({name: f"{name}_of_rewards" for name in KEY}))
+
+
+def graded_piece(traces: Sequence[Trace], verdicts: Sequence[Verdict]) -> GradedPiece:
+    """Traces in memory and their verdicts as columns, without the token ids, of which no measure asks."""
+    lists = [
+        {"token_ids": [], "attempt_ids": trace.attempt_ids.tolist(), "logprobs": trace.logprobs.tolist()}
+        for trace in traces
+    ]
+    rows = [trace_row(trace) | tokens for trace, tokens in zip(traces, lists, strict=True)]
+    if any(trace.roles is not None for trace in traces):
+        rows = [row | {"roles": trace.turn_roles} for row, trace in zip(rows, traces, strict=True)]
+    table = traces_with(*(column.name for column in TRACE_COLUMNS if any(column.name in row for row in rows)))
+    return GradedPiece(
+        pa.Table.from_pylist(rows, schema=table.schema),
+        pa.Table.from_pylist([verdict_row(verdict) for verdict in verdicts], schema=REWARDS.schema),
+    )
 
 
 def iterate_graded(traces: Path, rewards: Path, *, rows: int = ROWS_PER_BATCH) -> Iterator[GradedPiece]:

@@ -22,11 +22,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import polars as pl
 import torch
 
-from score_cli.metrics import SINGLE, measure_dialogues, measures_of, solves_of
+from score_cli.metrics import SINGLE, by_solve, by_turn, measure_dialogues, measures_of, most_attempts
 from score_cli.tables.records import REVISION, SOLVE, Signal, Trace, Verdict
 from score_cli.tables.schemas import UNGRADED, UNSCORED
+from score_cli.tables.traces import graded_piece
 from score_cli.training.step import StepStats, TrainBatch
 
 Row = tuple[str, int | None, float]
@@ -86,31 +88,34 @@ def _per_attempt(batch: TrainBatch, stats: StepStats) -> Iterator[Row]:
 
 def length_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
     """(name, turn, value): mean tokens sampled in a turn, and the share of such turns that were cut off."""
-    for turn in range(1, max(len(trace.attempts) for trace in traces) + 1):
+    frame = by_turn(graded_piece(traces, rewards).frame())
+    for turn in range(1, most_attempts(frame) + 1):
         for name in LENGTHS:
-            pairs = [pair for pair in zip(traces, rewards, strict=True) if len(pair[0].attempts) >= turn]
-            known = [value for pair in pairs if (value := SINGLE[name](*pair, turn)) is not None]
+            known = _known(frame.select(SINGLE[name](turn).cast(pl.Float64)).to_series())
             if known:
                 yield name, turn, sum(known) / len(known)
 
 
 def answer_rows(traces: Sequence[Trace], rewards: Sequence[Verdict]) -> Iterator[Row]:
     """(name, attempt, value) of what the verdicts alone tell: accuracies, deltas, the unscored share."""
-    solves = [solves_of(trace, reward) for trace, reward in zip(traces, rewards, strict=True)]
-    for name, measure, attempt in measures_of(max(len(trace.attempts) for trace, _ in solves)):
-        long_enough = [pair for pair in solves if len(pair[0].attempts) >= attempt]
-        known = [value for pair in long_enough if (value := measure(*pair, attempt)) is not None]
+    solves = by_solve(graded_piece(traces, rewards).frame())
+    for name, values in solves.select(**measures_of(most_attempts(solves))).to_dict().items():
+        known = _known(values)
         if not known:
             continue
-        own = name.partition("@")[0]
+        own, _, attempt = name.partition("@t")
         if own == "acc":
-            yield "accuracy", attempt, sum(known) / len(known)
+            yield "accuracy", int(attempt), sum(known) / len(known)
         elif own not in LENGTHS:
             yield name, None, sum(known) / len(known)
-    for name, values in measure_dialogues(traces, rewards).items():
-        yield name, None, sum(value for _, value in values) / len(values)
+    for name, pairs in measure_dialogues(traces, rewards).items():
+        yield name, None, sum(value for _, value in pairs) / len(pairs)
     verdicts = [name for reward in rewards for name in reward.verdicts if name != UNGRADED]
     yield "unscored", None, sum(name == UNSCORED for name in verdicts) / len(verdicts)
+
+
+def _known(values: pl.Series) -> list[float]:
+    return values.drop_nulls().to_list()
 
 
 def signal_rows(traces: Sequence[Trace], rewards: Sequence[Verdict], signals: Sequence[Signal]) -> Iterator[Row]:
