@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from score_cli.cli import run_command
-from score_cli.errors import UserError
+from score_cli.errors import JobError, UserError
 from score_cli.recipe import read_recipe
 from score_cli.study.claims import judge_claims
 from score_cli.study.jobs import Job, run_jobs
@@ -199,6 +199,20 @@ def test_a_failed_part_ends_the_study_with_its_name_and_message(tmp_path: Path) 
     job = Job(name="star, seed 1", output=tmp_path / "o", needs=[], arguments=lambda: ["show", str(tmp_path / "none")])
     with pytest.raises(UserError, match=r"^star, seed 1: .*none does not exist"):
         run_jobs([job], workers=2)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (2, 2), (1, 1), (77, 1)])
+def test_a_failed_part_s_exit_code_is_the_study_s_where_it_says_more_than_failed(
+    code: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 is a full disk: the same command may be run again once there is room."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho sampling >&2\necho score: disk full >&2\nexit {code}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    job = Job(name="star, seed 1", output=tmp_path / "o", needs=[], arguments=list)
+    with pytest.raises((UserError, JobError), match="^star, seed 1: disk full$") as caught:
+        run_jobs([job], workers=1)
+    assert caught.value.exit_code == expected
 
 
 def test_rows_with_equal_bases_share_the_one_of_the_first_or_of_a_row_that_is_nothing_else(tmp_path: Path) -> None:

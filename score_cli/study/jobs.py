@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from score_cli.errors import EXIT_BAD_INPUT, JobError, UserError
+from score_cli.errors import JobError, NoRoomError, UserError
 from score_cli.progress import SILENT, Progress
 
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, inherited: Sequence[int] = ()
     Args:
         inherited: file descriptors that the children keep open.
     Raises:
-        UserError, JobError: a job failed; the others are stopped.
+        UserError, JobError: a job failed, with its exit code where that says more; the others are stopped.
     """
     done = {job.name for job in jobs if job.output.exists()}
     waiting = [job for job in jobs if job.name not in done]
@@ -78,7 +78,7 @@ def _check(name: str, code: int, errors: IO[bytes]) -> None:
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
         message = f"{name}: {lines[-1].removeprefix('score: ')}"
-        raise UserError(message) if code == EXIT_BAD_INPUT else JobError(message)
+        raise next((kind for kind in (UserError, NoRoomError) if kind.exit_code == code), JobError)(message)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from score_cli.settings import read_counts
 THREADED = ("base", "sample", "train-stage1", "train-stage2", "train-sft", "eval")
 
 Changes = dict[str, Any]  # "train-sft.epochs" -> value
+Check = tuple[Callable[[Any], bool], str]  # whether a value fits, and what is expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +173,7 @@ def attempts_that_fit(*, context: int, prompt: int, bridge: int, attempt: int, m
 
 
 def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
-    for key, value in table.items():
-        if key not in _CHECKS:
-            raise UserError(f"{path}: [study] has no key {key}{did_you_mean(key, list(_CHECKS))}")
-        fits, expected = _CHECKS[key]
-        if not fits(value):
-            raise UserError(f"{path}: [study] {key} is {value!r}, expected {expected}")
-    for key, example in {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"}.items():
-        if not table.get(key):
-            raise UserError(f"{path}: [study] has no {key}: give it some, such as {key} = {example}")
+    _check_keys(f"{path}: [study]", table, _CHECKS, {"rows": '["base", "score"]', "seeds": "[0, 1, 2]"})
     own = {name: _read_table(path, name, content) for name, content in table.get("tables", {}).items()}
     config = StudyConfig(**{**table, "tables": own})
     read_counts(config.votes, "votes")
@@ -188,17 +181,22 @@ def _read_config(path: Path, table: Mapping[str, Any]) -> StudyConfig:
 
 
 def _read_table(path: Path, name: str, content: Mapping[str, Any]) -> OwnTable:
-    place = f"{path}: [study.tables.{name}]"
-    for key, value in content.items():
-        if key not in _TABLE_CHECKS:
-            raise UserError(f"{place} has no key {key}{did_you_mean(key, list(_TABLE_CHECKS))}")
-        fits, expected = _TABLE_CHECKS[key]
+    needed = {"rows": '["s2r"]', "columns": '["acc@t1", "acc@final"]'}
+    _check_keys(f"{path}: [study.tables.{name}]", content, _TABLE_CHECKS, needed)
+    return OwnTable(**content)
+
+
+def _check_keys(place: str, table: Mapping[str, Any], checks: Mapping[str, Check], needed: Mapping[str, str]) -> None:
+    """Every key is known and fits, and none is missing of those needed, each with an example."""
+    for key, value in table.items():
+        if key not in checks:
+            raise UserError(f"{place} has no key {key}{did_you_mean(key, list(checks))}")
+        fits, expected = checks[key]
         if not fits(value):
             raise UserError(f"{place} {key} is {value!r}, expected {expected}")
-    for key, example in {"rows": '["s2r"]', "columns": '["acc@t1", "acc@final"]'}.items():
-        if not content.get(key):
+    for key, example in needed.items():
+        if not table.get(key):
             raise UserError(f"{place} has no {key}: give it some, such as {key} = {example}")
-    return OwnTable(**content)
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -216,7 +214,7 @@ _COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at
 _NAMES = (partial(_is_list, kind=str), "a list without repetitions")
 _EACH = "a table for each row, with lists in it"
 # Key of [study] -> what it must be.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_CHECKS: dict[str, Check] = {
     **dict.fromkeys(("recipes", "votes", "further"), _TEXT),
     **dict.fromkeys(("workers", "most_attempts", "attempt_tokens"), _COUNT),
     **dict.fromkeys(("rows", "first_attempts_of_base"), _NAMES),
@@ -226,7 +224,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tables": (lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()), "tables"),
 }
 # Key of [study.tables.NAME] -> what it must be.
-_TABLE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_TABLE_CHECKS: dict[str, Check] = {
     **dict.fromkeys(("rows", "columns", "training"), _NAMES),
     "words": _TEXT,
 }
