@@ -1,5 +1,6 @@
 """The study: what is averaged, claimed, tried and chosen, by hand; and a tiny one, interrupted."""
 
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from score_cli.cli import run_command
 from score_cli.errors import JobError, UserError
 from score_cli.recipe import read_recipe
 from score_cli.study.claims import judge_claims
+from score_cli.study.intervals import Verdict, interval, t_quantile
 from score_cli.study.jobs import Job, run_jobs
 from score_cli.study.own_tables import own_tables
 from score_cli.study.plan import Study, attempts_that_fit, choose, expand_grid, read_study
@@ -58,52 +60,123 @@ def test_as_many_attempts_as_the_context_holds(most: int, expected: int) -> None
     assert attempts_that_fit(context=57, prompt=7, bridge=1, attempt=12, most=10) == 3
 
 
-def verdicts(rows: list[dict[str, object]]) -> dict[str, bool]:
-    return {claim.text: claim.appears for claim in judge_claims(Results(rows))}
+YES, NO, OPEN = Verdict.APPEARS, Verdict.ABSENT, Verdict.OPEN
 
 
-def test_the_base_claim_is_about_the_mean_of_delta() -> None:
-    assert verdicts(rows_of("base", "delta@t2", -0.03, 0.01)) == {"the base loses by correcting itself": True}
-    assert verdicts(rows_of("base", "delta@t2", -0.03, 0.05)) == {"the base loses by correcting itself": False}
+def verdicts(rows: list[dict[str, object]]) -> dict[str, Verdict]:
+    return {claim.text: claim.verdict for claim in judge_claims(Results(rows))}
 
 
 @pytest.mark.parametrize(
-    ("deltas", "appears"), [((0.05, 0.06), True), ((0.3, 0.3), False), ((-0.1, 0.9), True), ((0.2, 0.2), False)]
+    ("deltas", "expected"),
+    [
+        ((-0.03, -0.0301), YES),
+        ((0.03, 0.0301), NO),
+        ((-0.03, -0.01), OPEN),  # -0.02 ± 12.706 x 0.01: two seeds say little
+        ((-0.03, -0.01, -0.02, -0.025, -0.015), YES),  # -0.02 ± 2.776 x 0.0079 / sqrt(5), which is 0.0098
+        ((-0.03,), OPEN),  # of one seed there is no interval
+    ],
 )
-def test_supervised_training_falls_short_below_score_or_of_both_signs(
-    deltas: tuple[float, float], appears: bool
-) -> None:
-    rows = rows_of("score", "delta@t2", 0.1, 0.3) + rows_of("star", "delta@t2", *deltas)
-    assert verdicts(rows)["supervised training falls short: star"] is appears
+def test_the_base_claim_is_about_the_interval_of_delta(deltas: tuple[float, ...], expected: Verdict) -> None:
+    assert verdicts(rows_of("base", "delta@t2", *deltas)) == {"the base loses by correcting itself": expected}
+
+
+def test_rows_are_compared_seed_by_seed() -> None:
+    """Deltas range over 20 points, but each seed's is 2.0 or 2.1 below SCoRe's: 2.05 ± 12.706 x 0.05 is below 0."""
+    for gaps, expected in (((0.02, 0.021), YES), ((0.02, 0.05), OPEN), ((-0.02, -0.021), NO)):
+        rows = rows_of("score", "delta@t2", 0.1, 0.3) + rows_of("star", "delta@t2", 0.1 - gaps[0], 0.3 - gaps[1])
+        assert verdicts(rows)["supervised training falls short: star"] is expected
+
+
+def test_a_seed_that_only_one_row_has_is_in_no_difference() -> None:
+    (claim,) = [
+        claim
+        for claim in judge_claims(
+            Results(rows_of("score", "acc@t2", 0.5, 0.6, 0.9) + rows_of("star", "acc@t2", 0.4, 0.5))
+        )
+        if claim.text.endswith("of the baselines")
+    ]
+    assert claim.figures == "66.7 against 45.0 of star: +10.0 [+10.0, +10.0]" and claim.verdict is YES
 
 
 def test_collapse_needs_fewer_changes_and_a_smaller_delta() -> None:
-    known = rows_of("base", "changed@t2", 0.2) + rows_of("score", "delta@t2", 0.1)
-    for changed, delta, appears in ((0.1, 0.0, True), (0.3, 0.0, False), (0.1, 0.2, False)):
-        rows = [*known, *rows_of("no-stage1", "changed@t2", changed), *rows_of("no-stage1", "delta@t2", delta)]
-        assert verdicts(rows)["no-stage1 collapses to answering the same twice"] is appears
+    known = rows_of("base", "changed@t2", 0.2, 0.2) + rows_of("score", "delta@t2", 0.1, 0.1)
+    for changed, delta, expected in (
+        ((0.1, 0.1), (0.0, 0.0), YES),
+        ((0.3, 0.3), (0.0, 0.0), NO),
+        ((0.1, 0.1), (0.2, 0.2), NO),
+        ((0.1, 0.1), (0.0, 0.09), OPEN),
+        ((0.3, 0.3), (0.0, 0.09), NO),  # whatever the other part is
+    ):
+        rows = [*known, *rows_of("no-stage1", "changed@t2", *changed), *rows_of("no-stage1", "delta@t2", *delta)]
+        assert verdicts(rows)["no-stage1 collapses to answering the same twice"] is expected
 
 
 def test_score_is_largest_only_above_every_row_of_its_kind() -> None:
-    rows = rows_of("score", "acc@t2", 0.5) + rows_of("star", "acc@t2", 0.4) + rows_of("pair-sft", "acc@t2", 0.6)
-    found = judge_claims(Results(rows))
-    assert [(claim.appears, claim.figures) for claim in found] == [(False, "50.0 against 60.0 of pair-sft")]
+    """Against star-plus 0.1 and 0.11 are not decided: -0.01 to 0.22 with t = 12.706 would need a gap of 0.06."""
+    rows = rows_of("score", "acc@t2", 0.5, 0.5) + rows_of("star", "acc@t2", 0.4, 0.4)
+    (claim,) = judge_claims(Results(rows))
+    assert (claim.verdict, claim.figures) == (YES, "50.0 against 40.0 of star: +10.0 [+10.0, +10.0]")
+    rows += rows_of("star-plus", "acc@t2", 0.3, 0.4)
+    (claim,) = judge_claims(Results(rows))
+    assert claim.verdict is OPEN
+    assert claim.figures == "50.0 against 40.0 of star: +10.0 [+10.0, +10.0]; nor decided against star-plus"
+    rows += rows_of("pair-sft", "acc@t2", 0.6, 0.6)
+    (claim,) = judge_claims(Results(rows))
+    assert claim.verdict is NO and claim.figures.startswith("50.0 against 60.0 of pair-sft: -10.0")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "table"),
+    # W. S. Gosset's t, two-sided, as printed in the NIST/SEMATECH handbook, section 1.3.6.7.2.
+    [(1, 0.95, 12.706), (2, 0.95, 4.303), (4, 0.95, 2.776), (7, 0.95, 2.365), (30, 0.95, 2.042), (7, 0.99, 3.499)],
+)
+def test_quantiles_of_students_t_are_those_of_printed_tables(freedom: int, confidence: float, table: float) -> None:
+    assert t_quantile(freedom, confidence) == pytest.approx(table, abs=5e-4)
+
+
+def test_quantiles_of_students_t_have_a_closed_form_at_one_and_two_degrees() -> None:
+    """Of one degree tan(pi p / 2); of two p sqrt(2 / (1 - p^2))."""
+    for p in (0.5, 0.9, 0.95, 0.99):
+        assert t_quantile(1, p) == pytest.approx(math.tan(math.pi * p / 2), rel=1e-9)
+        assert t_quantile(2, p) == pytest.approx(p * math.sqrt(2 / (1 - p * p)), rel=1e-9)
+
+
+def test_an_interval_is_students_about_the_mean() -> None:
+    """1, 2, 3, 4, 5 points: deviation sqrt(2.5), over sqrt(5) 0.7071, times 2.7764 is 1.9632."""
+    found = interval([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert found.half == pytest.approx(0.019632, abs=1e-6) and str(found) == "+3.0 [+1.0, +5.0]"
+    assert [found.above(border) for border in (0.0, 0.02, 0.06)] == [YES, OPEN, NO]
+    assert [found.below(border) for border in (0.0, 0.02, 0.06)] == [NO, OPEN, YES]
+    assert [found.within(radius) for radius in (0.06, 0.04, 0.01)] == [YES, OPEN, NO]
+    assert str(interval([0.01])) == "+1.0 [one seed]" and interval([0.01]).above() is OPEN
+
+
+def test_every_row_is_shown_seed_by_seed_and_less_score() -> None:
+    rows = rows_of("score", "acc@t2", 0.5, 0.75) + rows_of("star", "acc@t2", 0.4, 0.55)
+    tables = study_tables(Results(rows), [])
+    assert tables["seeds"].titles == ["row", "", "seed 0", "seed 1"]
+    assert tables["seeds"].lines == [["score", "acc@t2", "50.0", "75.0"], ["star", "acc@t2", "40.0", "55.0"]]
+    # -15 ± 12.706 x 5, in points: the deviation of -10 and -20 over sqrt(2) is 5.
+    assert tables["against"].lines == [["star", "", "-15.0 [-78.5, +48.5]", ""]]
+    assert {"seeds", "against"} & set(study_tables(Results(rows_of("score", "acc@t2", 0.5)), [])) == set()
 
 
 def test_the_correction_rate_is_a_share_of_wrong_first_attempts() -> None:
     """On its own 0.1 of 0.5 wrong is a fifth; after the base's 0.2 of 0.4 wrong is a half."""
-    rows = rows_of("star", "acc@t1", 0.5) + rows_of("star", "i_to_c@t2", 0.1)
+    rows = rows_of("star", "acc@t1", 0.5, 0.5) + rows_of("star", "i_to_c@t2", 0.1, 0.1)
     for name, value in (("acc@t1", 0.6), ("i_to_c@t2", 0.2)):
-        rows += rows_of("star", name, value, condition="base-first-attempts")
+        rows += rows_of("star", name, value, value, condition="base-first-attempts")
     own = Results(rows).correction_rate("star")
-    assert own is not None and own.values == {0: pytest.approx(0.2)}
-    assert verdicts(rows) == {"star corrects the base's first attempts better than its own": True}
+    assert own is not None and own.values == {0: pytest.approx(0.2), 1: pytest.approx(0.2)}
+    assert verdicts(rows) == {"star corrects the base's first attempts better than its own": YES}
 
 
 def test_each_budget_of_votes_is_a_claim() -> None:
-    rows = rows_of("score", "majority@gain[4]", 0.02, 0.04, condition="votes")
+    rows = rows_of("score", "majority@gain[4]", 0.04, 0.04, condition="votes")
     rows += rows_of("score", "majority@gain[8]", -0.02, 0.0, condition="votes")
-    assert list(verdicts(rows).values()) == [True, False]
+    rows += rows_of("score", "majority@gain[16]", -0.02, -0.02, condition="votes")
+    assert list(verdicts(rows).values()) == [YES, OPEN, NO]
 
 
 def test_the_papers_figures_stand_beside_ours() -> None:
@@ -112,9 +185,11 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     (line,) = table.lines
     shown = dict(zip(table.titles, line, strict=True))
     assert (shown["acc@t1"], shown["delta"], shown["paper"]) == ("55.0 ±7.1 (60.0)", "+10.0 ±0.0 (+4.4)", "Table 2")
-    claims = judge_claims(Results(rows + rows_of("base", "delta@t2", 0.1)))
+    claims = judge_claims(Results(rows + rows_of("base", "delta@t2", 0.1, 0.1)))
     page = study_markdown([table], claims)
-    assert "- does not appear: the base loses by correcting itself (delta of base below 0): +10.0" in page
+    assert (
+        "- does not appear: the base loses by correcting itself (delta of base below 0): +10.0 [+10.0, +10.0]" in page
+    )
 
 
 def test_the_paper_s_figures_agree_with_one_another() -> None:
@@ -277,70 +352,73 @@ def neighbours(row: str, name: str, before: tuple[float, ...], after: tuple[floa
     return rows_of(row, name, *before, policy="base") + rows_of(row, name, *after, policy="stage2")
 
 
-def test_a_neighbour_s_measure_must_move_in_every_seed() -> None:
-    for after, appears in (((0.6, 0.7), True), ((0.9, 0.4), False)):
-        claims = verdicts(neighbours("s2r", "verify_acc", (0.5, 0.5), after))
-        assert claims == {"s2r: tells its right solves from its wrong ones better": appears}
-    falls = verdicts(neighbours("judge", "error_recall", (0.5, 0.5), (0.4, 0.3)))
-    assert falls == {"judge: its own claims, which nobody pays, find fewer errors": True}
+def test_a_neighbour_s_measure_is_judged_by_how_far_each_seed_moved() -> None:
+    for after, expected in (((0.6, 0.7), YES), ((0.9, 0.4), OPEN), ((0.3, 0.4), NO)):
+        claims = verdicts(neighbours("s2r", "verify_acc", (0.5, 0.6), after))
+        assert claims == {"s2r: tells its right solves from its wrong ones better": expected}
+    falls = verdicts(neighbours("judge", "error_recall", (0.5, 0.5), (0.4, 0.4)))
+    assert falls == {"judge: its own claims, which nobody pays, find fewer errors": YES}
 
 
 def test_process_and_outcome_are_set_side_by_side() -> None:
-    rows = rows_of("s2r", "verify_acc", 0.7) + rows_of("s2r-outcome", "verify_acc", 0.6)
-    rows += rows_of("s2r", "error_recall", 0.7) + rows_of("s2r-outcome", "error_recall", 0.6)
-    assert list(verdicts(rows).values()) == [True, False]
+    rows = rows_of("s2r", "verify_acc", 0.7, 0.7) + rows_of("s2r-outcome", "verify_acc", 0.6, 0.6)
+    rows += rows_of("s2r", "error_recall", 0.7, 0.7) + rows_of("s2r-outcome", "error_recall", 0.6, 0.6)
+    assert list(verdicts(rows).values()) == [YES, NO]
 
 
 @pytest.mark.parametrize(
-    ("mended", "after", "expected", "appears"),
-    [(0.35, 0.4, "sags", True), (0.35, 0.6, "sags", False), (0.2, 0.6, "gains", True), (0.2, 0.4, "gains", False)],
+    ("mended", "after", "expected", "verdict"),
+    [(0.35, 0.4, "sags", YES), (0.35, 0.6, "sags", NO), (0.2, 0.6, "gains", YES), (0.2, 0.4, "gains", NO)],
 )
 def test_the_first_attempt_sags_only_where_the_base_mends_most_of_its_errors(
-    mended: float, after: float, expected: str, appears: bool
+    mended: float, after: float, expected: str, verdict: Verdict
 ) -> None:
     """Half of the first attempts are wrong: 0.35 mends 70 percent of them, 0.2 mends 40; the turn-over is at 56."""
-    rows = neighbours("reflexicoder", "acc@t1", (0.5,), (after,))
-    rows += neighbours("reflexicoder", "i_to_c@t2", (mended,), (0.1,))
+    rows = neighbours("reflexicoder", "acc@t1", (0.5, 0.5), (after, after))
+    rows += neighbours("reflexicoder", "i_to_c@t2", (mended, mended), (0.1, 0.1))
     ((text, found),) = verdicts(rows).items()
-    assert f"the first attempt {expected}" in text and found is appears
+    assert f"the first attempt {expected}" in text and found is verdict
 
 
 def test_greedy_answers_are_unmoved_within_two_points() -> None:
-    for after, appears in ((0.81, True), (0.77, False)):
-        greedy = [row | {"decoding": "greedy"} for row in neighbours("rlsf", "acc@t1", (0.8,), (after,))]
+    for after, expected in ((0.81, YES), (0.77, NO)):
+        greedy = [row | {"decoding": "greedy"} for row in neighbours("rlsf", "acc@t1", (0.8, 0.8), (after, after))]
         ((text, found),) = verdicts(greedy).items()
-        assert text.startswith("rlsf: greedy answers stay") and found is appears
+        assert text.startswith("rlsf: greedy answers stay") and found is expected
 
 
 def test_the_judge_s_gap_is_that_of_the_last_updates_against_the_first() -> None:
-    for last, appears in ((0.2, True), (0.02, False)):
-        rows = rows_of("judge", "judge_gap@t1", 0.03, condition="training", policy="first 10 updates")
-        rows += rows_of("judge", "judge_gap@t1", last, condition="training", policy="last 10 updates")
-        assert verdicts(rows) == {"judge: more passes for right than is": appears}
+    for last, expected in ((0.2, YES), (0.02, NO)):
+        rows = rows_of("judge", "judge_gap@t1", 0.03, 0.03, condition="training", policy="first 10 updates")
+        rows += rows_of("judge", "judge_gap@t1", last, last, condition="training", policy="last 10 updates")
+        assert verdicts(rows) == {"judge: more passes for right than is": expected}
 
 
 def test_a_supervised_start_is_where_reinforcement_learning_is_measured_from() -> None:
-    """The base reads no verdict; from the start on claims grow truer in both seeds, and find fewer errors in one."""
+    """The base reads no verdict; from the start on claims grow truer in both seeds, and find fewer errors in one.
+
+    Truer by 0.2 and 0.19: 0.195 ± 12.706 x 0.005.
+    """
     rows = rows_of("s2r-start", "verify_acc", 0.0, 0.0, policy="base")
     rows += rows_of("s2r-start", "verify_acc", 0.5, 0.6, policy="start")
-    rows += rows_of("s2r-start", "verify_acc", 0.7, 0.7, policy="stage2")
+    rows += rows_of("s2r-start", "verify_acc", 0.7, 0.79, policy="stage2")
     rows += rows_of("s2r-start", "error_recall", 0.4, 0.4, policy="start")
     rows += rows_of("s2r-start", "error_recall", 0.5, 0.3, policy="stage2")
     assert verdicts(rows) == {
-        "s2r-start: tells its right solves from its wrong ones better": True,
-        "s2r-start: finds more of its errors": False,
+        "s2r-start: tells its right solves from its wrong ones better": YES,
+        "s2r-start: finds more of its errors": OPEN,
     }
 
 
 def test_a_trained_critic_is_set_beside_its_base_and_not_beside_the_oracle() -> None:
     """The oracle comes last. A thousandth of a point between two arms' first attempts is a difference."""
-    for first, same in ((0.5, True), (0.50001, False)):
+    for first, same in ((0.5, YES), (0.50001, NO)):
         rows = rows_of("ctrl", "acc@t1", 0.5, policy="none") + rows_of("ctrl", "acc@t1", first, policy="oracle")
         for policy, mended in (("base", 0.1), ("stage2", 0.2), ("oracle", 0.05)):
-            rows += rows_of("ctrl", "i_to_c@t2", mended, policy=policy)
+            rows += rows_of("ctrl", "i_to_c@t2", mended, mended, policy=policy)
         assert verdicts(rows) == {
             "ctrl: every arm revises the same solves": same,
-            "ctrl: its critiques put more solves right": True,
+            "ctrl: its critiques put more solves right": YES,
         }
 
 

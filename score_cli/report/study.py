@@ -19,9 +19,10 @@ from score_cli.report.page import Block, Figures, Folded, Plots, Section, Words,
 from score_cli.report.plots import Bar, Line, bars_figure, edits_figure, lines_figure, short_name
 from score_cli.report.run import config_table, read_config, read_curve, smoothed, stage_rules, traces_section
 from score_cli.report.traces import Source, check_rewards, evaluated_sources, read_sources, spread
-from score_cli.study.claims import BASE, SCORE, judge_claims
+from score_cli.study.claims import BASE, judge_claims
+from score_cli.study.intervals import Verdict
 from score_cli.study.own_tables import OWN_TABLES, OwnTables, own_tables, rows_of
-from score_cli.study.results import BASE_FIRST, MORE, OWN, VOTED, Results, Seeds, row_folder, study_tables
+from score_cli.study.results import BASE_FIRST, MORE, OWN, SCORE, VOTED, Results, Seeds, row_folder, study_tables
 from score_cli.tables.parquet import STUDY, TUNING, read_footer, read_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem
@@ -40,8 +41,10 @@ RESULTS = Markup(
 )
 CLAIMS = (
     "What the paper claims, the criterion by which it was looked for on this task, and the figures it was judged by: "
-    "sampled, means over seeds, percent or points."
+    "sampled, means over seeds, percent or points. In brackets stands the interval of 95 percent, of a "
+    "difference paired by seed; while it holds the border nothing is decided."
 )
+BY_SEED, SEED_BY_SEED = ("seeds", "against"), "Seed by seed, and each row less score"
 # Section -> title, what it says beside its figures, and in place of them.
 WORDS = {
     "edits": (
@@ -100,14 +103,16 @@ def study_page(path: Path, config: ReportConfig, figures: Figures, progress: Pro
     sources = [source for row in browsed for source in _sources(path, results, row, seed)]
     _, browser = read_sources(sources, [], _problems(path, results, seed), config, progress)
     sections = []
+    by_seed = [Folded(SEED_BY_SEED, numbers)] if (numbers := [tables[n] for n in BY_SEED if n in tables]) else []
     if papers:
-        sections.append(Section("results", "Results", [tables.pop("results"), Words(RESULTS)], "Results"))
+        sections.append(Section("results", "Results", [tables.pop("results"), Words(RESULTS), *by_seed], "Results"))
     sections += _own_sections(path, results, own, figures)
     tried = tables.pop("tuning", None)
     if claims := judge_claims(results):
         badge = Markup('<span class="verdict {}">{}</span>')
-        shown = {True: badge.format("c", "appears"), False: badge.format("i", "does not appear")}
-        lines = [[shown[claim.appears], claim.text, claim.criterion, claim.figures] for claim in claims]
+        colours = {Verdict.APPEARS: "c", Verdict.ABSENT: "i", Verdict.OPEN: "u"}
+        shown = {verdict: badge.format(colour, verdict) for verdict, colour in colours.items()}
+        lines = [[shown[claim.verdict], claim.text, claim.criterion, claim.figures] for claim in claims]
         table = TextTable("", ["verdict", "claim", "criterion", "figures"], lines, 4)
         sections.append(Section("claims", "Claims", [Words(CLAIMS), table], "Claims"))
     drawn: dict[str, Drawn] = {}

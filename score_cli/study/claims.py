@@ -1,16 +1,18 @@
 """What the paper claims, and whether it appears in a study: a criterion on the figures for each claim. Pure functions.
 
-Every figure is of sampled traces (T = 1) and a mean over seeds, unless the criterion says otherwise.
+Every figure is of sampled traces (T = 1) and a mean over seeds, unless the criterion says otherwise. What two rows, or
+a row before and after, differ by is paired by seed. Its interval decides: where it holds the border, nothing is.
 """
 
 from collections.abc import Iterator
 
 from score_cli.evaluation.layout import percent
 from score_cli.evaluation.votes import GAIN
+from score_cli.study.intervals import Verdict, every
 from score_cli.study.neighbour_claims import neighbour_claims
-from score_cli.study.results import BASE_FIRST, VOTED, Claim, Results
+from score_cli.study.results import BASE_FIRST, SCORE, VOTED, Claim, Results
 
-BASE, SCORE = "base", "score"
+BASE = "base"
 SFT_ROWS = ("star", "star-plus", "pair-sft", "pair-sft-plus")
 RIVALS = {
     "baselines": (BASE, "self-refine", *SFT_ROWS),
@@ -40,24 +42,17 @@ def judge_claims(results: Results) -> list[Claim]:
 
 
 def _base_does_not_correct(results: Results) -> Iterator[Claim]:
-    delta = results.mean(BASE, "delta@t2")
-    if delta is not None:
-        yield Claim("the base loses by correcting itself", "delta of base below 0", _points(delta), delta < 0)
+    if delta := results.find(BASE, "delta@t2"):
+        verdict = delta.interval.below()
+        yield Claim("the base loses by correcting itself", "delta of base below 0", str(delta.interval), verdict)
 
 
 def _sft_falls_short(results: Results) -> Iterator[Claim]:
-    ours = results.mean(SCORE, "delta@t2")
     for row in SFT_ROWS:
-        theirs = results.find(row, "delta@t2")
-        if ours is None or theirs is None:
-            continue
-        deltas = theirs.values.values()
-        yield Claim(
-            f"supervised training falls short: {row}",
-            "delta below SCoRe's, or of both signs over the seeds",
-            f"{', '.join(map(_points, deltas))} (mean {_points(theirs.mean)}) against {_points(ours)}",
-            theirs.mean < ours or min(deltas) < 0 < max(deltas),
-        )
+        theirs, ours = results.find(row, "delta@t2"), results.find(SCORE, "delta@t2")
+        if theirs and ours and (less := theirs.minus(ours)):
+            figures = f"{_points(theirs.mean)} against {_points(ours.mean)}: {less}"
+            yield Claim(f"supervised training falls short: {row}", "delta below SCoRe's", figures, less.below())
 
 
 def _largest(results: Results) -> Iterator[Claim]:
@@ -67,42 +62,47 @@ def _largest(results: Results) -> Iterator[Claim]:
             ("acc@t2", "accuracy at the second attempt", percent),
             ("delta@t2", "delta", _points),
         ):
-            ours = results.mean(SCORE, name)
-            theirs = {row: value for row in rows if (value := results.mean(row, name)) is not None}
-            if ours is None or not theirs:
+            ours = results.find(SCORE, name)
+            theirs = {row: found for row in rows if (found := results.find(row, name))}
+            leads = {row: lead for row, found in theirs.items() if ours and (lead := ours.minus(found))}
+            if ours is None or not leads:
                 continue
-            best = max(theirs, key=theirs.__getitem__)
+            best = min(leads, key=lambda row: leads[row].mean)
+            undecided = [row for row in leads if row != best and leads[row].above() is Verdict.OPEN]
             yield Claim(
                 f"SCoRe has the largest {title}, of the {kind}",
-                f"{name} of score above those of {', '.join(theirs)}",
-                f"{show(ours)} against {show(theirs[best])} of {best}",
-                ours > theirs[best],
+                f"{name} of score above those of {', '.join(leads)}",
+                f"{show(ours.mean)} against {show(theirs[best].mean)} of {best}: {leads[best]}"
+                + (f"; nor decided against {', '.join(undecided)}" if undecided else ""),
+                every(lead.above() for lead in leads.values()),
             )
 
 
 def _collapses(results: Results) -> Iterator[Claim]:
     for row in ("naive-multi-turn", "no-stage1"):
-        changed, before = results.mean(row, "changed@t2"), results.mean(BASE, "changed@t2")
-        delta, ours = results.mean(row, "delta@t2"), results.mean(SCORE, "delta@t2")
-        if changed is None or before is None or delta is None or ours is None:
+        changed, before = results.find(row, "changed@t2"), results.find(BASE, "changed@t2")
+        delta, ours = results.find(row, "delta@t2"), results.find(SCORE, "delta@t2")
+        if not (changed and delta):
             continue
-        yield Claim(
-            f"{row} collapses to answering the same twice",
-            "share of changed answers below base's, and delta below SCoRe's",
-            f"changed {percent(changed)} against {percent(before)}; delta {_points(delta)} against {_points(ours)}",
-            changed < before and delta < ours,
-        )
+        fewer, less = changed.minus(before), delta.minus(ours)
+        if fewer and less:
+            yield Claim(
+                f"{row} collapses to answering the same twice",
+                "share of changed answers below base's, and delta below SCoRe's",
+                f"changed, less base's: {fewer}; delta, less SCoRe's: {less}",
+                every([fewer.below(), less.below()]),
+            )
 
 
 def _bonus_to_first(results: Results) -> Iterator[Claim]:
     for row in ("discount", "bonus-to-first"):
-        first, ours = results.mean(row, "acc@t1"), results.mean(SCORE, "acc@t1")
-        if first is not None and ours is not None:
+        first, ours = results.find(row, "acc@t1"), results.find(SCORE, "acc@t1")
+        if first and ours and (less := first.minus(ours)):
             yield Claim(
                 f"{row}: a first attempt that sees the bonus learns to be wrong",
                 "acc@t1 below SCoRe's",
-                f"{percent(first)} against {percent(ours)}",
-                first < ours,
+                f"{percent(first.mean)} against {percent(ours.mean)}: {less}",
+                less.below(),
             )
 
 
@@ -111,20 +111,20 @@ def _sequential_beats_parallel(results: Results) -> Iterator[Claim]:
         yield Claim(
             f"correcting beats sampling more, with {match[1]} responses",
             "votes of half as many corrected attempts above votes of first attempts",
-            f"{_points(gain.mean)} points",
-            gain.mean > 0,
+            f"{gain.interval} points",
+            gain.interval.above(),
         )
 
 
 def _shift(results: Results) -> Iterator[Claim]:
     for row in ("star", "pair-sft"):
         own, given = results.correction_rate(row), results.correction_rate(row, condition=BASE_FIRST)
-        if own and given:
+        if own and given and (more := given.minus(own)):
             yield Claim(
                 f"{row} corrects the base's first attempts better than its own",
                 "share of wrong first attempts put right, higher after the base's",
-                f"{percent(given.mean)} against {percent(own.mean)} after its own",
-                given.mean > own.mean,
+                f"{percent(given.mean)} against {percent(own.mean)} after its own: {more}",
+                more.above(),
             )
 
 

@@ -25,9 +25,13 @@ from score_cli.evaluation.layout import (
 )
 from score_cli.evaluation.votes import VOTES
 from score_cli.phases import BASE
+from score_cli.study.intervals import Interval, Verdict, interval
 from score_cli.tables.parquet import METRICS, STUDY, TRAIN_METRICS, read_table, write_table
 from score_cli.tables.provenance import Footer
 
+SCORE = "score"
+# What rows are compared by, seed by seed -> its title.
+COMPARED = {"acc@t1": "acc@t1", "acc@t2": "acc@t2", "delta@t2": "delta"}
 # What a row's policy was measured under.
 OWN, BASE_FIRST, MORE, VOTED = "own", "base-first-attempts", "more-attempts", VOTES
 # Not a measurement: what a row's updates logged, the first of them and the last.
@@ -74,11 +78,10 @@ class Claim(NamedTuple):
     text: str
     criterion: str
     figures: str
-    appears: bool
+    verdict: Verdict
 
     def __str__(self) -> str:
-        verdict = "appears" if self.appears else "does not appear"
-        return f"{verdict}: {self.text} ({self.criterion}): {self.figures}"
+        return f"{self.verdict}: {self.text} ({self.criterion}): {self.figures}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,16 @@ class Seeds:
     def deviation(self) -> float | None:
         """Standard deviation over the seeds (divisor n - 1); None of a single one."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its interval over the seeds."""
+        return interval(self.values.values())
+
+    def minus(self, other: "Seeds | None") -> Interval | None:
+        """The mean difference, paired by the seeds that both have: they share a base each. None without such a seed."""
+        shared = [seed for seed in self.values if other and seed in other.values]
+        return interval(self.values[seed] - other.values[seed] for seed in shared) if other and shared else None
 
     def __str__(self) -> str:
         """`54.2 ±1.3`, in percent."""
@@ -236,6 +249,8 @@ def study_tables(
     more = results.means(MORE)
     tables = {
         "results": _main(results, results.means(apart=apart)),
+        "seeds": _seed_by_seed(results, apart),
+        "against": _against_score(results, apart),
         "shift": _shift(results),
         "attempts": paper_table(
             more, max(3, attempts_of(more)), caption=f"More attempts{note}", titles=("row", "decoding")
@@ -279,6 +294,33 @@ def _main(results: Results, means: Sequence[Row]) -> TextTable:
         named = f"Table {PAPER[line[0]][0]}" if line[0] in PAPER else ""
         lines.append([*line, named, str(counts.get((line[0], line[1]), ""))])
     return table._replace(titles=[*table.titles, "paper", "seeds"], lines=lines)
+
+
+def _seed_by_seed(results: Results, apart: Container[str]) -> TextTable:
+    """Every row's sampled figures of each seed; no lines where there is one seed."""
+    cells = {
+        (row, title): {seed: percent(value, signed=title == "delta") for seed, value in found.values.items()}
+        for row in results.rows
+        if row not in apart and len(results.seeds) > 1
+        for name, title in COMPARED.items()
+        if (found := results.find(row, name))
+    }
+    return grid("Seed by seed, sampled", ["row", ""], {seed: f"seed {seed}" for seed in results.seeds}, cells)
+
+
+def _against_score(results: Results, apart: Container[str]) -> TextTable:
+    """Every row's sampled figures minus SCoRe's, paired by seed."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in results.rows:
+        ours = {name: results.find(SCORE, name) for name in COMPARED}
+        found = {name: results.find(row, name) for name in COMPARED}
+        if row != SCORE and row not in apart and len(results.seeds) > 1:
+            line = {name: str(less) for name, seeds in found.items() if seeds and (less := seeds.minus(ours[name]))}
+            cells |= {(row,): line} if line else {}
+    caption = (
+        "Each row less score, paired by seed, sampled, points: mean [Student's interval of 95 percent over the seeds]"
+    )
+    return grid(caption, ["row"], COMPARED, cells)
 
 
 def _shift(results: Results) -> TextTable:
