@@ -44,7 +44,8 @@ class StudyConfig:
 
     Attributes:
         rows: names of recipes in `recipes`, in the order of the printed table.
-        seeds: of base and training; the first is the one that settings are chosen on.
+        seeds: of base and training.
+        tuning_seeds: those of them that settings are chosen on, by their mean; the first alone if left out.
         workers: processes side by side, of one thread each.
         recipes: folder of the rows' recipes, from where the study's own lies.
         first_attempts_of_base: rows also measured after first attempts of the base.
@@ -59,6 +60,7 @@ class StudyConfig:
 
     rows: Sequence[str]
     seeds: Sequence[int]
+    tuning_seeds: Sequence[int] = ()
     workers: int = 2
     recipes: str = "ablations"
     first_attempts_of_base: Sequence[str] = ()
@@ -99,6 +101,11 @@ class Study:
         alike = [other for other in self.config.rows if self.recipes[other].settings("base", BaseConfig) == own]
         return next((other for other in alike if self.policy_of(other) == BASE), alike[0])
 
+    @property
+    def tuning_seeds(self) -> Sequence[int]:
+        """The seeds that settings are chosen on."""
+        return self.config.tuning_seeds or self.config.seeds[:1]
+
     def tuned_by(self, row: str) -> list[str]:
         """The rows whose chosen settings a row takes: its own, and those of the rows it is tuned like."""
         return [row] * (row in self.config.grid) + list(self.config.tuned_like.get(row, ()))
@@ -115,6 +122,8 @@ class Study:
         """All that the results depend on, not how many processes work at them or how they are shown."""
         own = asdict(self.config)
         del own["workers"], own["tables"]
+        if not own["tuning_seeds"]:
+            del own["tuning_seeds"]
         return {STUDY: own, **{row: {"recipe": recipe.as_toml()} for row, recipe in self.recipes.items()}}
 
 
@@ -139,6 +148,9 @@ def read_study(path: Path, recipe: Recipe) -> Study:
     for row in [*named, *([] if config.further is None else [config.further]), *shown]:
         if row not in config.rows:
             raise UserError(f"{path}: [study] speaks of row {row}, which its rows lack: add it, or leave it out")
+    strange = set(config.tuning_seeds) - set(config.seeds)
+    if strange:
+        raise UserError(f"{path}: [study] tunes on seed {min(strange)}, which its seeds lack: add it, or leave it out")
     untuned = {row for rows in config.tuned_like.values() for row in rows} - set(config.grid)
     if untuned:
         raise UserError(f"{path}: rows are tuned like {min(untuned)}, which has no grid: give it one")
@@ -218,7 +230,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("recipes", "votes", "further"), _TEXT),
     **dict.fromkeys(("workers", "most_attempts", "attempt_tokens"), _COUNT),
     **dict.fromkeys(("rows", "first_attempts_of_base"), _NAMES),
-    "seeds": (partial(_is_list, kind=int), "a list without repetitions"),
+    **dict.fromkeys(("seeds", "tuning_seeds"), (partial(_is_list, kind=int), "a list without repetitions")),
     "grid": (_is_grid, _EACH),
     "tuned_like": (lambda value: isinstance(value, dict) and all(_is_list(v, str) for v in value.values()), _EACH),
     "tables": (lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()), "tables"),

@@ -345,8 +345,8 @@ def _shift(results: Results) -> TextTable:
 
 def _tuning(tuning: Sequence[Mapping[str, Any]]) -> TextTable:
     caption = (
-        "Settings tried on the first seed's base: sampled acc@t2 on the validation problems, by which score and each "
-        "baseline got theirs"
+        "Settings tried on the tuning seeds' bases: mean sampled acc@t2 on the validation problems, by which score and "
+        "each baseline got theirs"
     )
     lines = [
         [t["row"], t["settings"], percent(t["value"], t["stderr"]), "chosen" if t["chosen"] else ""] for t in tuning

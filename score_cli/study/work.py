@@ -4,13 +4,17 @@ RUN/config.json                 what the study was started with; a resumed one m
 RUN/recipes/ROW.toml              a row's whole recipe, with the settings chosen for it
 RUN/seed-S/ROW/                   the run folder of a row; of the rows with equal bases one trains the base of all
 RUN/seed-S/ROW/conditions/        the same policy measured otherwise: metrics tables of `score eval`
-RUN/tuning/ROW/0/ ...             run folders of the settings tried, evaluated on validation problems; 0.toml beside
+RUN/tuning/ROW/0/ ...             run folders of the settings tried, evaluated on validation problems; 0.toml beside;
+                                  seed-S/ in it for each seed where settings are chosen on several
 RUN/study.parquet, tuning.parquet, study.md
 
 All the work is done by plain `score` commands, a process each, so a row is what `score run` makes of its recipe.
 """
 
+import itertools
 import json
+import math
+import statistics
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -76,7 +80,7 @@ def run_study(
         described = study.described()
         described["study"]["limit"] = limit
         pin_config(folder / "config.json", described)
-        work = _Work(study, folder, limit)
+        work = Work(study, folder, limit)
         run_jobs(work.jobs(), workers=study.config.workers, inherited=[held], progress=progress)
         rows = collect(work.sources(), list(study.config.seeds))
         shown_as = {name: asdict(table) for name, table in study.config.tables.items()}
@@ -93,7 +97,7 @@ def run_study(
     return shown
 
 
-class _Work:
+class Work:
     """The commands of one study, and where their results lie."""
 
     def __init__(self, study: Study, folder: Path, limit: int | None) -> None:
@@ -112,14 +116,20 @@ class _Work:
         bases = list(dict.fromkeys(self.study.base_row(row) for row in self.config.rows))
         jobs = [self._row(row, seed, []) for seed in self.config.seeds for row in bases]
         for row, grid in self.grids.items():
-            base = [_name(self.study.base_row(row), self.config.seeds[0])]
-            for number in range(len(grid)):
-                output = self._tried(row, number) / "metrics.parquet"
-                jobs.append(Job(self._trial(row, number), output, base, partial(self._run_trial, row, number)))
+            for seed, number in itertools.product(self.study.tuning_seeds, range(len(grid))):
+                base, output = (
+                    [_name(self.study.base_row(row), seed)],
+                    self._tried(row, number, seed) / "metrics.parquet",
+                )
+                arguments = partial(self._run_trial, row, number, seed)
+                jobs.append(Job(self._trial(row, number, seed), output, base, arguments))
         for seed in self.config.seeds:
             for row in self.config.rows:
                 tuned = [
-                    (other, number) for other in self.study.tuned_by(row) for number in range(len(self.grids[other]))
+                    (other, number, tuning_seed)
+                    for other in self.study.tuned_by(row)
+                    for number in range(len(self.grids[other]))
+                    for tuning_seed in self.study.tuning_seeds
                 ]
                 if row not in bases:
                     base = [_name(self.study.base_row(row), seed)]
@@ -178,11 +188,10 @@ class _Work:
         start = [] if row == self.study.base_row(row) else ["--model", self._base(row, seed) / BASE]
         return ["run", recipe, "--seed", seed, "--out", row_folder(self.folder, row, seed), *self.limit, *start]
 
-    def _run_trial(self, row: str, number: int) -> list[object]:
-        """Settings are tried on the first seed's base, with validation problems in place of the test's."""
-        seed, out = self.config.seeds[0], self._tried(row, number)
-        base = self._base(row, seed)
-        recipe = self._write_recipe(out.with_suffix(".toml"), row, self.grids[row][number])
+    def _run_trial(self, row: str, number: int, seed: int) -> list[object]:
+        """Settings are tried on a tuning seed's base, with validation problems in place of the test's."""
+        base, out = self._base(row, seed), self._tried(row, number, seed)
+        recipe = self._write_recipe(self._settings(row, number).with_suffix(".toml"), row, self.grids[row][number])
         inputs = ["--model", base / BASE, "--problems", base / "train.parquet"]
         inputs += ["--eval-problems", base / "validation.parquet"]
         return ["run", recipe, "--seed", seed, "--out", out, *self.limit, *inputs]
@@ -209,10 +218,21 @@ class _Work:
         return path
 
     def _validation(self, row: str, number: int) -> dict[str, Any]:
-        """The metrics row that settings are chosen by: sampled accuracy at the second attempt, on validation."""
-        metrics = read_table(self._tried(row, number) / "metrics.parquet", METRICS).to_pylist()
+        """What settings are chosen by: sampled accuracy at the second attempt, on validation, a mean of the seeds'.
+
+        Its error is that of the mean, from the errors within each seed.
+        """
         wanted = (self.study.policy_of(row), SAMPLED, CRITERION)
-        return next(line for line in metrics if (line["policy"], line["decoding"], line["name"]) == wanted)
+        found = []
+        for seed in self.study.tuning_seeds:
+            metrics = read_table(self._tried(row, number, seed) / "metrics.parquet", METRICS).to_pylist()
+            found.append(next(line for line in metrics if (line["policy"], line["decoding"], line["name"]) == wanted))
+        errors = [line["stderr"] for line in found]
+        return {
+            "value": statistics.fmean(line["value"] for line in found),
+            "stderr": None if None in errors else math.hypot(*errors) / len(errors),
+            "count": sum(line["count"] for line in found),
+        }
 
     def _attempts(self, row: str, seed: int) -> tuple[int, int]:
         """How many attempts of one trace fit the context of a row's base, and that context in tokens."""
@@ -245,11 +265,15 @@ class _Work:
     def _recipe(self, row: str) -> Path:
         return self.folder / "recipes" / f"{row}.toml"
 
-    def _tried(self, row: str, number: int) -> Path:
+    def _settings(self, row: str, number: int) -> Path:
         return self.folder / "tuning" / row / str(number)
 
-    def _trial(self, row: str, number: int) -> str:
-        return f"{_name(row, self.config.seeds[0])}, settings {number} ({describe(self.grids[row][number])})"
+    def _tried(self, row: str, number: int, seed: int) -> Path:
+        settings = self._settings(row, number)
+        return settings / f"seed-{seed}" if len(self.study.tuning_seeds) > 1 else settings
+
+    def _trial(self, row: str, number: int, seed: int) -> str:
+        return f"{_name(row, seed)}, settings {number} ({describe(self.grids[row][number])})"
 
 
 def _name(row: str, seed: int) -> str:
