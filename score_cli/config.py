@@ -109,6 +109,9 @@ class DataConfig:
 
     split: str | None = option(None, "Part of the data set; its first if left out. The parts share no problem.")
     limit: int | None = option(None, "Keep only the first N problems; all of them if left out.", least=1)
+    levels: str | None = option(
+        None, "stories: only problems of these levels of 1 to 4, as 1,2; all of them if left out.", counts=True
+    )
     shots: int | None = option(
         None, "Solved tasks that an MBPP prompt shows, 0 to 3; 3 if left out, 0 for MBPP+.", least=0, most=3
     )

@@ -135,10 +135,17 @@ def test_the_commands_write_problems_and_dialogues(tmp_path: Path, capsys: pytes
     problems, out = str(tmp_path / "p.parquet"), str(tmp_path / "d.jsonl")
     assert run_command(["data", "stories", "--split", "test", "--limit", "8", "--out", problems]) == 0
     assert [p.problem_id for p in read_problems(tmp_path / "p.parquet")] == [p.problem_id for p in ALL["test"][:8]]
+    easy = ["data", "stories", "--split", "test", "--levels", "1,2", "--out", str(tmp_path / "easy.parquet")]
+    assert run_command(easy) == 0
+    expected = [p.problem_id for p in ALL["test"] if p.problem_id.startswith(("stories-1-", "stories-2-"))]
+    assert [p.problem_id for p in read_problems(tmp_path / "easy.parquet")] == expected and len(expected) == 200
     assert run_command(["dialogues", "--problems", problems, "--size", "10", "--out", out]) == 0
     assert "10 dialogues" in capsys.readouterr().err
     assert run_command(["data", "stories", "--split", "dev", "--out", str(tmp_path / "x")]) == 2
     assert "stories has no split dev, expected one of train, validation, test" in capsys.readouterr().err
+    for task, levels in (("stories", "2,5"), ("division", "1")):
+        assert run_command(["data", task, "--levels", levels, "--out", str(tmp_path / "x")]) == 2
+        assert f"levels is {levels}, expected levels of stories, 1 to 4, with commas" in capsys.readouterr().err
 
 
 def test_a_problem_is_asked_for_a_box() -> None:

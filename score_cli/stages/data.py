@@ -8,6 +8,7 @@ from typing import Any
 from score_cli.config import DataConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
+from score_cli.settings import read_counts
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import write_problems_table
@@ -28,6 +29,7 @@ _CHECKED_AT_A_TIME = 64
 _NAMED = 100
 # Options that are recorded for one data set alone.
 _OPTIONS_OF = {
+    stories.TASK: ("levels",),
     "custom": ("layout", "hold_out", "level_column", "subject_column"),
     REASONING_GYM: ("size", "seed", "dataset_config"),
 }
@@ -79,7 +81,11 @@ def _made_problems(dataset: str, config: DataConfig, source: str | None) -> list
         raise UserError(f"{dataset} has no split {split}, expected one of {', '.join(SPLITS)}")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit is {config.limit}, expected at least 1")
-    return MADE[dataset](split)[: config.limit]
+    problems, levels = MADE[dataset](split), read_counts(config.levels, "levels")
+    if levels and (dataset != stories.TASK or not {*levels} <= {*stories.LEVELS}):
+        known = f"{stories.LEVELS[0]} to {stories.LEVELS[-1]}"
+        raise UserError(f"levels is {config.levels}, expected levels of {stories.TASK}, {known}, with commas between")
+    return [problem for problem in problems if not levels or int(problem.level or 0) in levels][: config.limit]
 
 
 def _procedural_problems(config: DataConfig, source: str | None, progress: Progress) -> list[Problem]:
