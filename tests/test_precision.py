@@ -1,6 +1,7 @@
 """`precision = "bfloat16"`: a GPU's arithmetic on the CPU, where it is asked for, and nothing else where it is not."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from score_cli.sampling.transformers_engine import TransformersEngine
 from score_cli.stages.sample import sample
 from score_cli.stages.train import train
 from score_cli.stages.verify import verify
-from score_cli.tables.checkpoints import load_policy
+from score_cli.tables import adapters
+from score_cli.tables.checkpoints import TrainerState, adapted, fingerprint, load_policy, save_policy
 from score_cli.tables.device import computes_in_bfloat16, float32_product, numerics, setup_device
 from score_cli.tables.parquet import TRACES, read_footer
 from tests.conftest import small_policy
@@ -60,6 +62,27 @@ def test_a_chain_of_commands_in_bfloat16_is_on_policy_and_says_so(
     settings = Stage1Config(threads=1, precision="bfloat16", kl="sampled")
     train(settings, model=checkpoint, reference=None, traces=traces, rewards=rewards, out=tmp_path / "next")
     assert load_policy(tmp_path / "next").state.iteration == 1
+
+
+def test_an_adapter_over_weights_held_in_bfloat16_is_loaded_as_it_was_written(tmp_path: Path) -> None:
+    setup_device(PolicyConfig(precision="bfloat16"))
+    whole = small_policy("llama")
+    for weight in whole.model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    (tmp_path / "base").mkdir()
+    save_policy(tmp_path / "base", whole.model, whole.tokenizer, TrainerState(fingerprint=fingerprint(whole.model)))
+    base = load_policy(tmp_path / "base")
+    made = adapted(base, rank=2, alpha=2.0, targets="q_proj")
+    assert made.model.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.bfloat16
+    written = {name: weight.data.clone() for name, weight in adapters.adapter_parameters(made.model).items()}
+    (tmp_path / "adapter").mkdir()
+    state = replace(made.state, fingerprint=made.fingerprint())
+    save_policy(tmp_path / "adapter", made.model, made.tokenizer, state, base=base)
+    loaded = adapters.adapter_parameters(load_policy(tmp_path / "adapter", beside=base).model)
+    assert written.keys() == loaded.keys()
+    for name, weight in loaded.items():
+        # Drawn in float32: bfloat16 would round them.
+        assert torch.equal(weight, written[name]) and (".lora_B." in name or not torch.equal(weight, weight.bfloat16()))
 
 
 def test_default_tables_do_not_speak_of_it(batch: Path) -> None:

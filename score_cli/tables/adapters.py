@@ -107,6 +107,8 @@ def with_adapter(model: PreTrainedModel, config: Any, *, seed: int = 0) -> PreTr
     made.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(adapter_parameters(made).items()):
+        # peft makes it in the precision that the layer beneath is held in, which would round what is loaded into it.
+        weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
         if ".lora_A." in name:
             drawn = torch.empty(weight.shape, dtype=torch.float32)
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
