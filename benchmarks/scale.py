@@ -2,7 +2,8 @@
 
     python benchmarks/scale.py --traces 10000,100000 --out /tmp/scale
 
-Traces of two attempts at the built-in task's problems, eight a problem, about fifty tokens each: nothing is sampled.
+Traces of two attempts at the built-in task's problems, 52 tokens each: nothing is sampled.
+Their rewards are made up with them; `verify` grades the traces into another file.
 Each command runs in a process of its own; its processor time and its largest resident memory are the kernel's. The
 last table says what a further trace costs, from the two largest sizes: what grows with the rows and what does not.
 """
@@ -11,20 +12,22 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from score_cli.tables.parquet import TRACES, writing_table
+from score_cli.tables.parquet import REWARDS, TRACES, Table
 from score_cli.tables.problems import write_problems_table
-from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import Problem, Trace
-from score_cli.tables.traces import trace_row
+from score_cli.tables.provenance import FOOTER_KEY, Footer, file_sha256
+from score_cli.tables.records import Problem
 
-SAMPLES = 8
-ROWS = 512
+ROWS = 4096
 MIB = 2**20
 # The join of an update, without the update: a batch of a hundred thousand traces would be nobody's.
 JOIN = """
@@ -40,12 +43,12 @@ class Cost(NamedTuple):
     memory: float
 
 
-def write_tables(folder: Path, count: int) -> None:
-    """Problems and traces, a part at a time."""
+def write_tables(folder: Path, count: int, samples: int) -> None:
+    """Problems and traces, a row group at a time."""
     folder.mkdir(parents=True)
     problems = [
         Problem(problem_id=f"p{n}", task="division", question=f"Divide {n} by 7. ", answer=str(n // 7), source="made")
-        for n in range(count // SAMPLES)
+        for n in range(count // samples)
     ]
     write_problems_table(folder / "problems.parquet", problems, Footer(table="problems", stage="data"))
     footer = Footer(
@@ -55,30 +58,67 @@ def write_tables(folder: Path, count: int) -> None:
         inputs={"problems": file_sha256(folder / "problems.parquet")},
         policy="made up",
     )
-    with writing_table(folder / "made.traces.parquet", TRACES, footer) as writer:
-        for start in range(0, len(problems), ROWS // SAMPLES):
-            writer.write_rows([trace_row(trace) for trace in traces(problems[start : start + ROWS // SAMPLES], start)])
+    draw = np.random.default_rng(0)
+    rewards_footer = Footer(table="rewards", stage="verify")
+    with (
+        writing(folder / "made.traces.parquet", TRACES, footer) as traces,
+        writing(folder / "made.rewards.parquet", REWARDS, rewards_footer) as rewards,
+    ):
+        for start in range(0, count, ROWS):
+            numbers = np.arange(start, min(start + ROWS, count))
+            for writer, table in zip(
+                (traces, rewards), graded(numbers // samples, numbers % samples, draw), strict=True
+            ):
+                writer.write_table(table.cast(writer.schema))
 
 
-def traces(problems: list[Problem], seed: int) -> Iterator[Trace]:
-    """Eight of each problem; about a third of the attempts are right."""
-    draw = np.random.default_rng(seed)
-    owners = np.repeat(np.array([0, 1, 0, 2], np.int8), [20, 12, 8, 12])
-    for problem in problems:
-        for sample in range(SAMPLES):
-            right = draw.random(2) < 1 / 3
-            answers = [int(problem.answer or 0) + (0 if each else int(draw.integers(1, 9))) for each in right]
-            yield Trace(
-                problem_id=problem.problem_id,
-                sample_index=sample,
-                attempts=[f"\\boxed{{{answer}}}: product {7 * answer}" for answer in answers],
-                finish_reasons=["stop", "stop"],
-                token_ids=draw.integers(0, 64, len(owners), dtype=np.int32),
-                attempt_ids=owners,
-                logprobs=np.where(owners > 0, -draw.random(len(owners)), 0).astype(np.float32),
-                offline_attempts=0,
-                roles=None,
-            )
+def writing(path: Path, table: Table, footer: Footer) -> pq.ParquetWriter:
+    """A writer that takes columns: records of ten million rows would take an hour."""
+    return pq.ParquetWriter(path, table.schema.with_metadata({FOOTER_KEY: footer.to_bytes()}), compression="zstd")
+
+
+def graded(
+    problems: NDArray[np.int64], samples: NDArray[np.int64], draw: np.random.Generator
+) -> tuple[pa.Table, pa.Table]:
+    """Traces of the given problems and their rewards: a third of the attempts are right, the others wrong by 1 to 8."""
+    rows = len(problems)
+    wrong = np.where(draw.random((rows, 2)) < 1 / 3, 0, draw.integers(1, 9, (rows, 2)))
+    answers = pl.Series((problems[:, None] // 7 + wrong).ravel())
+    boxes = [pl.lit("\\boxed{"), answers.cast(pl.String), pl.lit("}: product "), (7 * answers).cast(pl.String)]
+    texts = pl.select(pl.concat_str(boxes)).to_series()
+    owners = np.tile(np.repeat(np.array([0, 1, 0, 2], np.int8), [20, 12, 8, 12]), rows)
+    tokens = draw.integers(0, 64, len(owners), dtype=np.int32)
+    logprobs = np.where(owners > 0, -draw.random(len(owners), dtype=np.float32), np.float32(0))
+
+    def lists(values: Any, each: int) -> pa.Array:
+        return pa.ListArray.from_arrays(np.arange(0, rows * each + 1, each, dtype=np.int32), values)
+
+    each = len(owners) // rows
+    named = {
+        "problem_id": pl.select(pl.format("p{}", pl.Series(problems))).to_series().to_arrow().cast(pa.string()),
+        "sample_index": samples.astype(np.int32),
+    }
+    right = (wrong == 0).ravel()
+    traces = pa.table(
+        named
+        | {
+            "attempts": lists(texts.to_arrow().cast(pa.string()), 2),
+            "finish_reasons": lists(pa.array(["stop"] * (2 * rows)), 2),
+            "token_ids": lists(tokens, each),
+            "attempt_ids": lists(owners, each),
+            "logprobs": lists(logprobs, each),
+            "offline_attempts": np.zeros(rows, np.int8),
+        }
+    )
+    rewards = pa.table(
+        named
+        | {
+            "answers": lists(answers.cast(pl.String).to_arrow().cast(pa.string()), 2),
+            "verdicts": lists(pa.array(np.where(right, "correct", "incorrect"), pa.string()), 2),
+            "rewards": lists(pa.array(right.astype(np.float32)), 2),
+        }
+    )
+    return traces, rewards
 
 
 def run(*arguments: object) -> Cost:
@@ -94,34 +134,42 @@ def run(*arguments: object) -> Cost:
     return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / MIB)
 
 
-def costs(folder: Path) -> dict[str, Cost]:
-    """Every command on the tables of a folder."""
+def costs(folder: Path, only: Collection[str]) -> dict[str, Cost]:
+    """Some of the commands on the tables of a folder."""
     score = ("-m", "score_cli")
-    made, problems = folder / "made.traces.parquet", folder / "problems.parquet"
+    made, problems, out = folder / "made.traces.parquet", folder / "problems.parquet", folder / "metrics.parquet"
     rewards = folder / "made.rewards.parquet"
-    found = {"verify": run(*score, "verify", "--traces", made, "--problems", problems, "--out", rewards)}
-    found["train's join"] = run("-c", JOIN, made, rewards)
-    measured = ("--traces", made, "--problems", problems, "--out", folder / "metrics.parquet")
-    found["eval --traces"] = run(*score, "eval", *measured)
-    found["show"] = run(*score, "show", made, "--limit", 5)
-    (folder / "eval").mkdir()
+    (folder / "run/eval").mkdir(parents=True)
     for name in ("traces", "rewards"):
-        os.link(folder / f"made.{name}.parquet", folder / "eval" / f"made-sampled.{name}.parquet")
-    (folder / "metrics.parquet").unlink()
-    found["report"] = run(*score, "report", folder)
+        os.link(folder / f"made.{name}.parquet", folder / f"run/eval/made-sampled.{name}.parquet")
+    commands = {
+        "verify": (*score, "verify", "--traces", made, "--problems", problems, "--out", folder / "graded.parquet"),
+        "join": ("-c", JOIN, made, rewards),
+        "eval": (*score, "eval", "--traces", made, "--problems", problems, "--out", out),
+        "show": (*score, "show", made, "--limit", 5),
+        "report": (*score, "report", folder / "run"),
+    }
+    found = {}
+    for name, arguments in commands.items():
+        if name in only:
+            found[name] = run(*arguments)
+            print(f"{folder.name} {name}: {found[name]}", flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--traces", default="10000,100000", help="Sizes, with commas between.")
+    parser.add_argument("--samples", type=int, default=64, help="Traces a problem.")
+    parser.add_argument("--only", default="verify,join,eval,show,report", help="Commands, with commas between.")
     parser.add_argument("--out", type=Path, required=True, help="A folder that does not exist yet.")
     options = parser.parse_args()
+    if "," not in options.traces:
+        parser.error("--traces is one size, and the last column is of two: give two or more")
     found: dict[int, dict[str, Cost]] = {}
     for count in sorted(map(int, options.traces.split(","))):
-        write_tables(options.out / str(count), count)
-        found[count] = costs(options.out / str(count))
-        print(f"{count}: {found[count]}", flush=True)
+        write_tables(options.out / str(count), count, options.samples)
+        found[count] = costs(options.out / str(count), options.only.split(","))
     print(
         "\n| command | "
         + " | ".join(f"{count:,} traces: s, MiB" for count in found)

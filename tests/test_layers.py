@@ -96,6 +96,14 @@ def test_no_module_is_imported_by_one_that_it_imports() -> None:
     assert [name for name in names if name in reached[name]] == []
 
 
+def test_verify_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, score_cli.stages.verify; sys.exit(', '.join({'torch', 'transformers'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_needs_neither_torch_nor_transformers_nor_tables() -> None:
     code = (
         "import sys; from score_cli.cli import run_command; run_command(['sample', '--help']); "

@@ -18,6 +18,7 @@ from score_cli.sampling.offline import give_attempt
 from score_cli.sampling.renderer import MOST_TOKENS, Renderer
 from score_cli.sampling.rollout import Bridge, Rollout, Solves
 from score_cli.sampling.seeds import sample_digest
+from score_cli.tables.provenance import SOLVES
 from score_cli.tables.records import CRITIQUE, SOLVE, Problem, Trace
 from score_cli.tables.schemas import STOP
 from score_cli.tasks.script import QUESTION, Script
@@ -26,8 +27,6 @@ Part = Literal["critique", "revise"]
 CRITIQUE_PART: Part = "critique"
 REVISE_PART: Part = "revise"
 PARTS = (CRITIQUE_PART, REVISE_PART)
-# What a footer's `inputs` call the tables that a pass was built from.
-SOLVES, CRITIQUES = "solves", "critiques"
 # Of a critique among a user's words: all of it.
 _WHOLE = 2**31
 

@@ -22,9 +22,7 @@ from score_cli.metrics import Values, sums_of
 from score_cli.progress import SILENT, Progress
 from score_cli.sampling.given import (
     CRITIQUE_PART,
-    CRITIQUES,
     REVISE_PART,
-    SOLVES,
     Given,
     starts_of_critiques,
     starts_of_revisions,
@@ -35,14 +33,13 @@ from score_cli.sampling.sampler import SampleJob, Sampler
 from score_cli.sampling.samplers import make_sampler
 from score_cli.settings import read_counts
 from score_cli.stages.evaluate import eval_decodings, eval_files, eval_samplings, write_metrics
-from score_cli.stages.given import newest_verdicts
 from score_cli.stages.sample import traces_footer, write_traces
 from score_cli.stages.verify import rewards_footer, write_verdicts
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.problems import read_problems
-from score_cli.tables.provenance import file_sha256, short_digest
+from score_cli.tables.provenance import CRITIQUES, SOLVES, file_sha256, short_digest
 from score_cli.tables.records import CRITIQUE, Trace, Verdict
-from score_cli.tables.traces import rewards_beside
+from score_cli.tables.traces import newest_verdicts, rewards_beside
 from score_cli.tasks import division
 from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader

@@ -1,6 +1,6 @@
 """The tables that conversations are built from: `score sample --script critique`, `--script revise`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +9,8 @@ from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.sampling.given import (
     CRITIQUE_PART,
-    CRITIQUES,
     PARTS,
     REVISE_PART,
-    SOLVES,
     Given,
     Part,
     starts_of_critiques,
@@ -21,17 +19,14 @@ from score_cli.sampling.given import (
 )
 from score_cli.tables.checkpoints import Policy, renderer_digest
 from score_cli.tables.parquet import TRACES, read_footer
-from score_cli.tables.provenance import Footer, file_sha256
-from score_cli.tables.records import CRITIQUE, Problem, Trace, Verdict
+from score_cli.tables.provenance import CRITIQUES, SOLVES, Footer, file_sha256
+from score_cli.tables.records import CRITIQUE, Problem, Trace
 from score_cli.tables.traces import read_traces
 from score_cli.tasks.script import Script
 
 SOLVE_PART = "solve"
 # Keys of a footer's `config`: which pass, and which round.
 PASS, ROUND = "pass", "round"
-
-# The verdict of the newest solve of each trace, by problem_id and sample_index.
-Verdicts = Mapping[tuple[str, int], str]
 
 
 class Sources(NamedTuple):
@@ -107,11 +102,6 @@ def read_given(
     starts = starts_of_revisions(known, solves, critiques)
     iteration = None if judged is None else judged.config.get("iteration")
     return Given(REVISE_PART, script, starts, max(1, _round(judged)), inputs), iteration
-
-
-def newest_verdicts(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], str]:
-    """The verdict of the newest solve of each trace."""
-    return {(verdict.problem_id, verdict.sample_index): verdict.verdicts[-1] for verdict in verdicts}
 
 
 def _read_solves(path: Path) -> Sequence[Trace]:

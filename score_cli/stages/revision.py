@@ -11,19 +11,18 @@ from pathlib import Path
 from score_cli.config import SampleConfig
 from score_cli.errors import UserError
 from score_cli.progress import Progress
-from score_cli.sampling.given import CRITIQUES, GivenSolves
+from score_cli.sampling.given import GivenSolves
 from score_cli.sampling.sampler import SampleJob
 from score_cli.sampling.samplers import make_sampler
-from score_cli.stages.given import newest_verdicts
 from score_cli.stages.sample import sample, traces_footer, write_traces
 from score_cli.stages.signal import write_signals
 from score_cli.stages.verify import rewards_footer, verify, write_verdicts
 from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.parquet import SIGNALS, TRACES, read_footer
-from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.provenance import CRITIQUES, Footer, file_sha256, short_digest
 from score_cli.tables.records import CRITIQUE, REVISION, Problem, Signal, Trace, Verdict
-from score_cli.tables.traces import read_graded, read_traces, read_verdicts, rewards_beside
+from score_cli.tables.traces import newest_verdicts, read_graded, read_traces, read_verdicts, rewards_beside
 from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader, check_unscored
 

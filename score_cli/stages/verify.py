@@ -8,14 +8,12 @@ from pathlib import Path
 from score_cli.config import VerifyConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.sampling.given import SOLVES
-from score_cli.stages.given import Verdicts, newest_verdicts
 from score_cli.tables.atomic import check_output
 from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, writing_table
 from score_cli.tables.problems import read_problems
-from score_cli.tables.provenance import Footer, file_sha256, short_digest
+from score_cli.tables.provenance import SOLVES, Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import iterate_traces, read_verdicts, verdict_row
+from score_cli.tables.traces import iterate_traces, newest_verdicts, read_verdicts, verdict_row
 from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader, VerdictCounts, check_unscored, grader_for
 
@@ -94,7 +92,7 @@ def _check_known(traces: Sequence[Trace], known: Mapping[str, Problem], path: Pa
         )
 
 
-def _given(traces: Path, rewards: Path) -> Verdicts:
+def _given(traces: Path, rewards: Path) -> Mapping[tuple[str, int], str]:
     """The verdicts of the solves that traces are critiques of.
 
     Raises:

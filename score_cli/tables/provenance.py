@@ -13,6 +13,8 @@ from score_cli.errors import UserError
 from score_cli.tables.schemas import SCHEMA_VERSION
 
 FOOTER_KEY = b"score"
+# What a footer's `inputs` call the tables that conversations were built from.
+SOLVES, CRITIQUES = "solves", "critiques"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,6 +165,11 @@ def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> G
     return GradedTraces(*read_pair(traces, rewards), origin)
 
 
+def newest_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, int], str]:
+    """The verdict of the newest solve of each trace."""
+    return {(verdict.problem_id, verdict.sample_index): verdict.verdicts[-1] for verdict in verdicts}
+
+
 def trace_row(trace: Trace) -> dict[str, Any]:
     """A trace as a row of its table; what a table has only where it is needed is left out where it is None."""
     apart = {column.name for column in TRACE_COLUMNS}

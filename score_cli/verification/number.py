@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
 from score_cli.tasks.latex_boxes import last_boxed
@@ -11,6 +12,7 @@ from score_cli.verification.task_grader import Graded, Item
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|/\d+)?")
 
 
+@lru_cache(maxsize=65536)  # samples of a problem repeat each other's answers
 def same_number(answer: str, gold: str) -> bool:
     """Whether two answers are the same text or the same rational number (`0.5`, `1/2`, `+0.50`)."""
     answer, gold = answer.strip(), gold.strip()
