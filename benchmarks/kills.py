@@ -204,7 +204,7 @@ def actors_of(mark: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
-            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::Actor"):
+            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::SamplingActor"):
                 found.append(int(folder.name))
         except OSError:
             continue

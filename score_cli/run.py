@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from score_cli.config import DIALOGUE_METHODS, DataConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
+from score_cli.config import (
+    DIALOGUE_METHODS,
+    DataConfig,
+    DeviceConfig,
+    SampleConfig,
+    SftConfig,
+    Stage1Config,
+    Stage2Config,
+)
 from score_cli.errors import UserError
 from score_cli.phases import AUTHOR, BASE, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
@@ -333,6 +341,19 @@ def _resolved(recipe: Recipe, inputs: RunInputs) -> RunConfigs:
     if configs.eval.correction is None:
         configs = replace(configs, eval=replace(configs.eval, correction=configs.sample.correction))
     return _in_one_precision(configs)
+
+
+def training_device(recipe: Recipe) -> DeviceConfig:
+    """Where a process of a run trains, and in how many threads at most."""
+    configs = RunConfigs.of(recipe)
+    run = configs.run
+    stages = ((configs.stage1, run.stage1_iterations), (configs.stage2, run.stage2_iterations))
+    supervised = [configs.sft] if run.start is not None or run.sft_rounds else []
+    return max(
+        [*supervised, *(stage for stage, updates in stages if updates)],
+        key=lambda stage: stage.threads,
+        default=configs.stage2,
+    )
 
 
 def _in_one_precision(configs: RunConfigs) -> RunConfigs:

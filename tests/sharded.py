@@ -87,6 +87,8 @@ def run_alike(folder: Path) -> float:
     ends = [dict(load_policy(folder / name / "stage2").model.named_parameters()) for name in ("one", "two")]
     tables = [(folder / name / "iterations" / "0000" / "traces.parquet").read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1]
+    before = dict(load_policy(folder / "ckpt").model.named_parameters())
+    assert max((ends[0][name] - before[name]).abs().max().item() for name in before) > 1e-3
     return max((ends[0][name] - ends[1][name]).abs().max().item() for name in ends[0])
 
 

@@ -18,6 +18,7 @@ from score_cli.sampling import ray_sampler
 from score_cli.sampling.ray_sampler import RaySampler, StoredPolicy
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.sample import sample
+from score_cli.tables import cluster as clusters
 from score_cli.tables.checkpoints import Policy, load_policy
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256
@@ -117,12 +118,12 @@ def test_the_logprob_that_one_actor_has_by_itself_is_the_one_reported() -> None:
 def test_an_actor_that_always_dies_is_one_line(
     two: RaySampler, problems: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(ray_sampler.Actor):
+    class Dying(ray_sampler.SamplingActor):
         def sample(self, *arguments: Any) -> Any:
             os._exit(1)
 
-    monkeypatch.setattr(ray_sampler, "Actor", Dying)
-    monkeypatch.setattr(ray_sampler, "TASK_RETRIES", 1)
+    monkeypatch.setattr(ray_sampler, "SamplingActor", Dying)
+    monkeypatch.setattr(clusters, "TASK_RETRIES", 1)
     with (
         RaySampler(replace(TWO, ray_samplers=1), policy) as dying,
         pytest.raises(JobError, match="a Ray sampler died 2 times over one chunk"),

@@ -23,8 +23,10 @@ from tests.test_train import rewarded  # noqa: F401
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
-# Two updates of Stage II on an untrained policy: no reward, so KL alone would teach it something from the second on.
+# Two updates of Stage II on an untrained policy, which is never right: it is paid for an odd number of letters.
 RUN = """
+[verify]
+grader = "FOLDER/reward.py:grade"
 [sample]
 samples = 4
 problems_per_iteration = 6
@@ -42,6 +44,13 @@ max_tokens = 6
 stage1_iterations = 0
 stage2_iterations = 2
 """
+
+
+def write_run(folder: Path, updates: int = 2) -> None:
+    (folder / "reward.py").write_text("def grade(problem, response):\n    return len(response) % 2\n")
+    (folder / "run.toml").write_text(
+        RUN.replace("FOLDER", str(folder)).replace("stage2_iterations = 2", f"stage2_iterations = {updates}")
+    )
 
 
 def torchrun(processes: int, *arguments: str, expected: int = 0) -> str:
@@ -93,14 +102,14 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.pipeline
 def test_two_processes_then_one_then_three_train_what_one_trains(rewarded: Path) -> None:  # noqa: F811
-    (rewarded / "run.toml").write_text(RUN)
+    write_run(rewarded)
     write_problems("division", DataConfig(split="test", limit=4), out=rewarded / "other.parquet")
     found: dict[str, Any] = json.loads(torchrun(2, "tests.sharded", str(rewarded)).splitlines()[-1])
     trap, code, run = found.pop("trap"), found.pop("command"), found.pop("run")
     assert code == 0
     assert len(found) == 5 and max(found.values()) < 1e-9, found
     # In float32, where Adam makes steps of rounding.
-    assert run < 1e-5
+    assert run < 2e-4
     # Half the gradient: of the first moments half is missing.
     assert trap > 1e-3
 

@@ -1,6 +1,7 @@
 """Commands over whole runs: run, status, replay, report, show, doctor."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,16 @@ def run(
             "--limit and --set beat it.",
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|ADDRESS",
+            help="Sample in actors of a Ray cluster: --set sample.ray and eval.ray at once.",
+        ),
+    ] = None,
+    trainers: Annotated[
+        int, typer.Option(help="Processes that train, in shards of the weights: this one, and actors of --ray.", min=1)
+    ] = 1,
     fork: Annotated[
         Path | None,
         typer.Option(help="New run folder that takes what --out has done and goes on from it under other settings."),
@@ -67,11 +78,11 @@ def run(
         plan.try_out()
         limit = TRY_OUT_PROBLEMS if limit is None else limit
         out = out or Path("runs") / f"{recipe.stem}-try-out"
-    plan.change(changes or [])
+    plan.change([*_on_ray(ray), *(changes or [])])
     if plan.study is not None:
-        if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork)):
+        if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork, ray)):
             raise UserError(
-                "a study names its seeds itself and is on the built-in task: leave out --seed, --fork and files"
+                "a study names its seeds itself and is on the built-in task: leave out --seed, --fork, --ray and files"
             )
         _run_study(recipe, plan, out or Path("runs") / recipe.stem, limit)
         return
@@ -82,9 +93,10 @@ def run(
     from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import MINUS
     from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
-    from score_cli.run import Run, RunInputs
+    from score_cli.run import Run, RunInputs, training_device
     from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
+    from score_cli.tables.trainers import trainers_on
 
     folder = out or Path("runs") / recipe.stem
     if fork is not None:
@@ -97,13 +109,21 @@ def run(
         validation_problems=validation_problems,
         limit=limit,
     )
-    rows = Run(plan, folder, inputs, make_progress()).execute()
+    if trainers > 1 and ray is None:
+        raise UserError("--trainers are actors of a Ray cluster: say which with --ray, or start them with torchrun")
+    with nullcontext() if trainers == 1 else trainers_on(str(ray), trainers, training_device(plan)):
+        rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     policies = [row for row in rows if MINUS not in row["policy"]]
     print_table(paper_table(policies, attempts_of(policies)))
     for table in (dialogue_table(policies), critic_table(policies)):
         if table.lines:
             print_table(table)
+
+
+def _on_ray(address: str | None) -> list[str]:
+    """What of a recipe lets a run sample on a Ray cluster."""
+    return [] if address is None else [f"{table}.ray={json.dumps(address)}" for table in ("sample", "eval")]
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:

@@ -6,7 +6,6 @@ Ray has started anew holds none, and takes it from the object store before it sa
 """
 
 import importlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +16,12 @@ from score_cli.sampling.engine import TRANSFORMERS, engine_name
 from score_cli.sampling.given import Given
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import Ended, SampleJob, Sampler
+from score_cli.tables import cluster
 from score_cli.tables.checkpoints import Policy, fingerprint
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import Problem, Trace
 
-LOCAL = "local"
-# How often a chunk is tried again whose actor died; one that always ends so has another fault than bad luck.
-TASK_RETRIES = 3
+_WHO = "sampler"
 
 
 @dataclass(frozen=True)
@@ -38,20 +36,13 @@ class StoredPolicy:
     held: tuple[Any]
 
 
-class Actor:
+class SamplingActor(cluster.Actor):
     """A sampler in a process of its own; which policy it holds is decided task by task."""
 
     def __init__(self, config: SampleConfig) -> None:
         # The actor samples by itself, whatever the driver was told.
         self._config = replace(config, ray=None)
         self._sampler: Sampler | None = None
-
-    def work(self, number: int, verb: str, *arguments: Any) -> tuple[int, Any]:
-        """Do what a task asks for; the result with the task's number. An error that a user can cause is a result."""
-        try:
-            return number, getattr(self, verb)(*arguments)
-        except (UserError, JobError) as error:
-            return number, error
 
     def sample(
         self,
@@ -99,7 +90,8 @@ class RaySampler(Sampler):
         UserError: Ray is not installed, there is no cluster, or it has no room for the actors.
         """
         super().__init__(config, policy)
-        self._ray = _connect(config)
+        assert config.ray is not None
+        self._ray = cluster.connect(config.ray)
         self._actors: list[Any] = []
         self._stored: StoredPolicy | None = None
 
@@ -123,7 +115,7 @@ class RaySampler(Sampler):
             given = None if job.given is None else job.given.of(rows)
             return actor.work.remote(number, "sample", policy, problems, config, offline, given)
 
-        yield from _results(pool.map_unordered(submit, list(chunks)))
+        yield from cluster.results(pool.map_unordered(submit, list(chunks)), _WHO)
 
     def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
         """As `Sampler.token_logprobs`, asked of every actor: of each token what is farthest from their mean.
@@ -132,7 +124,7 @@ class RaySampler(Sampler):
         """
         policy = self._policy_in_store()
         asked = [actor.work.remote(0, "token_logprobs", policy, traces, temperature) for actor in self._all_actors()]
-        answers = [found for _, found in _results(map(self._ray.get, asked))]
+        answers = [found for _, found in cluster.results(map(self._ray.get, asked), _WHO)]
         # Actors, traces and tokens to traces, tokens and actors.
         return [[_farthest(values) for values in zip(*rows, strict=True)] for rows in zip(*answers, strict=True)]
 
@@ -159,30 +151,12 @@ class RaySampler(Sampler):
     def _all_actors(self) -> list[Any]:
         if not self._actors:
             config = self.config
-            needs = _needs(config)
-            remote = self._ray.remote(Actor).options(max_restarts=-1, max_task_retries=TASK_RETRIES, **needs)
+            needs = cluster.needs(config, config.tensor_parallel_size)
+            remote = self._ray.remote(SamplingActor).options(
+                max_restarts=-1, max_task_retries=cluster.TASK_RETRIES, **needs
+            )
             self._actors = [remote.remote(config) for _ in range(_count(self._ray, config, needs))]
         return self._actors
-
-
-def _results(answers: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """What actors answered.
-
-    Raises:
-        UserError, JobError: as the actor raised it, or an actor died with every try.
-    """
-    errors = importlib.import_module("ray.exceptions")
-    try:
-        for number, found in answers:
-            if isinstance(found, Exception):
-                raise found
-            yield number, found
-    except errors.RayError as error:
-        first = str(error).strip().splitlines()[0]
-        raise JobError(
-            f"a Ray sampler died {TASK_RETRIES + 1} times over one chunk ({first}): look into its log with `ray logs`, "
-            "and run the command again to go on"
-        ) from None
 
 
 def _farthest(values: Sequence[float]) -> float:
@@ -191,51 +165,14 @@ def _farthest(values: Sequence[float]) -> float:
     return max(values, key=lambda value: abs(value - mean))
 
 
-def _connect(config: SampleConfig) -> Any:
-    """Ray, connected to the cluster that was asked for."""
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError:
-        raise UserError(
-            "ray is set, but Ray is not installed: `pip install 'score-cli[ray]'`, or leave it out"
-        ) from None
-    if ray.is_initialized():
-        return ray
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if config.ray == LOCAL:
-            ray.init(address=LOCAL, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=config.ray, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"no Ray cluster answers at {config.ray} ({first}): start one with `ray start --head`, or use --ray local"
-        ) from None
-    return ray
-
-
-def _needs(config: SampleConfig) -> dict[str, float]:
-    """What one actor takes of the cluster."""
-    import torch
-
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return {"num_cpus": config.threads, "num_gpus": config.tensor_parallel_size if gpu else 0}
-
-
 def _count(ray: Any, config: SampleConfig, needs: dict[str, float]) -> int:
     """How many actors to start.
 
     Raises:
         UserError: the cluster has no room for as many.
     """
-    has = ray.cluster_resources()
-    kind, name = ("GPU", "num_gpus") if needs["num_gpus"] else ("CPU", "num_cpus")
-    room = int(has.get(kind, 0) // needs[name])
+    room, said = cluster.room(ray, needs)
     wanted = config.ray_samplers or room
     if not 1 <= wanted <= room:
-        raise UserError(
-            f"{max(1, wanted)} Ray samplers of {needs[name]:g} {kind}s each are asked for, and the cluster has "
-            f"{has.get(kind, 0):g}: lower --ray-samplers or --threads"
-        )
+        raise UserError(f"{max(1, wanted)} Ray samplers of {said}: lower --ray-samplers, --threads or --trainers")
     return wanted

@@ -1,4 +1,4 @@
-"""The processes that one `torchrun` starts: the first of them leads, and the others do what it does.
+"""The processes of one command, started by `torchrun` or on Ray: the first leads, and the others do what it does.
 
 The first process runs the command as if it were alone. What needs all of them it says as a message, an object's name, a
 verb and arguments, and every process then calls that verb of its own object of that name. So one process reads and
@@ -60,12 +60,14 @@ class Team:
     """The processes of one command, as one of them sees them.
 
     Attributes:
+        death: where one finds how another process ended, in words.
         parts: objects that every process has one of, by name.
         busy: a verb has begun here and not ended, so that the others may be within it.
     """
 
     share: Share
     channel: Any
+    death: str
     parts: dict[str, Any] = field(default_factory=dict)
     busy: bool = False
 
@@ -115,7 +117,7 @@ class Team:
             if not lost(error):
                 raise
             raise JobError(
-                "another process of this command has ended: torchrun says below how; run the command again to go on"
+                f"another process of this command has ended: {self.death}; run the command again to go on"
             ) from None
         self.busy = False
         return found
@@ -155,7 +157,7 @@ def take_part(command: Callable[[], int]) -> int:
     Ctrl-C and a scheduler's SIGTERM reach every process. The first decides what becomes of them: it may finish its
     update first, and needs the others for that.
     """
-    here = join()
+    here = join_torchrun()
     if here.share.rank == 0:
         try:
             return command()
@@ -163,6 +165,11 @@ def take_part(command: Callable[[], int]) -> int:
             here.end()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    return follow(here)
+
+
+def follow(here: Team) -> int:
+    """Serve the first process until it lets this one go, or is gone itself; returns the exit code."""
     try:
         here.serve()
     except RuntimeError as error:
@@ -172,30 +179,51 @@ def take_part(command: Callable[[], int]) -> int:
     return 0
 
 
-def join() -> Team:
+def join_torchrun() -> Team:
     """Take this process's place among those of `torchrun`.
 
     Raises:
+        UserError: it has no GPU of its own, where there are some.
         JobError: the others do not come.
     """
     local = int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    if cuda:
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"there are {torch.cuda.device_count()} GPUs here, and process {local} of this machine needs one of "
-                "its own: lower --nproc-per-node, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
-            )
-        torch.cuda.set_device(local)
-        torch.cuda.init()  # so that nothing chooses another by the rank
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise JobError(f"the processes of torchrun did not find each other ({error})") from None
-    share = Share(dist.get_rank(), dist.get_world_size())
+    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs here, and process {local} of this machine needs one of "
+            "its own: lower --nproc-per-node, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+        )
+    found = join(local, "torchrun says below how")
     for name in [name for name in os.environ if name.startswith(_TOLD)]:
         del os.environ[name]
+    return found
+
+
+def join(gpu: int, death: str, share: Share | None = None, store: Any = None) -> Team:
+    """Take this process's place among those of one command.
+
+    Args:
+        gpu: which of the GPUs that this process sees is its own, where there are some.
+        death: see `Team`.
+        share, store: its place, and where the processes find each other; as torchrun's variables say if left out.
+    Raises:
+        JobError: the others do not come.
+    """
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(gpu)
+        torch.cuda.init()  # so that nothing chooses another by the rank
+    place: dict[str, Any] = {} if share is None else {"rank": share.rank, "world_size": share.size, "store": store}
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, **place)
+    except (RuntimeError, ValueError) as error:
+        raise JobError(f"the processes of this command did not find each other ({error})") from None
     # Messages go over the CPU's network, whatever the models are on.
-    found = Team(share, dist.new_group(backend="gloo", timeout=PATIENCE))
+    channel = dist.new_group(backend="gloo", timeout=PATIENCE)
+    found = Team(Share(dist.get_rank(), dist.get_world_size()), channel, death)
     _team[:] = [found]
     return found
+
+
+def leave() -> None:
+    """Let the others go, and be alone from now on."""
+    _team.pop().end()

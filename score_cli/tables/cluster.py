@@ -1,0 +1,130 @@
+"""A Ray cluster: joining it, how much of it is taken, and what its actors answer.
+
+An actor of ours holds what it needs beyond its task nowhere but in itself, so that a task whose actor died can be done
+again by another, or by the one that Ray starts in its place.
+"""
+
+import importlib
+import logging
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from score_cli.config import DeviceConfig
+from score_cli.errors import JobError, UserError
+
+LOCAL = "local"
+# How often a task is tried again whose actor died; one that always ends so has another fault than bad luck.
+TASK_RETRIES = 3
+CPU, GPU = "CPU", "GPU"
+
+# What this process has taken of the cluster for as long as it is there.
+_taken: Counter[str] = Counter()
+
+
+class Actor:
+    """What all actors share: a task names a method, and an error that a user can cause is a result."""
+
+    def work(self, number: int, verb: str, *arguments: Any) -> tuple[int, Any]:
+        """Do what a task asks for; the result with the task's number."""
+        try:
+            return number, getattr(self, verb)(*arguments)
+        except (UserError, JobError) as error:
+            return number, error
+
+
+def results(answers: Iterator[tuple[int, Any]], who: str) -> Iterator[tuple[int, Any]]:
+    """What actors answered.
+
+    Args:
+        who: what the actors are.
+    Raises:
+        UserError, JobError: as the actor raised it, or an actor died with every try.
+    """
+    errors = importlib.import_module("ray.exceptions")
+    try:
+        for number, found in answers:
+            if isinstance(found, Exception):
+                raise found
+            yield number, found
+    except errors.RayError as error:
+        raise JobError(
+            f"a Ray {who} died {TASK_RETRIES + 1} times over one chunk ({first_line(error)}): look into its log with "
+            "`ray logs`, and run the command again to go on"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray says before it goes into details."""
+    return str(error).strip().splitlines()[0]
+
+
+def connect(address: str) -> Any:
+    """Ray, connected to the cluster at an address: `local` for one that is started here, `auto` for the one there is.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise UserError(
+            "ray is set, but Ray is not installed: `pip install 'score-cli[ray]'`, or leave it out"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        with _own_signals():
+            if address == LOCAL:
+                ray.init(address=LOCAL, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({first_line(error)}): start one with `ray start --head`, or use "
+            "--ray local"
+        ) from None
+    return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's way to meet SIGTERM, in whose place Ray puts one of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def needs(config: DeviceConfig, gpus: int = 1) -> dict[str, float]:
+    """What an actor takes that runs a model, as the options of a Ray actor; `gpus` where it runs on those."""
+    import torch
+
+    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return {"num_cpus": config.threads, "num_gpus": gpus if gpu else 0}
+
+
+def room(ray: Any, each: dict[str, float]) -> tuple[int, str]:
+    """How many actors the cluster has room for, beside what this process keeps of it; and how much there is, in words.
+
+    Args:
+        each: what one takes, as `needs` gives it.
+    """
+    kind, name = (GPU, "num_gpus") if each["num_gpus"] else (CPU, "num_cpus")
+    free = ray.cluster_resources().get(kind, 0) - _taken[kind]
+    return int(free // each[name]), f"{each[name]:g} {kind}s each are asked for, and the cluster has {free:g}"
+
+
+@contextmanager
+def taking(each: dict[str, float], count: int) -> Iterator[None]:
+    """Leave what some actors take to them, while they are there."""
+    own = Counter({CPU: count * each["num_cpus"], GPU: count * each["num_gpus"]})
+    _taken.update(own)
+    try:
+        yield
+    finally:
+        _taken.subtract(own)
