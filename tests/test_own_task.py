@@ -65,9 +65,11 @@ def test_rewards_train_as_they_are() -> None:
 
 def test_figures_count_correct_verdicts(batch: Path) -> None:
     traces = read_traces(batch / "traces.parquet")[:1]
-    [record] = sample_records(traces, [verdict(0.8, 0.2, correct_at=0.5)], policy="p", decoding="sampled")
+    [record] = sample_records(
+        zip(traces, [verdict(0.8, 0.2, correct_at=0.5)], strict=True), policy="p", decoding="sampled"
+    )
     assert (record["acc"], record["acc@t1"], record["acc@t2"]) == (0.0, 1.0, 0.0)
-    [record] = sample_records(traces, [verdict(None, 0.9)], policy="p", decoding="sampled")
+    [record] = sample_records(zip(traces, [verdict(None, 0.9)], strict=True), policy="p", decoding="sampled")
     assert (record["acc@t1"], record["acc@t2"]) == (None, 0.0)
 
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from score_cli.cli import run_command
 from score_cli.config import VerifyConfig
-from score_cli.evaluation.evaluate import evaluate
+from score_cli.evaluation.evaluate import metric_rows
+from score_cli.evaluation.measured import measure_tables
 from score_cli.stages.verify import verify
 from score_cli.tables.parquet import PROBLEMS, TRACES, write_table
 from score_cli.tables.provenance import Footer
@@ -120,6 +121,8 @@ def test_reference_solutions_fed_as_attempts_score_a_hundred_percent(
     write_table(problems, PROBLEMS, [as_row(g.problem) for g in golds], Footer(table="problems", stage="by hand"))
     traces_of([(g.problem.problem_id, str(g.gold_response)) for g in golds], traces)
     verify(VerifyConfig(), traces=traces, problems=problems, out=rewards)
-    values = {row["name"]: row for row in evaluate(traces, rewards, policy="gold", decoding="sampled")}
+    values = {
+        row["name"]: row for row in metric_rows(measure_tables(traces, rewards), policy="gold", decoding="sampled")
+    }
     assert values["acc@t1"]["value"] == values["acc@t2"]["value"] == 1.0
     assert values["acc@t1"]["count"] == count

@@ -162,7 +162,10 @@ def test_an_unfinished_answer_scores_zero_unless_the_rules_are_off(tmp_path: Pat
 
 def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
     math_files(tmp_path)
-    digests = {file_sha256(run_verify(tmp_path, VerifyConfig(workers=n), f"{n}.parquet")) for n in (1, 3)}
+    digests = {
+        file_sha256(run_verify(tmp_path, VerifyConfig(workers=n, math_timeout_seconds=60), f"{n}.parquet"))
+        for n in (1, 3)
+    }
     assert len(digests) == 1
     verdicts = [reward.verdicts[0] for reward in read_verdicts(tmp_path / "1.parquet")]
     # Row i says said[i % 5] to golds[i % 4]: 0.5 to 1/2 at 0, sqrt 8 at 1, (x+1)^2 at 2, (3,5) to (3,4) at 3.

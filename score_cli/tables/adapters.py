@@ -63,14 +63,19 @@ def lora_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: str
             f"lora_targets is {targets}, expected {ALL_LINEAR}, or of the linear layers {', '.join(known)} with commas "
             "between"
         )
-    count = model.config.get_text_config().num_hidden_layers
-    if layers > count:
-        raise UserError(f"lora_layers is {layers}, expected at most the model's {count} layers")
-    last = list(range(count - layers, count)) if 0 < layers < count else None
+    last = _last_layers(model, layers) if layers else None
     with _importing():
         from peft import LoraConfig
     whole = int(alpha) if float(alpha).is_integer() else alpha
     return LoraConfig(r=rank, lora_alpha=whole, target_modules=names, layers_to_transform=last, task_type="CAUSAL_LM")
+
+
+def _last_layers(model: PreTrainedModel, layers: int) -> list[int] | None:
+    """The numbers of a model's last layers; None for all of them."""
+    count = model.config.get_text_config().num_hidden_layers
+    if layers > count:
+        raise UserError(f"lora_layers is {layers}, expected at most the model's {count} layers")
+    return list(range(count - layers, count)) if layers < count else None
 
 
 def sits_on(config: Any, layer: str) -> bool:
