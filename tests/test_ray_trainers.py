@@ -54,6 +54,13 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
 
 
+def end(process: subprocess.Popen[str], *, code: int = 0) -> str:
+    """Wait for a command, see how it ended, and return what it said of errors."""
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode == code, said
+    return said
+
+
 @pytest.mark.pipeline
 def test_a_trainer_is_killed_and_the_same_command_ends_in_the_policy_of_one_process(
     tmp_path: Path, command: list[str]
@@ -66,14 +73,11 @@ def test_a_trainer_is_killed_and_the_same_command_ends_in_the_policy_of_one_proc
         time.sleep(0.01)
     [victim] = trainers(running.pid)
     os.kill(victim, signal.SIGKILL)
-    said = running.communicate(timeout=120)[1].strip().splitlines()[-1]
-    assert running.returncode == 1
+    said = end(running, code=1).strip().splitlines()[-1]
     assert "another process of this command has ended: a Ray trainer" in said
 
-    again = start([*command, "--out", str(several), *ON_RAY])
-    assert (again.communicate(timeout=180)[1], again.returncode)[1] == 0
-    plain = start([*command, "--out", str(alone)])
-    assert (plain.communicate(timeout=120)[1], plain.returncode)[1] == 0
+    end(start([*command, "--out", str(several), *ON_RAY]))
+    end(start([*command, "--out", str(alone)]))
     # Adam makes a step of a gradient that is all rounding; the gradients themselves are compared in tests/sharded.py.
     ours, theirs = (dict(load_policy(folder / "stage2").model.named_parameters()) for folder in (several, alone))
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 5e-4

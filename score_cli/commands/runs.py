@@ -78,6 +78,8 @@ def run(
         plan.try_out()
         limit = TRY_OUT_PROBLEMS if limit is None else limit
         out = out or Path("runs") / f"{recipe.stem}-try-out"
+    if trainers > 1 and ray is None:
+        raise UserError("--trainers are actors of a Ray cluster: say which with --ray, or start them with torchrun")
     plan.change([*_on_ray(ray), *(changes or [])])
     if plan.study is not None:
         if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork, ray)):
@@ -109,8 +111,6 @@ def run(
         validation_problems=validation_problems,
         limit=limit,
     )
-    if trainers > 1 and ray is None:
-        raise UserError("--trainers are actors of a Ray cluster: say which with --ray, or start them with torchrun")
     with nullcontext() if trainers == 1 else trainers_on(str(ray), trainers, training_device(plan)):
         rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
