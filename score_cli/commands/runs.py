@@ -95,7 +95,8 @@ def run(
     from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import MINUS
     from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
-    from score_cli.run import Run, RunInputs, training_device
+    from score_cli.run import Run, RunInputs
+    from score_cli.run_checks import training_device
     from score_cli.run_folder import RunFolder
     from score_cli.show import print_table
     from score_cli.tables.trainers import trainers_on
