@@ -113,39 +113,46 @@ class Run:
                 grader.start({problem.task for problem in [*train, *test]})
                 sampler = make_sampler(self.configs.sample, self._base(train, test))
                 self._check_disk()
-                updates = self.phases[-1].last if self.phases else 0
-                log = RunLog(self.folder.root, updates, self._sinks)
-                phases = RunPhases(
-                    self.configs,
-                    self.folder,
-                    sampler,
-                    grader,
-                    train,
-                    base_path=self._base_path,
-                    log=log,
-                    progress=self.progress,
-                )
-                if self.configs.run.best_every is not None:
-                    phases.best = BestPolicy(
-                        folder=self.folder,
-                        phase=self.phases[-1],
-                        every=self.configs.run.best_every,
-                        validation=validation,
-                        sampler=sampler,
-                        grader=grader,
-                        config=self.configs.eval,
-                    )
-                try:
-                    for phase in self.phases:
-                        phases.do(phase)
-                finally:
-                    log.close()
-                    sampler.close()
-                    phases.close()
-                if self.configs.run.evaluate == "best":
-                    phases.end_with_best()
-                self.folder.join_train_metrics(updates)
+                phases = self._learn(sampler, grader, train, validation)
                 return self._evaluate(phases, grader)
+
+    def _learn(
+        self, sampler: Sampler, grader: Grader, train: Sequence[Problem], validation: Sequence[Problem]
+    ) -> RunPhases:
+        """Do every phase, and close the sampler: an evaluation of another engine or length needs its memory."""
+        updates = self.phases[-1].last if self.phases else 0
+        log = RunLog(self.folder.root, updates, self._sinks)
+        phases = RunPhases(
+            self.configs,
+            self.folder,
+            sampler,
+            grader,
+            train,
+            base_path=self._base_path,
+            log=log,
+            progress=self.progress,
+        )
+        if self.configs.run.best_every is not None:
+            phases.best = BestPolicy(
+                folder=self.folder,
+                phase=self.phases[-1],
+                every=self.configs.run.best_every,
+                validation=validation,
+                sampler=sampler,
+                grader=grader,
+                config=self.configs.eval,
+            )
+        try:
+            for phase in self.phases:
+                phases.do(phase)
+        finally:
+            log.close()
+            sampler.close()
+            phases.close()
+        if self.configs.run.evaluate == "best":
+            phases.end_with_best()
+        self.folder.join_train_metrics(updates)
+        return phases
 
     @property
     def _sinks(self) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from score_cli.errors import UserError
 from score_cli.options import Overwrite, keys_help, with_settings
 from score_cli.recipe import Recipe
 from score_cli.run_config import AlarmsConfig, RunConfig
+
+if TYPE_CHECKING:
+    from score_cli.run import RunInputs
 
 
 @app.command(
@@ -81,30 +84,20 @@ def run(
     if trainers > 1 and ray is None:
         raise UserError("--trainers are actors of a Ray cluster: say which with --ray, or start them with torchrun")
     plan.change([*_on_ray(ray), *(changes or [])])
+    folder = out or Path("runs") / recipe.stem
     if plan.study is not None:
         if any(given is not None for given in (seed, model, problems, eval_problems, validation_problems, fork, ray)):
             raise UserError(
                 "a study names its seeds itself and is on the built-in task: leave out --seed, --fork, --ray and files"
             )
-        _run_study(recipe, plan, out or Path("runs") / recipe.stem, limit)
+        _run_study(recipe, plan, folder, limit)
         return
     if seed is not None:
         plan.seed = seed
     if (problems is None) != (eval_problems is None) or (problems is not None and model is None):
         raise UserError("--problems, --eval-problems and --model go together: give all three, or none for division")
-    from score_cli.console import make_progress
-    from score_cli.evaluation.evaluate import MINUS
-    from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
-    from score_cli.run import Run, RunInputs
-    from score_cli.run_checks import training_device
-    from score_cli.run_folder import RunFolder
-    from score_cli.show import print_table
-    from score_cli.tables.trainers import trainers_on
+    from score_cli.run import RunInputs
 
-    folder = out or Path("runs") / recipe.stem
-    if fork is not None:
-        RunFolder(folder).fork(fork)
-        folder = fork
     inputs = RunInputs(
         model=model,
         problems=problems,
@@ -112,6 +105,23 @@ def run(
         validation_problems=validation_problems,
         limit=limit,
     )
+    if fork is not None:
+        from score_cli.run_folder import RunFolder
+
+        RunFolder(folder).fork(fork)
+        folder = fork
+    _run_recipe(plan, folder, inputs, ray=ray, trainers=trainers)
+
+
+def _run_recipe(plan: Recipe, folder: Path, inputs: "RunInputs", *, ray: str | None, trainers: int) -> None:
+    from score_cli.console import make_progress
+    from score_cli.evaluation.evaluate import MINUS
+    from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
+    from score_cli.run import Run
+    from score_cli.run_checks import training_device
+    from score_cli.show import print_table
+    from score_cli.tables.trainers import trainers_on
+
     with nullcontext() if trainers == 1 else trainers_on(str(ray), trainers, training_device(plan)):
         rows = Run(plan, folder, inputs, make_progress()).execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
