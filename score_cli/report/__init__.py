@@ -30,10 +30,7 @@ def write_report(
     """
     missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"a report needs {' and '.join(missing)}, not installed here: pip install 'score-cli[report]' "
-            "(or '.[report]' in a clone)"
-        )
+        raise UserError(f"a report needs {' and '.join(missing)}, not installed here: pip install 'score-cli[report]'")
     check_output(out, overwrite=overwrite)
     for folder in (plots, figures):
         if folder is not None and folder.exists() and not folder.is_dir():
