@@ -66,7 +66,7 @@ def readme_figures(run: Path, folder: Path, *, overwrite: bool) -> dict[Path, st
     tokenizer = load_tokenizer(next(run / name for name in ("stage2", "stage1", "base") if (run / name).exists()))
     words = [tokenizer.decode([token], skip_special_tokens=False) for token in example.trace.token_ids.tolist()]
     loop, curve = loop_svg(example, words), curve_svg(read_curve(run))
-    return dict(zip((folder / name for name in names), (loop, _dark(loop), curve, _dark(curve)), strict=True))
+    return dict(zip((folder / name for name in names), (loop, dark(loop), curve, dark(curve)), strict=True))
 
 
 def write_figures(files: dict[Path, str]) -> None:
@@ -261,7 +261,8 @@ def _text(
     return f'<text x="{x:.1f}" y="{y:g}" {look}{exact}>{escape(text)}</text>'
 
 
-def _dark(svg: str) -> str:
+def dark(svg: str) -> str:
+    """The same drawing for a dark page."""
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, DARK[name])
     return svg
