@@ -13,10 +13,14 @@ JOBS ?= auto
 unit pipeline: export OMP_NUM_THREADS = 1
 PYTEST_SIDE_BY_SIDE := -n $(JOBS) --maxprocesses 8
 
-.PHONY: quickstart test test-vllm test-gpu lint unit pipeline setup clean
+.PHONY: quickstart paper test test-vllm test-gpu lint unit pipeline setup clean
 
 quickstart: setup
 	$(BIN)/score run pipelines/quickstart.toml --out runs/quickstart
+
+# Every run, table and figure of docs/results.md, in hours; goes on where it was stopped. PAPER_ARGS=--try-out: minutes.
+paper: setup
+	$(BIN)/python benchmarks/paper.py $(PAPER_ARGS)
 
 test: lint unit pipeline
 

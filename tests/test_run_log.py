@@ -145,6 +145,39 @@ def test_tensorboard_reads_what_was_logged_and_forgets_what_is_done_again(tmp_pa
     assert [e.value for e in events.Scalars("seconds/update")] == [10.0] * 3
 
 
+def test_tensorboard_draws_every_figure_of_the_log_and_no_other(tmp_path: Path) -> None:
+    """By hand from the lines themselves; the last update of Stage I is done twice, and only the second time counts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last, validation in ((0, 3, 0.5), (2, 5, 0.75)):
+        log = RunLog(tmp_path, 5, ["tensorboard"])
+        log.go_on_from(first)
+        for update in range(first, last):
+            seconds = {"sample": 2.0 + update + validation, "train": 1.0, "write": 0.25 * update}
+            phase = "stage1" if update < 3 else "stage2"
+            metrics = {"kl@t1": update / 7, "grad_norm": 1 + update / 3}
+            log.write(entry(update, phase=phase, metrics=metrics, validation=validation + update / 100), seconds)
+        log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    wanted: dict[str, dict[int, float]] = {}
+    for line in lines:
+        wall = sum(line["seconds"].values())
+        figures = {f"{line['phase']}/{name.replace('@', '_')}": value for name, value in line["metrics"].items()}
+        figures |= {f"seconds/{part}": value for part, value in line["seconds"].items()}
+        figures |= {f"{line['phase']}/validation": line["validation"], "seconds/update": wall}
+        figures |= {"verdicts/t1/correct": 0.25, "verdicts/t1/incorrect": 0.75}
+        figures |= {"overhead": line["seconds"]["write"] / wall, "tokens_per_second": 1200 / line["seconds"]["sample"]}
+        for name, value in figures.items():
+            wanted.setdefault(name, {})[line["update"]] = value
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    drawn = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    assert [line["update"] for line in lines] == [0, 1, 2, 3, 4]
+    assert {tag: [point.step for point in own] for tag, own in drawn.items()} == {t: [*w] for t, w in wanted.items()}
+    for tag, points in wanted.items():  # event files hold 32 bits of a number
+        assert [point.value for point in drawn[tag]] == pytest.approx([*points.values()], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
