@@ -57,7 +57,11 @@ NO_SKILL = {"base.latent_share": 0}
 EXPERIMENTS = {
     "no-skill": [Experiment(row, (0, 1), NO_SKILL) for row in ("score", "no-stage1", "no-online-first-attempts")],
     "long-stage2": [Experiment(row, (0, 1), LONG_STAGE2) for row in ("score", "no-online-first-attempts")],
-    "longer": [Experiment("score", (0, *WEAK), LONGER)],
+    "longer": [
+        Experiment("score", (0, *WEAK), LONGER),
+        Experiment("naive-multi-turn", (0, *WEAK), {"run.stage2_iterations": sum(LONGER.values())}),
+    ],
+    "longer-base": [Experiment("score", WEAK, {"base.steps": 1500})],
     "alpha-30": [Experiment("score", WEAK, {"train-stage2.alpha": 30})],
     "stage1-rate": [Experiment("score", WEAK, {"train-stage1.learning_rate": 5e-4})],
 }

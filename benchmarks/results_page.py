@@ -23,7 +23,8 @@ ATTEMPTS = {"acc@t1": "first attempt", "acc@t2": "second attempt"}
 SAYS = {
     "no-skill": "bases whose corpus holds no skill of revision",
     "long-stage2": "120 updates of Stage II in place of 30",
-    "longer": "120 updates of Stage I and 90 of Stage II, in place of 40 and 30",
+    "longer": "three times the updates: 120 of Stage I and 90 of Stage II, or 210 without Stage I",
+    "longer-base": "bases after 1,500 steps in place of 1,000",
     "alpha-30": "a bonus of 30 in place of 10",
     "stage1-rate": "a learning rate of 5e-4 in Stage I, the quickstart's, in place of the chosen 2.5e-4",
 }
@@ -64,8 +65,9 @@ def made_by(out: Path, parts: Sequence[str]) -> TextTable:
         for session in json.loads(path.read_text()) if path.exists() else []:
             versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
             hours = session["seconds"] / 3600
-            lines.append([part, session["commit"], session["machine"], versions, session["began"], f"{hours:.2f}"])
-    return TextTable("", ["part", "commit", "machine", "versions", "began", "hours"], lines, 1)
+            line = [part, session["commit"], session["machine"], versions, session["began"], f"{hours:.2f}"]
+            lines.append([*line, session.get("note", "")])
+    return TextTable("", ["part", "commit", "machine", "versions", "began", "hours", ""], lines, 1)
 
 
 def quickstart(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
@@ -162,6 +164,8 @@ def seconds_table(runs: dict[str, Path]) -> TextTable:
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for name, run in runs.items():
         log = read_log(run / "log.jsonl")
+        if not log:
+            continue
         parts = {part for entry in log for part in entry["seconds"]}
         line = {part: statistics.median(entry["seconds"].get(part, 0.0) for entry in log) for part in sorted(parts)}
         line["update"] = statistics.median(sum(entry["seconds"].values()) for entry in log)
