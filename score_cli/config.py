@@ -239,6 +239,12 @@ class VerifyConfig:
     """`score verify`: traces to rewards."""
 
     workers: int | None = option(None, "Grading processes; one a CPU core if left out.", least=1)
+    ray: str | None = option(
+        None,
+        "Grade in actors of a Ray cluster, each with --workers processes: local, auto or an address, as for sampling. "
+        "The verdicts are the same.",
+    )
+    ray_graders: int | None = option(None, "Actors on the Ray cluster; one a machine if left out.", least=1)
     math_timeout_seconds: float = option(2.0, "Longest that one answer's comparison may take.", above=0)
     refuse_restatements: bool = option(
         True, "Call an answer to mathematics that only stands in the question `unfinished`, which scores 0."

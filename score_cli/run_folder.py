@@ -52,7 +52,7 @@ FREE = {
         for stage in ("sample", "signal", "stage1", "stage2", "sft", "eval")
         for key in ("device", "threads")
     ),
-    ("verify", "workers"),
+    *(("verify", key) for key in ("workers", "ray", "ray_graders")),
     ("run", "save_every"),
     ("run", "keep_checkpoints"),
     ("run", "compact_every"),

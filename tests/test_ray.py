@@ -1,4 +1,4 @@
-"""Sampling in actors of a real local Ray cluster: the rows of one process, whoever dies on the way."""
+"""Sampling and grading in actors of a real local Ray cluster: the rows of one process, whoever dies on the way."""
 
 import os
 import signal
@@ -11,18 +11,26 @@ from typing import Any
 
 import pytest
 
-from score_cli.config import SampleConfig
+from score_cli.config import SampleConfig, VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.run import Run, RunInputs
 from score_cli.sampling import ray_sampler
 from score_cli.sampling.ray_sampler import RaySampler, StoredPolicy
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.sample import sample
+from score_cli.stages.verify import verify
 from score_cli.tables import cluster as clusters
 from score_cli.tables.checkpoints import Policy, load_policy
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256
+from score_cli.tables.records import Problem
+from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, TIMEOUT
+from score_cli.verification.grader import make_graders
+from score_cli.verification.ray_grader import RayGrader
+from score_cli.verification.task_grader import Item
 from tests.conftest import small_policy
+from tests.processes import descendants, runs
+from tests.programs_support import item
 from tests.runs import digests, recipe
 
 ray = pytest.importorskip("ray")
@@ -30,6 +38,18 @@ pytestmark = pytest.mark.pipeline
 
 ONE = SampleConfig(samples=3, chunk_problems=2, max_tokens=12, threads=1, iteration=0)
 TWO = replace(ONE, ray="local", ray_samplers=2)
+GRADERS = VerifyConfig(ray="local", ray_graders=2, workers=1)
+# Rewards that depend on the response alone; each call leaves the number of the server that its process was forked by.
+REWARD = """
+import hashlib, os, time
+from pathlib import Path
+
+def grade(problem, response):
+    with Path(__file__).with_name("calls").open("a") as calls:
+        calls.write(f"{os.getppid()}\\n")
+    time.sleep(0.01)
+    return hashlib.sha256(response.encode()).digest()[0] % 4 / 4
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,17 +160,108 @@ def test_more_actors_than_the_cluster_has_room_for_are_refused(policy: Policy, p
         sampler.sample(read_problems(problems))
 
 
-def test_a_run_gives_the_same_bytes(tmp_path: Path, checkpoint: Path, problems: Path, monkeypatch: Any) -> None:
-    from score_cli.verification.grader import Grader
-    from tests.runs import invent
+def test_solves_are_told_of_for_grading_when_their_chunk_is_done(
+    two: RaySampler, policy: Policy, problems: Path
+) -> None:
+    job, told = two.plan(read_problems(problems)), ([], [])  # type: tuple[list[Any], list[Any]]
+    two.run(job, lambda problem, text: told[0].append((problem.problem_id, text)))
+    Sampler(ONE, policy).run(job, lambda problem, text: told[1].append((problem.problem_id, text)))
+    assert sorted(told[0]) == sorted(told[1]) and told[0]
 
-    monkeypatch.setattr(Grader, "grade", invent)
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Path:
+    path = tmp_path / "own" / "reward.py"
+    path.parent.mkdir()
+    path.write_text(REWARD)
+    return path
+
+
+def calls(reward: Path) -> list[str]:
+    """The servers that the calls of the function came from, one a call."""
+    return reward.with_name("calls").read_text().split()
+
+
+def test_two_graders_write_the_bytes_of_one_process(batch: Path, reward: Path) -> None:
+    inputs = {"traces": batch / "traces.parquet", "problems": batch / "problems.parquet"}
+    own = f"{reward}:grade"
+    verify(VerifyConfig(workers=1, grader=own), out=batch / "one.parquet", **inputs)
+    alone = calls(reward)
+    counts = verify(replace(GRADERS, grader=own), out=batch / "two.parquet", **inputs)
+    assert file_sha256(batch / "one.parquet") == file_sha256(batch / "two.parquet")
+    assert len(alone) > 20 and counts.counts["incorrect"] > 10
+    assert len(calls(reward)) == 2 * len(alone) and len(set(calls(reward)) - set(alone)) == 2
+
+
+def test_graders_on_ray_run_programs_in_the_sandbox_that_they_have_here() -> None:
+    config = VerifyConfig(workers=1, program_timeout_seconds=1, allow_unsandboxed=True)
+    codes = [
+        "def add(a, b):\n    return a + b",
+        "def add(a, b):\n    return a * b",
+        "def add(a, b):\n    while 1: pass",
+    ]
+    given = [item(code)._replace(problem=replace(item(code).problem, task="mbpp")) for code in codes]
+    algebra = Problem(problem_id="m", task="math", question="What is 6 * 7?", answer="42", source="me")
+    answers = [Item(algebra, "The answer is $42$."), Item(algebra, "I do not know.")]
+    here, there = make_graders({"mbpp", "math"}, config), make_graders({"mbpp", "math"}, replace(config, ray="local"))
+    try:
+        assert {task: grader.describe() for task, grader in there.items()} == {
+            task: grader.describe() for task, grader in here.items()
+        }
+        programs, texts = there["mbpp"].grade(given * 12), there["math"].grade(answers)
+        assert [each.verdict for each in programs] == [CORRECT, INCORRECT, TIMEOUT] * 12
+        assert [each.verdict for each in texts] == [CORRECT, NO_ANSWER]
+        assert programs[:3] == here["mbpp"].grade(given) and texts == here["math"].grade(answers)
+    finally:
+        for each in (*here.values(), *there.values()):
+            each.close()
+
+
+def test_a_killed_grader_costs_time_alone(reward: Path) -> None:
+    config = replace(GRADERS, grader=f"{reward}:grade")
+    problem = Problem(problem_id="p", task="own", question="?", answer=None, source="me")
+    items = [Item(problem, f"response {number}") for number in range(100)]
+    alone = make_graders({"own"}, replace(config, ray=None))["own"]
+    expected = alone.grade(items)
+    alone.close()
+    before = len(calls(reward))
+    grader = make_graders({"own"}, config)["own"]
+    assert isinstance(grader, RayGrader)
+    actors = grader._actors._actors
+    victim = ray.get(actors[0].__ray_call__.remote(lambda self: os.getpid()))
+    below = list(descendants(victim))
+
+    def kill() -> None:
+        while len(calls(reward)) < before + 30:
+            time.sleep(0.001)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert grader.grade(items) == expected
+    killer.join()
+    # What it was at was graded again, by the one that took its place or by the other.
+    assert len(calls(reward)) > before + len(items)
+    assert grader.grade(items) == expected
+    assert ray.get(actors[0].__ray_call__.remote(lambda self: os.getpid())) != victim
+    assert below and not any(runs(each) for each in below)
+    grader.close()
+
+
+def test_a_run_gives_the_same_bytes(tmp_path: Path, checkpoint: Path, problems: Path, reward: Path) -> None:
     start = RunInputs(model=checkpoint, problems=problems, eval_problems=problems)
-    for name in ("one", "two"):
+    for name, settings in (
+        ("one", ["verify.workers=1"]),
+        (
+            "two",
+            [
+                "sample.ray_samplers=2",
+                "verify.ray_graders=1",
+                *(f"{t}.ray=local" for t in ("sample", "eval", "verify")),
+            ],
+        ),
+    ):
         plan = recipe(stage1_iterations=2, stage2_iterations=1)
-        if name == "two":
-            plan.change(["sample.ray=local", "sample.ray_samplers=2", "sample.chunk_problems=3", "eval.ray=local"])
-        else:
-            plan.change(["sample.chunk_problems=3"])
+        plan.change(["sample.chunk_problems=3", f"verify.grader={reward}:grade", *settings])
         Run(plan, tmp_path / name, start).execute()
     assert digests(tmp_path / "one") == digests(tmp_path / "two")

@@ -54,7 +54,7 @@ def run(
         str | None,
         typer.Option(
             metavar="local|auto|ADDRESS",
-            help="Sample in actors of a Ray cluster: --set sample.ray and eval.ray at once.",
+            help="Sample and grade in actors of a Ray cluster: --set sample.ray, eval.ray and verify.ray at once.",
         ),
     ] = None,
     trainers: Annotated[
@@ -133,8 +133,8 @@ def _run_recipe(plan: Recipe, folder: Path, inputs: "RunInputs", *, ray: str | N
 
 
 def _on_ray(address: str | None) -> list[str]:
-    """What of a recipe lets a run sample on a Ray cluster."""
-    return [] if address is None else [f"{table}.ray={json.dumps(address)}" for table in ("sample", "eval")]
+    """What of a recipe lets a run sample and grade on a Ray cluster."""
+    return [] if address is None else [f"{table}.ray={json.dumps(address)}" for table in ("sample", "eval", "verify")]
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:

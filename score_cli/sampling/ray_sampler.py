@@ -19,7 +19,8 @@ from score_cli.sampling.sampler import Ended, SampleJob, Sampler
 from score_cli.tables import cluster
 from score_cli.tables.checkpoints import Policy, fingerprint
 from score_cli.tables.device import setup_device
-from score_cli.tables.records import Problem, Trace
+from score_cli.tables.records import SOLVE, Problem, Trace
+from score_cli.tables.schemas import LENGTH
 
 _WHO = "sampler"
 
@@ -97,7 +98,7 @@ class RaySampler(Sampler):
 
     def sample_chunk(self, job: SampleJob, chunk: range, ended: Ended | None = None) -> list[Trace]:
         """As `Sampler.sample_chunk`, by one actor."""
-        [(_, traces)] = self.sample_chunks(job, [(0, chunk)])
+        [(_, traces)] = self.sample_chunks(job, [(0, chunk)], ended)
         return traces
 
     def sample_chunks(
@@ -115,7 +116,12 @@ class RaySampler(Sampler):
             given = None if job.given is None else job.given.of(rows)
             return actor.work.remote(number, "sample", policy, problems, config, offline, given)
 
-        yield from cluster.results(pool.map_unordered(submit, list(chunks)), _WHO)
+        by_id = {problem.problem_id: problem for problem in job.problems}
+        for number, traces in cluster.results(pool.map_unordered(submit, list(chunks)), _WHO):
+            if ended is not None:
+                for trace in traces:
+                    _tell(ended, trace, by_id[trace.problem_id])
+            yield number, traces
 
     def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
         """As `Sampler.token_logprobs`, asked of every actor: of each token what is farthest from their mean.
@@ -157,6 +163,13 @@ class RaySampler(Sampler):
             )
             self._actors = [remote.remote(config) for _ in range(_count(self._ray, config, needs))]
         return self._actors
+
+
+def _tell(ended: Ended, trace: Trace, problem: Problem) -> None:
+    """Tell somebody of a trace's solves that were not cut off."""
+    for text, role, reason in zip(trace.attempts, trace.turn_roles, trace.finish_reasons, strict=True):
+        if role == SOLVE and reason != LENGTH:
+            ended(problem, text)
 
 
 def _farthest(values: Sequence[float]) -> float:

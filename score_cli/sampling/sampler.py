@@ -130,8 +130,8 @@ class Sampler:
         """All traces of a job, problem by problem, sample by sample.
 
         Args:
-            ended: told of each solve that is sampled and not cut off, when it ends; of what other processes sample, it
-                is told nothing.
+            ended: told of each solve that is sampled and not cut off, when it ends; where other processes sample, when
+                its chunk does, and of solves that were given too.
         """
         setup_device(job.config)
         finished = dict(self.sample_chunks(job, list(enumerate(job.chunks)), ended))

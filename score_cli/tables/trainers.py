@@ -57,9 +57,8 @@ def trainers_on(address: str, count: int, config: DeviceConfig) -> Iterator[None
     actors = count if each["num_gpus"] else count - 1
     if actors > room:
         raise UserError(f"{actors} Ray trainers of {said}: lower --trainers or --threads")
-    remote = ray.remote(Trainer).options(max_restarts=0, **each)
-    keeper = [_beside(ray, remote)] if each["num_gpus"] else []
-    others = [remote.remote() for _ in range(count - 1)]
+    keeper = [_beside(ray, each)] if each["num_gpus"] else []
+    others = [ray.remote(Trainer).options(max_restarts=0, **each).remote() for _ in range(count - 1)]
     try:
         gpus = _ready(ray, [*keeper, *others])
         host = ray.util.get_node_ip_address()
@@ -92,11 +91,11 @@ def _ready(ray: Any, actors: list[Any]) -> list[list[str]]:
     return found
 
 
-def _beside(ray: Any, remote: Any) -> Any:
+def _beside(ray: Any, each: dict[str, float]) -> Any:
     """An actor on this machine: it does nothing, and keeps a GPU of Ray's for this process."""
     strategies = importlib.import_module("ray.util.scheduling_strategies")
     here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return remote.options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Trainer).options(**{**each, "num_cpus": 0}, max_restarts=0, scheduling_strategy=here).remote()
 
 
 def _ordinal(names: list[str]) -> int:

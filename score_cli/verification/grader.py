@@ -14,6 +14,7 @@ from score_cli.tasks.script import Script
 from score_cli.verification.ahead import Ahead, key_of
 from score_cli.verification.number import NumberGrader
 from score_cli.verification.own_grader import Limits, OwnGrader, find_source, registered
+from score_cli.verification.ray_grader import ray_graders
 from score_cli.verification.task_grader import Graded, Item, TaskGrader
 
 NUMBER_TASKS = {"division", "stories"}
@@ -262,17 +263,16 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
     """One grader for each task; tasks of one kind share it, and with it the workers.
 
     Raises:
-        UserError: a task has no grader, or the user's own cannot be loaded.
+        UserError: a task has no grader, the user's own cannot be loaded, or there is no Ray cluster.
     """
     tasks = set(tasks)
+    _check_known(tasks, config)
+    if config.ray is not None:
+        # The grading of numbers is over before an actor has heard of it; a function of the user's own may take long.
+        sent = tasks if config.grader is not None else tasks - NUMBER_TASKS
+        return make_graders(tasks - sent, replace(config, ray=None)) | ray_graders(sent, config, make_graders)
     if config.grader is not None:
         return dict.fromkeys(tasks, _own_grader(config.grader, config)) if tasks else {}
-    unknown = {task for task in tasks if not has_grader(task)}
-    if unknown:
-        raise UserError(
-            f"no grader for task {min(unknown)}, expected one of {', '.join(sorted(BUILT_IN_TASKS))}: check the column "
-            "`task`, or give a grader of your own with --grader FILE.py:FUNCTION"
-        )
     graders: dict[str, TaskGrader] = {task: NumberGrader() for task in NUMBER_TASKS & tasks}
     # Each kind loads its libraries when it is needed.
     if MATH_TASKS & tasks:
@@ -302,6 +302,15 @@ def make_graders(tasks: Iterable[str], config: VerifyConfig) -> dict[str, TaskGr
     for task in sorted(tasks - graders.keys()):
         graders[task] = _own_grader(task, config)
     return graders
+
+
+def _check_known(tasks: Iterable[str], config: VerifyConfig) -> None:
+    unknown = {task for task in tasks if config.grader is None and not has_grader(task)}
+    if unknown:
+        raise UserError(
+            f"no grader for task {min(unknown)}, expected one of {', '.join(sorted(BUILT_IN_TASKS))}: check the column "
+            "`task`, or give a grader of your own with --grader FILE.py:FUNCTION"
+        )
 
 
 def _own_grader(name: str, config: VerifyConfig) -> TaskGrader:
