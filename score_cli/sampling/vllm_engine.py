@@ -18,6 +18,7 @@ from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
 from score_cli.sampling.engine import Decoding, context_limit
 from score_cli.sampling.rollout import Rollout, check_lengths
+from score_cli.sampling.vllm_watch import Watcher
 from score_cli.sampling.vllm_weights import (
     Held,
     WeightsFolder,
@@ -56,6 +57,7 @@ class VllmEngine:
         self._dtype = torch.bfloat16 if self._cuda else torch.float32
         self._context = context_limit(policy, config.max_model_len)
         self._engine: Any = None
+        self._watcher: Watcher | None = None
         self._folder = WeightsFolder()
         self._requests = 0
         # The longest trace asked for so far, and the longest that vLLM was started for.
@@ -159,6 +161,9 @@ class VllmEngine:
         if self._engine is not None:
             self._engine.engine_core.shutdown()
             self._engine = None
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
         self._folder.remove()
 
     def _queue_attempt(self, rollout: Rollout, decoding: Decoding) -> str:
@@ -213,7 +218,8 @@ class VllmEngine:
         if self._engine is None:
             self._length = self._longest_served()
             release_memory()
-            with _environment(), _failures("start"):
+            self._watcher = self._watcher or Watcher()
+            with _environment(), _failures("start"), self._watcher.starting():
                 from vllm import EngineArgs
                 from vllm.usage.usage_lib import UsageContext
                 from vllm.v1.engine.llm_engine import LLMEngine
@@ -222,7 +228,6 @@ class VllmEngine:
                 self._engine = LLMEngine.from_engine_args(
                     EngineArgs(**self._arguments()), usage_context=UsageContext.LLM_CLASS
                 )
-                self._engine.collective_rpc("end_with_process", kwargs={"process": os.getpid()})
             self._check_held(self._policy)
 
     def _longest_served(self) -> int:

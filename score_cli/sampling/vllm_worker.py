@@ -1,11 +1,8 @@
-"""What runs inside vLLM's worker processes: taking the weights of another policy without a restart, and ending.
+"""What runs inside vLLM's worker processes: taking the weights of another policy without a restart.
 
 vLLM finds this class by its name (`worker_extension_cls`) and adds its methods to each worker.
 """
 
-import os
-import select
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,22 +14,6 @@ from score_cli.sampling.vllm_weights import Held, Place, read_weights, tensor_di
 
 class PolicyRefresh:
     """Methods of a vLLM worker; `self` is the worker, so nothing here may share a name with its own."""
-
-    def end_with_process(self, process: int) -> None:
-        """End this worker when another process has ended, however that came about.
-
-        vLLM stops its workers when its owner exits in order. One that is killed would leave them, and the GPU's memory
-        with them, to nobody.
-        """
-        watched = os.pidfd_open(process)
-
-        def watch() -> None:
-            ended = select.poll()
-            ended.register(watched, select.POLLIN)
-            ended.poll()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
     def load_policy_weights(self, path: str, places: list[Any]) -> dict[str, str]:
         """Load weights of the same architecture in place, out of the trainer's memory (`vllm_weights.shared_weights`).
