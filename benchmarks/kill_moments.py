@@ -62,7 +62,7 @@ class Child:
             descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            _tell(write, log, stage1)
+            tell(write, log, stage1)
             code = cli.run_command(arguments)
         finally:
             sys.stdout.flush()
@@ -127,8 +127,8 @@ class Child:
         return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _tell(pipe: int, log: Path, stage1: int) -> None:
-    """Wrap the parts of the work: each says that it begins, and into a log what it took."""
+def tell(pipe: int, log: Path, stage1: int) -> None:
+    """Wrap the parts of the work: each says through a pipe or file that it begins, and into a log what it took."""
     state = {"update": -1, "depth": 0}
     stream = log.open("a", buffering=1)
 

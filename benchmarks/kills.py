@@ -11,7 +11,8 @@ rounding   killed too, and goes on with other values of those that change the or
            decoded together, threads (--rounding kills)
 disk       on a disk that somebody fills up again and again, in every part of the work (needs the right to mount one)
 clock      under a clock of the day that is up to a day off at every reading (needs a C compiler)
-ray        sampled by two actors of a Ray cluster, of which one is killed now and then (needs ray)
+torchrun   in several processes, of which a random one is killed (--torchrun 2), set beside one that nobody disturbs
+ray        the same on a Ray cluster, with actors that train, sample and grade (--ray local)
 
 The last lines say where the kills fell, and how far the policies and tables are from those of the first run.
 """
@@ -21,16 +22,14 @@ import contextlib
 import json
 import os
 import random
-import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import kills_spread
 import polars as pl
 import torch
 from kill_moments import Child, Moment, moments_of
@@ -71,6 +70,7 @@ best_every = 3
 compact_every = 2
 """
 STAGE1 = 5
+TRACES = 24  # of an update
 # Settings that cannot change a bit of the result, and those that change the order of additions too.
 EXACT = {
     "verify.workers": [1, 2],
@@ -91,7 +91,6 @@ ROUNDING = EXACT | {
     "train-stage1.threads": [1, 2],
     "train-stage2.threads": [1, 2],
 }
-MARK = "SCORE_KILLS"
 
 
 def command(recipe: Path, out: Path, changes: list[str]) -> list[str]:
@@ -179,38 +178,6 @@ def fill(disk: Path, left: int) -> None:
             file.write(bytes(4096))
 
 
-def ray_run(recipe: Path, run: Path, losses: int, seed: int) -> int:
-    """A run sampled by two actors; returns how many of them were killed on the way."""
-    mark, draw, killed = secrets.token_hex(8), random.Random(seed), 0
-    variables = {MARK: mark, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    started = process(recipe, run, ["sample.ray=local", "sample.ray_samplers=2"], **variables)
-    while started.poll() is None:
-        time.sleep(draw.uniform(0.5, 2))
-        actors = actors_of(mark) if killed < losses and (run / "iterations").exists() else []
-        if len(actors) == 2:
-            os.kill(draw.choice(actors), signal.SIGKILL)
-            killed += 1
-            print(f"  an actor killed, {len(list(run.glob('iterations/*')))} folders of updates there", flush=True)
-            time.sleep(draw.uniform(2, 6))
-    if started.returncode:
-        assert started.stderr is not None
-        raise SystemExit(f"a run failed by itself: {started.stderr.read()}")
-    return killed
-
-
-def actors_of(mark: str) -> list[int]:
-    """The processes of our own cluster that are actors: our mark is in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
-            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::SamplingActor"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
 def files_of(run: Path) -> list[str]:
     """What a run leaves behind and is to be the same."""
     names = [str(path.relative_to(run)) for path in sorted(run.rglob("*")) if path.is_file()]
@@ -286,9 +253,68 @@ def disturb(options: argparse.Namespace, recipe: Path, moments: list[Moment]) ->
         (out / "disk").mkdir()
         stops = filled_run(recipe, out / "disk" / "run", moments, options.fills, options.seed)
         note("disk", stops, out / "disk-result")
-    if options.ray:
-        note("ray", {"actors killed": ray_run(recipe, out / "ray", 3, options.seed)}, out / "ray")
     return report
+
+
+def spread_runs(options: argparse.Namespace, recipe: Path) -> dict[str, dict[str, Any]]:
+    """Runs of several processes, killed as often as asked for: each beside one undisturbed, and beside one process."""
+    out, report = options.out, {}
+    (out / "reward.py").write_text(kills_spread.REWARD)
+    shared = out / "shared.toml"
+    own = f'[verify]\nworkers = 1\ngrader = "{out.resolve()}/reward.py:grade"\n'
+    # So small that every process that trains has some of each batch.
+    small = [(f"[{stage}]\n", f"[{stage}]\nmicro_batch_tokens = 200\n") for stage in ("train-stage1", "train-stage2")]
+    text = recipe.read_text()
+    for old, new in small:
+        text = text.replace(old, new)
+    shared.write_text(text + own)
+    print("a run of one process left alone", flush=True)
+    finish(shared, out / "alone", [])
+    check_learned(out / "alone")
+    ways = [kills_spread.torchrun(options.torchrun)] if options.torchrun else []
+    ways += [kills_spread.on_ray(options.ray)] if options.ray else []
+    for way in ways:
+        print(f"{way.name}: a run left alone", flush=True)
+        whole, killed = out / f"{way.name}-whole", out / f"{way.name}-killed"
+        moments = kills_spread.whole_run(way, command(shared, whole, []), out, STAGE1)
+        print(f"{way.name}: a run of which a process is killed {options.spread_kills} times", flush=True)
+        found = kills_spread.killed_run(
+            way, command(shared, killed, []), out, STAGE1, moments, options.spread_kills, options.seed
+        )
+        check_learned(killed)
+        report[way.name] = {
+            "killed": [[*place, count] for place, count in sorted(found.places.items())],
+            "seconds until all had ended": found.seconds,
+            "processes left": found.left,
+            "said": found.said,
+            "against the same way left alone": compare(whole, killed),
+            "against one process": compare(out / "alone", killed),
+            "left alone against one process": compare(out / "alone", whole),
+            "first traces as of one process": first_traces_equal(out / "alone", killed),
+        }
+        print(f"{way.name}: {json.dumps(report[way.name])}", flush=True)
+        print_spread(way.name, list(way.kinds), report[way.name])
+    return report
+
+
+def first_traces_equal(whole: Path, other: Path) -> bool:
+    """Whether the first update's traces, which the same policy has sampled, are the same."""
+    ours, theirs = (
+        pl.read_parquet(min((run / "iterations").glob("*/traces.parquet"))).head(TRACES) for run in (whole, other)
+    )
+    return ours.equals(theirs)
+
+
+def print_spread(name: str, kinds: list[str], found: dict[str, Any]) -> None:
+    """The tables of a run of several processes: kills by part and kind, and what it ended with."""
+    counts = {(part, kind): count for part, kind, count in found["killed"]}
+    print(f"\n| {name}: killed in | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
+    for part in dict.fromkeys(part for part, _ in counts):
+        print(f"| {part} | " + " | ".join(str(counts.get((part, kind), "")) for kind in kinds) + " |")
+    columns = ["against the same way left alone", "against one process", "left alone against one process"]
+    print("\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for key in found[columns[0]]:
+        print(f"| {key} | " + " | ".join(f"{found[column][key]:.3g}" for column in columns) + " |")
 
 
 def main() -> None:
@@ -296,8 +322,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rounding", type=int, default=0, help="Kills of a run whose roundings differ.")
     parser.add_argument("--fills", type=int, default=20, help="How often the disk is filled.")
-    for name in ("disk", "clock", "ray"):
+    for name in ("disk", "clock"):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--torchrun", type=int, default=0, help="Processes of a run under torchrun, which is killed.")
+    parser.add_argument("--ray", metavar="local|auto|ADDRESS", help="Cluster of a run on Ray, which is killed.")
+    parser.add_argument("--spread-kills", type=int, default=20, help="Kills of each run of several processes.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="A folder that does not exist yet.")
     options = parser.parse_args()
@@ -305,6 +334,10 @@ def main() -> None:
     options.out.mkdir(parents=True)
     recipe = options.out / "recipe.toml"
     recipe.write_text(RECIPE)
+    if options.torchrun or options.ray:
+        spread_runs(options, recipe)
+    if not (options.kills or options.rounding or options.disk or options.clock):
+        return
     print("a run left alone", flush=True)
     finish(recipe, options.out / "whole", [])
     check_learned(options.out / "whole")

@@ -21,7 +21,7 @@ from score_cli.errors import (
     JobError,
     UserError,
 )
-from score_cli.interrupts import interrupt_on_signals
+from score_cli.interrupts import interrupt_on_signals, interrupt_when_parent_dies
 from score_cli.storage import Mirror
 
 # Each adds its commands to the app, in the order of `score --help`.
@@ -66,6 +66,9 @@ def _run_together(given: list[str]) -> int:
         if os.environ["RANK"] != "0":
             return EXIT_BAD_INPUT
         raise UserError(f"{' '.join(given[:1])} under torchrun, which is for {', '.join(TOGETHER)}: run it by itself")
+    if os.environ["RANK"] == "0":
+        # A torchrun that is killed cannot pass anything on: its processes would go on, and nobody could stop them.
+        interrupt_when_parent_dies()
     from score_cli.tables.processes import take_part
 
     return take_part(lambda: _run_here(given))

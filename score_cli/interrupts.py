@@ -1,7 +1,9 @@
 """Requests to stop (Ctrl-C, SIGTERM) that are met where nothing is lost."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from score_cli.progress import Progress
 
 # Seconds after which a request that came at a bad moment is made again.
 AGAIN = 0.05
+_PR_SET_PDEATHSIG = 1
 
 
 def interrupt_on_signals() -> None:
@@ -18,6 +21,13 @@ def interrupt_on_signals() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupt_when_parent_dies() -> None:
+    """Let this process get a SIGTERM when the one that started it dies; nothing where the kernel is not Linux."""
+    if sys.platform == "linux":
+        arguments = (_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(*map(ctypes.c_long, arguments))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

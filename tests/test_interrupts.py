@@ -58,3 +58,26 @@ def test_what_was_started_in_the_background_goes_on_ignoring_ctrl_c() -> None:
         "signal.raise_signal(signal.SIGINT); print('on')"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "on\n"
+
+
+CHILD = """
+import time
+from score_cli.interrupts import interrupt_on_signals, interrupt_when_parent_dies
+interrupt_on_signals()
+interrupt_when_parent_dies()
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("asked to stop", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_the_death_of_what_started_a_process_asks_it_to_stop() -> None:
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    started.kill()
+    assert started.stdout.readline() == "asked to stop\n"
+    started.wait()
