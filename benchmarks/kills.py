@@ -36,8 +36,11 @@ from kill_moments import Child, Moment, moments_of
 from safetensors.torch import load_file
 
 from score_cli import Trace, load_policy
+from score_cli.config import BaseConfig, DataConfig
+from score_cli.stages.data import write_problems
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.traces import read_traces
+from score_cli.training.base_policy import train_base
 from score_cli.training.batching import micro_batches
 
 RECIPE = """
@@ -184,9 +187,11 @@ def files_of(run: Path) -> list[str]:
     return [n for n in names if n.endswith((".parquet", "model.safetensors", "best.json")) and n[:6] != "latest"]
 
 
-def check_learned(run: Path) -> None:
+def check_learned(run: Path, base: Path | None = None) -> None:
     """See that the policy moved in both stages: one that nothing is paid for stays the same however it is disturbed."""
-    ends = [file_sha256(run / name / "model.safetensors") for name in ("base", "stage1", "stage2")]
+    ends = [
+        file_sha256(folder / "model.safetensors") for folder in (base or run / "base", run / "stage1", run / "stage2")
+    ]
     if len(set(ends)) < len(ends):
         raise SystemExit(f"{run} ends its stages in the same policy: there is nothing to compare")
 
@@ -268,20 +273,25 @@ def spread_runs(options: argparse.Namespace, recipe: Path) -> dict[str, dict[str
     for old, new in small:
         text = text.replace(old, new)
     shared.write_text(text + own)
+    inputs = spread_inputs(out)
     print("a run of one process left alone", flush=True)
-    finish(shared, out / "alone", [])
-    check_learned(out / "alone")
+    subprocess.run(
+        [sys.executable, "-m", "score_cli", *command(shared, out / "alone", []), *inputs],
+        check=True,
+        capture_output=True,
+    )
+    check_learned(out / "alone", out / "base")
     ways = [kills_spread.torchrun(options.torchrun)] if options.torchrun else []
     ways += [kills_spread.on_ray(options.ray)] if options.ray else []
     for way in ways:
         print(f"{way.name}: a run left alone", flush=True)
         whole, killed = out / f"{way.name}-whole", out / f"{way.name}-killed"
-        moments = kills_spread.whole_run(way, command(shared, whole, []), out, STAGE1)
+        moments = kills_spread.whole_run(way, [*command(shared, whole, []), *inputs], out, STAGE1)
         print(f"{way.name}: a run of which a process is killed {options.spread_kills} times", flush=True)
         found = kills_spread.killed_run(
-            way, command(shared, killed, []), out, STAGE1, moments, options.spread_kills, options.seed
+            way, [*command(shared, killed, []), *inputs], out, STAGE1, moments, options.spread_kills, options.seed
         )
-        check_learned(killed)
+        check_learned(killed, out / "base")
         report[way.name] = {
             "killed": [[*place, count] for place, count in sorted(found.places.items())],
             "seconds until all had ended": found.seconds,
@@ -295,6 +305,17 @@ def spread_runs(options: argparse.Namespace, recipe: Path) -> dict[str, dict[str
         print(f"{way.name}: {json.dumps(report[way.name])}", flush=True)
         print_spread(way.name, list(way.kinds), report[way.name])
     return report
+
+
+def spread_inputs(out: Path) -> list[str]:
+    """A base and problems, made once for all runs of several processes; the options that name them."""
+    train_base(BaseConfig(steps=240, seed=4, threads=1), out=out / "base")
+    inputs = ["--model", str(out / "base")]
+    for option, split in (("problems", "train"), ("eval-problems", "test"), ("validation-problems", "validation")):
+        path = out / f"{split}.parquet"
+        write_problems("division", DataConfig(split=split, limit=12), out=path)
+        inputs += [f"--{option}", str(path)]
+    return inputs
 
 
 def first_traces_equal(whole: Path, other: Path) -> bool:
