@@ -24,6 +24,8 @@ START = "start"
 # Kinds whose death a run outlives.
 REPLACED = ("sampler", "grader", "process of the own grader")
 ENDS_SECONDS = 120.0
+# Of Ray's own processes these two end by themselves a minute after their cluster, and are in nobody's way.
+LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _TOLD = str(Path(__file__).with_name("told.py"))
 # A function of a user's own, graded in other processes, that says what the built-in grader says.
 REWARD = """
@@ -129,7 +131,7 @@ class Started:
             time.sleep(0.05)
 
     def processes(self, kind: str | None = None) -> list[int]:
-        """The processes of a kind, or all, that still run: our mark is in their environment."""
+        """The processes of a kind, or all but Ray's agents, that still run: our mark is in their environment."""
         found = []
         words, variable = ("", "") if kind is None else self._kinds[kind]
         for folder in Path("/proc").glob("[0-9]*"):
@@ -138,7 +140,9 @@ class Started:
                 if f"{MARK}={self.mark}" not in environment or variable not in environment:
                     continue
                 line = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-                if words in line and not (kind in ("the process that leads",) and "torch.distributed.run" in line):
+                if kind == "the process that leads" and "torch.distributed.run" in line:
+                    continue
+                if words in line and not line.startswith(LINGERING):
                     found.append(int(folder.name))
             except OSError:
                 continue
