@@ -20,6 +20,7 @@ from score_cli.sampling.sampler import Sampler
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables import cluster as clusters
+from score_cli.tables import trainers
 from score_cli.tables.checkpoints import Policy, load_policy
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import file_sha256
@@ -54,7 +55,10 @@ def grade(problem, response):
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # The GPUs are Ray's to count, and need not be there.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -246,6 +250,16 @@ def test_a_killed_grader_costs_time_alone(reward: Path) -> None:
     assert ray.get(actors[0].__ray_call__.remote(lambda self: os.getpid())) != victim
     assert below and not any(runs(each) for each in below)
     grader.close()
+
+
+def test_an_actor_keeps_a_gpu_of_this_machine_for_the_first_process() -> None:
+    each = {"num_cpus": 1, "num_gpus": 1}
+    actors = [trainers._beside(ray, each), ray.remote(trainers.Trainer).options(**each).remote()]
+    try:
+        assert sorted(trainers._ready(ray, actors)) == [["0"], ["1"]]
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def test_a_run_gives_the_same_bytes(tmp_path: Path, checkpoint: Path, problems: Path, reward: Path) -> None:
