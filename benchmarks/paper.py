@@ -62,6 +62,7 @@ EXPERIMENTS = {
         Experiment("naive-multi-turn", (0, *WEAK), {"run.stage2_iterations": sum(LONGER.values())}),
     ],
     "longer-base": [Experiment("score", WEAK, {"base.steps": 1500})],
+    "alpha-2": [Experiment("score", (0, 1, 2), {"train-stage2.alpha": 2})],
     "alpha-30": [Experiment("score", WEAK, {"train-stage2.alpha": 30})],
     "stage1-rate": [Experiment("score", WEAK, {"train-stage1.learning_rate": 5e-4})],
 }

@@ -8,23 +8,26 @@ from typing import Any
 
 from score_cli.evaluation.evaluate import MINUS, SAMPLED, Row
 from score_cli.evaluation.layout import SECONDARY, TextTable, escape, grid, markdown, paper_table
+from score_cli.phases import STAGE2
 from score_cli.report.plots import Bar, bars_figure, style, svg_file
 from score_cli.report.readme import curve_svg, dark
 from score_cli.report.run import read_curve
 from score_cli.run_log import read_log
 from score_cli.study.claims import judge_claims
-from score_cli.study.results import OWN, Results, study_tables
+from score_cli.study.results import OWN, Results, Seeds, row_folder, study_tables
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.parquet import METRICS, STUDY, TUNING, read_table
 
+LAST = 10  # updates
 COLUMNS = SECONDARY | {"changed": "changed"}
 WIDE = ("results", "against", "seeds", "tuning", "shift")  # tables of the study, in the order of the page
-ATTEMPTS = {"acc@t1": "first attempt", "acc@t2": "second attempt"}
+ATTEMPTS = {"acc@t1": "acc@t1", "acc@t2": "acc@t2"}
 SAYS = {
     "no-skill": "bases whose corpus holds no skill of revision",
     "long-stage2": "120 updates of Stage II in place of 30",
     "longer": "three times the updates: 120 of Stage I and 90 of Stage II, or 210 without Stage I",
     "longer-base": "bases after 1,500 steps in place of 1,000",
+    "alpha-2": "a bonus of 2 in place of 10",
     "alpha-30": "a bonus of 30 in place of 10",
     "stage1-rate": "a learning rate of 5e-4 in Stage I, the quickstart's, in place of the chosen 2.5e-4",
 }
@@ -110,9 +113,58 @@ def study(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
     for name in WIDE:
         if name in tables:
             yield markdown(tables[name])
+    yield markdown(guesses_table(results))
+    yield markdown(gradient_table(folder, results))
     yield picture("results-study", "Both attempts of every row; dots are seeds.")
     yield "### Claims"
     yield "\n".join(f"- {escape(str(claim))}" for claim in judge_claims(results))
+
+
+def guesses_table(results: Results) -> TextTable:
+    """How often an answer changes after a wrong first attempt, and how often that puts it right."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    titles = ("wrong ones: answer changed", "of these put right", "right ones: broken")
+    for row in results.rows:
+        names = ("acc@t1", "changed@t2", "i_to_c@t2", "c_to_i@t2")
+        found = [seeds.values for name in names if (seeds := results.find(row, name))]
+        if len(found) == len(names):
+            shares = []
+            for seed in found[0]:
+                right, changed, mended, broken = (values[seed] for values in found)
+                # A right first attempt whose answer changes is broken: all else that changes was wrong.
+                elsewhere = changed - broken
+                shares.append((elsewhere / (1 - right), mended / elsewhere, broken / right))
+            columns = [Seeds(dict(enumerate(column))) for column in zip(*shares, strict=True)]
+            cells[row,] = {title: str(seeds) for title, seeds in zip(titles, columns, strict=True)}
+    return grid("What becomes of first attempts, sampled", ["row"], {title: title for title in titles}, cells)
+
+
+def gradient_table(folder: Path, results: Results) -> TextTable:
+    """How strongly Stage II pulls at each attempt, and how far it has moved them in the end."""
+    logged = {
+        ("grad_norm", None): "gradient norm",
+        ("advantage_sd", 1): "advantages, attempt 1",
+        ("advantage_sd", 2): "advantages, attempt 2",
+        ("full_kl", 1): "KL, attempt 1",
+        ("full_kl", 2): "KL, attempt 2",
+    }
+    cells: dict[tuple[str, ...], dict[tuple[str, int | None], str]] = {}
+    for row in results.rows:
+        for key in logged:
+            means = []
+            for seed in results.seeds:
+                curve = read_curve(row_folder(folder, row, seed))
+                own = [
+                    each["value"] for each in curve if (each["stage"], each["name"], each["attempt"]) == (STAGE2, *key)
+                ]
+                means += [statistics.fmean(own[-LAST:] if key[0] == "full_kl" else own)] if own else []
+            if len(means) > 1:
+                cells.setdefault((row,), {})[key] = f"{statistics.fmean(means):.2f} ±{statistics.stdev(means):.2f}"
+    caption = (
+        "How Stage II pulls at either attempt: means over its updates of the gradient's norm before it is clipped to "
+        f"1 and of the advantages' standard deviation, and over its last {LAST} of the KL from the base in nats"
+    )
+    return grid(caption, ["row"], logged, cells)
 
 
 def experiments(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
