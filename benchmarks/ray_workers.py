@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import logging
 import os
 import signal
 import statistics
@@ -230,7 +231,7 @@ def main() -> None:
     write_problems("division", DataConfig(limit=options.problems), out=problems)
     train_base(BaseConfig(steps=240, threads=1), out=out / "base")
     policy = load_policy(out / "base", device="cpu")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         compare_ways(out, policy, problems)
         cost_of_kills(out, policy, problems, options.times)

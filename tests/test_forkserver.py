@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -287,6 +288,30 @@ def test_a_first_call_that_fails_says_why() -> None:
     with pytest.raises(ForkServerError, match="timed out"):
         slow.call(f"{HERE}:add", 1, 2)
     slow.close()
+
+
+def kill_the_first(monkeypatch: pytest.MonkeyPatch, starts: int) -> None:
+    """Kill servers in the moment in which they are started, so many of them."""
+    real, left = subprocess.Popen, [None] * starts
+
+    def start(*given: Any, **named: Any) -> Any:
+        process = real(*given, **named)
+        if left:
+            left.pop()
+            process.kill()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+
+
+def test_a_server_that_is_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_the_first(monkeypatch, 2)
+    pool = CallPool(timeout_seconds=5.0)
+    assert pool.call("math:gcd", 12, 18) == Outcome(VALUE, 6)
+    pool.close()
+    kill_the_first(monkeypatch, 3)
+    with pytest.raises(ForkServerError, match="keeps dying"):
+        pool.call("math:gcd", 12, 18)
 
 
 def test_a_server_that_cannot_import_what_it_should_says_so() -> None:

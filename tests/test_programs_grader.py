@@ -16,6 +16,7 @@ from score_cli.verification.programs import grader as grader_module
 from score_cli.verification.programs.grader import ProgramGrader
 from tests.processes import descendants, runs
 from tests.programs_support import item, lines, verdict
+from tests.test_forkserver import kill_the_first
 
 GOOD = "def add(a, b): return a + b"
 
@@ -164,6 +165,15 @@ for depth in (0, 1, 2):
         except OSError: pass
 time.sleep(60)
 """
+
+
+def test_a_worker_that_is_killed_while_it_starts_does_not_lower_the_level(
+    grader: ProgramGrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_the_first(monkeypatch, 2)
+    found = ProgramGrader(timeout_seconds=1.5, allow_unsandboxed=True)
+    assert found.level == grader.level
+    found.close()
 
 
 def test_idle_workers_that_were_killed_are_replaced(grader: ProgramGrader) -> None:

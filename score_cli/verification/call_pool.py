@@ -23,7 +23,15 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from score_cli.verification.forkserver import CHANNEL, KILLED, Child, ForkServer, ForkServerError, resolve
+from score_cli.verification.forkserver import (
+    CHANNEL,
+    KILLED,
+    Child,
+    ForkServer,
+    ForkServerError,
+    ServerDiedError,
+    resolve,
+)
 
 # How a call ended. LOST: the process was killed, and not by us, as often as the call was tried.
 VALUE, RAISED, TIMED_OUT, NO_MEMORY, CRASHED, LOST = "value", "raised", "timed out", "no memory", "crashed", "lost"
@@ -234,7 +242,10 @@ class CallPool:
         if self._idle and not fresh:
             return self._idle.pop()
         for _ in range(_SERVERS_TRIED):
-            server = self.start()
+            try:
+                server = self.start()
+            except ServerDiedError:
+                continue
             try:
                 return _Worker(server.fork(_SERVE), server)
             except ForkServerError:

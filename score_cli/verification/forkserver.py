@@ -54,6 +54,10 @@ class ForkServerError(Exception):
     """The server could not be started, or is gone; says why."""
 
 
+class ServerDiedError(ForkServerError):
+    """The server ended without a word while it started: it was killed, and another start may well succeed."""
+
+
 class Limits:
     """What a server does to itself and to each child. Subclass it for more than a limit on memory."""
 
@@ -220,7 +224,9 @@ class ForkServer:
             said = _FAILED + f"no answer: {error}".encode()
         if said != _READY:
             self.close()
-            raise ForkServerError(said[1:].decode(errors="replace") or "it ended at once")
+            if not said:
+                raise ServerDiedError("it ended at once")
+            raise ForkServerError(said[1:].decode(errors="replace"))
         self._control.settimeout(_ANSWER_SECONDS)
 
     @property

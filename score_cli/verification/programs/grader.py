@@ -1,5 +1,6 @@
 """Grade responses that are programs, by running their problem's tests in a sandbox."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from score_cli.tables.schemas import (
     TIMEOUT,
     UNSCORED,
 )
-from score_cli.verification.forkserver import ForkServerError
+from score_cli.verification.forkserver import ForkServerError, ServerDiedError
 from score_cli.verification.programs import judge
 from score_cli.verification.programs.isolation import LEVELS, NONE
 from score_cli.verification.programs.worker import (
@@ -39,8 +40,9 @@ _VERDICTS = {
     judge.GONE: CRASHED,
     TIMED_OUT: TIMEOUT,
 }
-# A job is tried this often where its worker dies under it.
+# A job is tried this often where its worker dies under it, and a worker's start where it is killed.
 _TRIES = 2
+_STARTS = 3
 
 
 class ProgramGrader:
@@ -99,7 +101,7 @@ class ProgramGrader:
                 return worker
             worker.close()
         try:
-            return Worker(self.level, self._limits)
+            return _started(self.level, self._limits)
         except ForkServerError as error:
             raise JobError(f"a worker for programs could not be started ({error}): free memory or processes") from error
 
@@ -216,12 +218,24 @@ def _job(item: Item) -> judge.Job:
     )
 
 
+def _started(level: str, limits: Limits) -> Worker:
+    """A worker at a level. One that is killed while it starts says nothing of the level, and another is started.
+
+    Raises:
+        ForkServerError: the level is not available here, or every start was killed.
+    """
+    for _ in range(_STARTS - 1):
+        with contextlib.suppress(ServerDiedError):
+            return Worker(level, limits)
+    return Worker(level, limits)
+
+
 def _strongest(limits: Limits, allow_unsandboxed: bool) -> tuple[str, Worker]:
     """The strongest level that this machine has, and a worker at it."""
     reasons = []
     for level in LEVELS:
         try:
-            return level, Worker(level, limits)
+            return level, _started(level, limits)
         except ForkServerError as error:
             reasons.append(f"{level}: {error}")
     if not allow_unsandboxed:
@@ -230,6 +244,6 @@ def _strongest(limits: Limits, allow_unsandboxed: bool) -> tuple[str, Worker]:
             "kernel with Landlock (5.13 or later) or user namespaces, or allow unsandboxed programs"
         )
     try:
-        return NONE, Worker(NONE, limits)
+        return NONE, _started(NONE, limits)
     except ForkServerError as error:
         raise JobError(f"a worker for programs could not be started ({error}): free memory or processes") from error
