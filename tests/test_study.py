@@ -29,8 +29,10 @@ from score_cli.tables.provenance import Footer, file_sha256
 ROOT = Path(__file__).parents[1]
 
 
-def rows_of(row: str, name: str, *values: float, condition: str = "own", policy: str = "p") -> list[dict[str, object]]:
-    key = {"row": row, "condition": condition, "policy": policy, "decoding": "sampled", "name": name}
+def rows_of(
+    row: str, name: str, *values: float, condition: str = "own", policy: str = "p", decoding: str = "sampled"
+) -> list[dict[str, object]]:
+    key = {"row": row, "condition": condition, "policy": policy, "decoding": decoding, "name": name}
     return [key | {"seed": seed, "value": value, "stderr": None, "count": 8} for seed, value in enumerate(values)]
 
 
@@ -129,6 +131,18 @@ def test_score_is_largest_only_above_every_row_of_its_kind() -> None:
     assert claim.verdict is NO and claim.figures.startswith("50.0 against 60.0 of pair-sft: -10.0")
 
 
+def test_score_is_compared_with_its_rivals_as_sampled_and_as_decoded_greedily() -> None:
+    rows = rows_of("score", "acc@t2", 0.5, 0.5) + rows_of("no-stage1", "acc@t2", 0.6, 0.6)
+    rows += rows_of("score", "acc@t2", 0.9, 0.9, decoding="greedy")
+    rows += rows_of("no-stage1", "acc@t2", 0.8, 0.8, decoding="greedy")
+    title = "SCoRe has the largest accuracy at the second attempt, of the ablations"
+    found = {claim.text: (claim.verdict, claim.figures) for claim in judge_claims(Results(rows))}
+    assert found == {
+        title: (NO, "50.0 against 60.0 of no-stage1: -10.0 [-10.0, -10.0]"),
+        f"{title}, decoded greedily": (YES, "90.0 against 80.0 of no-stage1: +10.0 [+10.0, +10.0]"),
+    }
+
+
 @pytest.mark.parametrize(
     ("freedom", "confidence", "table"),
     # W. S. Gosset's t, two-sided, as printed in the NIST/SEMATECH handbook, section 1.3.6.7.2.
@@ -161,7 +175,10 @@ def test_every_row_is_shown_seed_by_seed_and_less_score() -> None:
     assert tables["seeds"].titles == ["row", "", "seed 0", "seed 1"]
     assert tables["seeds"].lines == [["score", "acc@t2", "50.0", "75.0"], ["star", "acc@t2", "40.0", "55.0"]]
     # -15 ± 12.706 x 5, in points: the deviation of -10 and -20 over sqrt(2) is 5.
-    assert tables["against"].lines == [["star", "", "-15.0 [-78.5, +48.5]", ""]]
+    assert tables["against"].lines == [["star", "sampled", "", "-15.0 [-78.5, +48.5]", ""]]
+    for row, value in (("score", 0.5), ("star", 0.4)):
+        rows += rows_of(row, "acc@t2", value, value, decoding="greedy")
+    assert study_tables(Results(rows), [])["against"].lines[1] == ["star", "greedy", "", "-10.0 [-10.0, -10.0]", ""]
     assert {"seeds", "against"} & set(study_tables(Results(rows_of("score", "acc@t2", 0.5)), [])) == set()
 
 

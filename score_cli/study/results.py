@@ -3,6 +3,7 @@
 `own_tables` shows the rows that have a table of their own.
 """
 
+import itertools
 import re
 import statistics
 from collections.abc import Container, Mapping, Sequence
@@ -309,18 +310,16 @@ def _seed_by_seed(results: Results, apart: Container[str]) -> TextTable:
 
 
 def _against_score(results: Results, apart: Container[str]) -> TextTable:
-    """Every row's sampled figures minus SCoRe's, paired by seed."""
+    """Every row's figures minus SCoRe's, paired by seed, decoding by decoding."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in results.rows:
-        ours = {name: results.find(SCORE, name) for name in COMPARED}
-        found = {name: results.find(row, name) for name in COMPARED}
+    for row, decoding in itertools.product(results.rows, results.decodings()):
+        ours = {name: results.find(SCORE, name, decoding) for name in COMPARED}
+        found = {name: results.find(row, name, decoding) for name in COMPARED}
         if row != SCORE and row not in apart and len(results.seeds) > 1:
             line = {name: str(less) for name, seeds in found.items() if seeds and (less := seeds.minus(ours[name]))}
-            cells |= {(row,): line} if line else {}
-    caption = (
-        "Each row less score, paired by seed, sampled, points: mean [Student's interval of 95 percent over the seeds]"
-    )
-    return grid(caption, ["row"], COMPARED, cells)
+            cells |= {(row, decoding): line} if line else {}
+    caption = "Each row less score, paired by seed, points: mean [Student's interval of 95 percent over the seeds]"
+    return grid(caption, ["row", "decoding"], COMPARED, cells)
 
 
 def _shift(results: Results) -> TextTable:
