@@ -115,6 +115,18 @@ def test_the_study_that_is_tried_out_has_every_row_of_reinforcement_and_every_se
     assert ends == {row: whole.policy_of(row) for row in whole.config.rows if row != "star-plus"}
 
 
+def test_experiments_and_smollm_are_short_where_they_are_tried_out(tmp_path: Path) -> None:
+    (tmp_path / "smollm" / "smollm").mkdir(parents=True)
+    (tmp_path / "smollm" / "smollm" / "config.json").touch()  # nothing is to be downloaded
+    steps = [*paper.experiment_steps(tmp_path / "experiments", True), *paper.smollm_steps(tmp_path / "smollm", True)]
+    runs = [list(map(str, step.command)) for step in steps if "run" in step.command]
+    assert len(runs) == sum(map(len, paper.EXPERIMENTS.values())) + 2
+    for command in runs:
+        assert command[-1] == "--try-out"
+        lengths = [int(part.split("=")[1]) for part in command if part.startswith(("run.", "base.steps"))]
+        assert max(lengths, default=0) <= 2
+
+
 def test_every_experiment_is_of_a_row_of_the_study_and_is_explained() -> None:
     path = paper.PIPELINES / "study-eight.toml"
     study = read_study(path, read_recipe(path))
