@@ -38,6 +38,7 @@ Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
 
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.jsonl"
+FORKED_FROM = "forked_from.json"
 BEST = "best"
 # What a run that goes on may be told otherwise: none of it changes what is computed beyond the last bits.
 FREE = {
@@ -69,6 +70,8 @@ FORKED = (
     *("train.parquet", "validation.parquet", "test.parquet", "first_attempts.parquet"),
     *("solves.parquet", "solves.rewards.parquet", "dialogues.jsonl", "dialogues.parquet", "iterations", "latest"),
 )
+# What a run takes as its own work where it finds it.
+TAKEN = (*FORKED, "base", "start", "stage1", "sft", "stage2", BEST, "metrics.parquet", LOG_FILE)
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
 
@@ -113,9 +116,19 @@ class RunFolder:
             yield
 
     def pin(self, settings: Settings, defaults: Settings) -> list[str]:
-        """As `pin_config`, for this run; where nothing has been sampled or trained yet, it begins anew."""
+        """As `pin_config`, for this run; where nothing has been sampled or trained yet, it begins anew.
+
+        Raises:
+            UserError: as `pin_config`; or the folder holds no run, and files that a run would take for its own.
+        """
         if (self.root / "settings.json").exists():
             raise UserError(f"{self.root} holds a run of an earlier version of score: name another --out, or delete it")
+        if not (self.root / CONFIG_FILE).exists() and not (self.root / FORKED_FROM).exists():
+            strange = next((name for name in TAKEN if (self.root / name).exists()), None)
+            if strange is not None:
+                raise UserError(
+                    f"{self.root} holds no run, and {strange}, which a run would take for its own: name another --out"
+                )
         if self._only_prepared():
             for name in PREPARED:
                 (self.root / name).unlink(missing_ok=True)
@@ -145,7 +158,7 @@ class RunFolder:
                     shutil.copytree(source, folder / name, copy_function=os.link)
                 elif source.exists():
                     os.link(source, folder / name)
-            shutil.copyfile(self.root / CONFIG_FILE, folder / "forked_from.json")
+            shutil.copyfile(self.root / CONFIG_FILE, folder / FORKED_FROM)
             if (self.root / LOG_FILE).exists():  # the one file that grows
                 shutil.copyfile(self.root / LOG_FILE, folder / LOG_FILE)
             for path in self.root.iterdir():

@@ -73,7 +73,7 @@ def show_traces(
     """Print traces with their verdicts, at most `limit` that pass the filters.
 
     Raises:
-        UserError: an input does not fit, or a filter needs rewards that are not there.
+        UserError: an input does not fit, no trace is of the problem, or a filter needs rewards that are not there.
     """
     problems = problems or own_problems(traces)
     chain = None if only is None else _parse_chain(only)
@@ -81,9 +81,11 @@ def show_traces(
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
     shown = total = 0
+    asked = problem is None
     for trace, reward in _rows(traces, rewards, needed=chain is not None):
         if problem is not None and trace.problem_id != problem:
             continue
+        asked = True
         if chain is not None and (reward is None or letters(reward.verdicts) != chain):
             continue
         total += 1
@@ -92,6 +94,8 @@ def show_traces(
             _print_trace(console, trace, reward, known.get(trace.problem_id))
             if spell is not None:
                 _print_tokens(console, trace, spell)
+    if not asked:
+        raise UserError(f"{traces} holds no trace of problem {problem}: give a problem_id as the traces have it")
     console.print(f"{shown} of {total} matching traces", style="dim")
 
 

@@ -225,6 +225,17 @@ def test_mistakes_are_one_line(
     assert len(lines) == 1 and said in lines[0]
 
 
+def test_of_an_adapter_the_model_beneath_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft = pytest.importorskip("peft")
+    llama(tmp_path)
+    peft.LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(tmp_path)).save_pretrained(
+        tmp_path / "lora"
+    )
+    assert run("doctor", "--model", tmp_path / "lora") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and f"lora is an adapter: give the model beneath it, {tmp_path}," in lines[0]
+
+
 def test_what_is_missing_is_named_with_the_way_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

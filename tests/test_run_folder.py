@@ -97,3 +97,15 @@ def test_a_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run of an earlier version of score: name another --out"):
         RunFolder(tmp_path).pin(BEGUN, {})
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "base", "iterations"])
+def test_what_a_run_would_take_for_its_own_work_is_refused(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "notes.txt").write_text("anybody's")
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"holds no run, and {name}, which a run would take for its own"):
+        folder.pin(BEGUN, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "notes.txt"])
+    (tmp_path / "forked_from.json").write_text("{}")
+    folder.pin(BEGUN, {})

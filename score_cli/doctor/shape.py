@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from score_cli.errors import UserError
-from score_cli.tables.adapters import linear_layers, lora_config, sits_on
+from score_cli.tables.adapters import base_places, has_adapter, linear_layers, lora_config, read_adapter_config, sits_on
 from score_cli.tables.checkpoints import refuse_gguf
 
 
@@ -51,6 +51,9 @@ def read_shape(name: str | Path) -> Shape:
         UserError: no such folder or model, or one that transformers cannot build as a causal language model.
     """
     refuse_gguf(name)
+    if has_adapter(Path(name)):
+        base = base_places(Path(name), read_adapter_config(Path(name)))[0]
+        raise UserError(f"{name} is an adapter: give the model beneath it, {base}, and a rank (--set lora.rank=16)")
     try:
         config = AutoConfig.from_pretrained(str(name))
         model = empty_model(config)
