@@ -202,8 +202,8 @@ def make(name: str, folder: Path, small: bool) -> None:
 
 def note(path: Path, began: float) -> None:
     """Add this process's work to a part's made.json."""
-    sessions = json.loads(path.read_text()) if path.exists() else []
-    sessions.append(
+    visits = json.loads(path.read_text()) if path.exists() else []
+    visits.append(
         {
             "commit": commit(),
             "machine": machine(),
@@ -213,7 +213,7 @@ def note(path: Path, began: float) -> None:
         }
     )
     with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(sessions, indent=1) + "\n")
+        temporary.write_text(json.dumps(visits, indent=1) + "\n")
 
 
 def commit() -> str:

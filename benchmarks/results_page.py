@@ -65,11 +65,11 @@ def made_by(out: Path, parts: Sequence[str]) -> TextTable:
     lines = []
     for part in parts:
         path = out / part / "made.json"
-        for session in json.loads(path.read_text()) if path.exists() else []:
-            versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
-            hours = session["seconds"] / 3600
-            line = [part, session["commit"], session["machine"], versions, session["began"], f"{hours:.2f}"]
-            lines.append([*line, session.get("note", "")])
+        for visit in json.loads(path.read_text()) if path.exists() else []:
+            versions = ", ".join(f"{name} {version}" for name, version in visit["versions"].items())
+            hours = visit["seconds"] / 3600
+            line = [part, visit["commit"], visit["machine"], versions, visit["began"], f"{hours:.2f}"]
+            lines.append([*line, visit.get("note", "")])
     return TextTable("", ["part", "commit", "machine", "versions", "began", "hours", ""], lines, 1)
 
 

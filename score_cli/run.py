@@ -14,7 +14,7 @@ from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
 from score_cli.run_checks import check_best, check_passes, resolved
 from score_cli.run_disk import check_room, predicted_disk
-from score_cli.run_folder import RunFolder
+from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import RunLog, check_sinks
 from score_cli.run_phases import RunConfigs, RunPhases
 from score_cli.sampling.engine import engine_name, policy_device
@@ -153,6 +153,13 @@ class Run:
             phases.end_with_best()
         self.folder.join_train_metrics(updates)
         return phases
+
+    @property
+    def result(self) -> Path:
+        """The policy that the run ends with."""
+        if self.configs.run.evaluate == "best":
+            return self.folder.policy(BEST)
+        return self.folder.policy(self.phases[-1].name) if self.phases else self._base_path
 
     @property
     def _sinks(self) -> list[str]:

@@ -123,13 +123,17 @@ def _run_recipe(plan: Recipe, folder: Path, inputs: "RunInputs", *, ray: str | N
     from score_cli.tables.trainers import trainers_on
 
     with nullcontext() if trainers == 1 else trainers_on(str(ray), trainers, training_device(plan)):
-        rows = Run(plan, folder, inputs, make_progress()).execute()
+        work = Run(plan, folder, inputs, make_progress())
+        rows = work.execute()
     typer.echo(f"{folder / 'metrics.parquet'}: held-out problems, percent, ± standard error clustered by problem")
     policies = [row for row in rows if MINUS not in row["policy"]]
     print_table(paper_table(policies, attempts_of(policies)))
     for table in (dialogue_table(policies), critic_table(policies)):
         if table.lines:
             print_table(table)
+    typer.echo(
+        f"\n{work.result}: the policy, a checkpoint as any other; `score report {folder}` draws how it came about"
+    )
 
 
 def _on_ray(address: str | None) -> list[str]:
