@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 
 from results_page import write_page
 
+from score_cli.phases import STAGE2
 from score_cli.recipe import TRY_OUT_PROBLEMS, read_recipe
 from score_cli.run_config import RunConfig
+from score_cli.study.results import BASE_FIRST
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.provenance import library_versions
 
@@ -43,11 +45,15 @@ class Step(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A row of the study under other settings, from the study's bases or, where those change, from its own."""
+    """A row of the study under other settings, from the study's bases or, where those change, from its own.
+
+    With `given` it is also measured after first attempts of its base.
+    """
 
     row: str
     seeds: Sequence[int]
     settings: Mapping[str, Any]
+    given: bool = False
 
 
 LENGTHS = ("base.steps", "run.stage1_iterations", "run.stage2_iterations")
@@ -57,7 +63,7 @@ NO_SKILL = {"base.latent_share": 0}
 # Name of a folder -> what it asks. docs/disagreements.md says why.
 EXPERIMENTS = {
     "no-skill": [Experiment(row, (0, 1), NO_SKILL) for row in ("score", "no-stage1", "no-online-first-attempts")],
-    "long-stage2": [Experiment(row, (0, 1), LONG_STAGE2) for row in ("score", "no-online-first-attempts")],
+    "long-stage2": [Experiment(row, (0, 1), LONG_STAGE2, given=True) for row in ("score", "no-online-first-attempts")],
     "longer": [
         Experiment("score", (0, *WEAK), LONGER),
         Experiment("naive-multi-turn", (0, *WEAK), {"run.stage2_iterations": sum(LONGER.values())}),
@@ -115,7 +121,7 @@ def experiment_steps(folder: Path, small: bool) -> Iterator[Step]:
     """Each takes its row's recipe, with the settings chosen, and the problems and base of its seed from the study."""
     study = folder.parent / "study"
     for name, experiments in EXPERIMENTS.items():
-        for row, seeds, settings in experiments:
+        for row, seeds, settings, given in experiments:
             for seed in (0,) if small else seeds:
                 run, base = folder / name / f"seed-{seed}" / row, study / f"seed-{seed}" / "base"
                 # --set beats --try-out.
@@ -124,11 +130,22 @@ def experiment_steps(folder: Path, small: bool) -> Iterator[Step]:
                 files = ["--model", base / "base"]
                 files += ["--problems", base / "train.parquet", "--eval-problems", base / "test.parquet"]
                 own_base = any(key.startswith("base.") for key in settings)
-                command = score("run", study / "recipes" / f"{row}.toml", "--seed", seed, "--out", run, *changes)
+                recipe = study / "recipes" / f"{row}.toml"
+                command = score("run", recipe, "--seed", seed, "--out", run, *changes)
                 yield Step(
                     run / "metrics.parquet",
                     [*command, *([] if own_base else files), *(["--try-out"] if small else [])],
                 )
+                if given:
+                    yield given_step(recipe, seed, run, base)
+
+
+def given_step(recipe: Path, seed: int, run: Path, base: Path) -> Step:
+    """Measure what a run ends in after the first attempts that its base was measured by."""
+    out = run / "conditions" / f"{BASE_FIRST}.parquet"
+    command = score("eval", "--config", recipe, "--seed", seed, "--model", run / STAGE2)
+    command += ["--problems", base / "test.parquet", "--out", out, "--traces-folder", out.with_suffix("")]
+    return Step(out, [*command, "--first-attempts", base / "eval" / "base-sampled.traces.parquet", "--overwrite"])
 
 
 def smollm_steps(folder: Path, small: bool) -> Iterator[Step]:
@@ -187,10 +204,10 @@ PARTS = {
 def make(name: str, folder: Path, small: bool) -> None:
     """Do what is not done yet of a part, and note who did it in its made.json, also where it is interrupted."""
     began, done = time.time(), 0
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         for step in PARTS[name](folder, small):
             if not step.output.exists():
-                step.output.parent.mkdir(parents=True, exist_ok=True)
                 done += 1
                 command = list(map(str, step.command))
                 print(f"{name}: {' '.join(command[2:])}", flush=True)

@@ -14,7 +14,7 @@ from score_cli.report.readme import curve_svg, dark
 from score_cli.report.run import read_curve
 from score_cli.run_log import read_log
 from score_cli.study.claims import judge_claims
-from score_cli.study.results import OWN, Results, Seeds, row_folder, study_tables
+from score_cli.study.results import BASE_FIRST, OWN, Results, Seeds, row_folder, study_tables
 from score_cli.tables.atomic import replacing_file
 from score_cli.tables.parquet import METRICS, STUDY, TUNING, read_table
 
@@ -178,6 +178,11 @@ def experiments(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
         for row in sorted({path.name for path in (folder / name).glob("seed-*/*")}, reverse=True):
             runs = {seed: run / row for seed, run in runs_of(folder / name, row).items()}
             rows += rows_of(runs.items(), lambda seed, policy, row=row: f"{row}, seed {seed}, {policy}")
+            given = {seed: run / "conditions" / f"{BASE_FIRST}.parquet" for seed, run in runs.items()}
+            rows += rows_of(
+                [(seed, path) for seed, path in given.items() if path.exists()],
+                lambda seed, policy, row=row: f"{row}, seed {seed}, {policy} after the base's first attempts",
+            )
         sampled = [row for row in rows if row["decoding"] == SAMPLED]
         yield markdown(paper_table(plain(sampled), caption=f"`{name}`: {SAYS[name]}", secondary=COLUMNS))
 
@@ -236,7 +241,8 @@ def rows_of(runs: Any, name: Callable[[Any, str], str], *, differences: bool = F
     """The metrics of several runs as rows of a study, each policy under a name of its own."""
     rows = []
     for seed, run in runs:
-        for row in read_table(run / "metrics.parquet", METRICS).to_pylist():
+        path = run / "metrics.parquet" if run.is_dir() else run
+        for row in read_table(path, METRICS).to_pylist():
             if differences or MINUS not in row["policy"]:
                 named = name(seed, row["policy"])
                 rows.append(row | {"row": named, "policy": named, "seed": seed, "condition": OWN})
