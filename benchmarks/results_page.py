@@ -122,20 +122,20 @@ def study(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
 
 def guesses_table(results: Results) -> TextTable:
     """How often an answer changes after a wrong first attempt, and how often that puts it right."""
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    names = ("acc@t1", "changed@t2", "i_to_c@t2", "c_to_i@t2")
     titles = ("wrong ones: answer changed", "of these put right", "right ones: broken")
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in results.rows:
-        names = ("acc@t1", "changed@t2", "i_to_c@t2", "c_to_i@t2")
         found = [seeds.values for name in names if (seeds := results.find(row, name))]
-        if len(found) == len(names):
-            shares = []
-            for seed in found[0]:
-                right, changed, mended, broken = (values[seed] for values in found)
-                # A right first attempt whose answer changes is broken: all else that changes was wrong.
-                elsewhere = changed - broken
-                shares.append((elsewhere / (1 - right), mended / elsewhere, broken / right))
-            columns = [Seeds(dict(enumerate(column))) for column in zip(*shares, strict=True)]
-            cells[row,] = {title: str(seeds) for title, seeds in zip(titles, columns, strict=True)}
+        shares: dict[str, dict[int, float]] = {title: {} for title in titles}
+        for seed in found[0] if len(found) == len(names) else ():
+            right, changed, mended, broken = (values[seed] for values in found)
+            # A right first attempt whose answer changes is broken: all else that changes was wrong.
+            parts = ((changed - broken, 1 - right), (mended, changed - broken), (broken, right))
+            for title, (part, whole) in zip(titles, parts, strict=True):
+                shares[title] |= {seed: part / whole} if whole > 0 else {}
+        line = {title: str(Seeds(own)) for title, own in shares.items() if own}
+        cells |= {(row,): line} if line else {}
     return grid("What becomes of first attempts, sampled", ["row"], {title: title for title in titles}, cells)
 
 

@@ -16,6 +16,7 @@ import results_page
 
 from score_cli.recipe import read_recipe
 from score_cli.study.plan import read_study
+from score_cli.study.results import Results
 from score_cli.tables.parquet import METRICS, TRAIN_METRICS, write_table
 from score_cli.tables.provenance import Footer
 from tests.report_support import curve, write_study
@@ -66,6 +67,18 @@ def test_a_part_that_is_not_there_is_left_out_and_each_says_who_made_it(tmp_path
     # By hand: 76 and 80 percent at the second attempt of score, 48 and 50 of base.
     assert cells(page, "score", "sampled")[1] == "78.0 ±2.8 (64.4)"
     assert cells(page, "base", "acc@t2") == ["48.0", "50.0"]
+
+
+def test_what_becomes_of_first_attempts_is_a_share_of_those_there_are() -> None:
+    """Of 0.6 wrong ones 0.24 change, 0.06 of them for the better; nothing is right at first in the other seed."""
+    rows = [
+        {"row": "score", "condition": "own", "policy": "p", "decoding": "sampled", "name": name, "seed": seed}
+        | {"value": value, "stderr": None, "count": 8}
+        for seed, values in enumerate(((0.4, 0.3, 0.06, 0.06), (0.0, 0.0, 0.0, 0.0)))
+        for name, value in zip(("acc@t1", "changed@t2", "i_to_c@t2", "c_to_i@t2"), values, strict=True)
+    ]
+    # 0.24 / 0.6 and 0 of 1; 0.06 / 0.24; 0.06 / 0.4.
+    assert results_page.guesses_table(Results(rows)).lines == [["score", "20.0 ±28.3", "25.0", "15.0"]]
 
 
 def test_experiments_and_smollm_show_single_runs_with_their_own_errors(tmp_path: Path) -> None:
