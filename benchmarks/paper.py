@@ -62,8 +62,8 @@ LONGER = {"run.stage1_iterations": 120, "run.stage2_iterations": 90}
 NO_SKILL = {"base.latent_share": 0}
 # Name of a folder -> what it asks. docs/disagreements.md says why.
 EXPERIMENTS = {
-    "no-skill": [Experiment(row, (0, 1), NO_SKILL) for row in ("score", "no-stage1", "no-online-first-attempts")],
-    "long-stage2": [Experiment(row, (0, 1), LONG_STAGE2, given=True) for row in ("score", "no-online-first-attempts")],
+    "no-skill": [Experiment(row, (0,), NO_SKILL) for row in ("score", "no-stage1", "no-online-first-attempts")],
+    "long-stage2": [Experiment(row, (0,), LONG_STAGE2, given=True) for row in ("score", "no-online-first-attempts")],
     "longer": [
         Experiment("score", (0, *WEAK), LONGER),
         Experiment("naive-multi-turn", (0, *WEAK), {"run.stage2_iterations": sum(LONGER.values())}),
@@ -71,7 +71,6 @@ EXPERIMENTS = {
     "longer-base": [Experiment("score", WEAK, {"base.steps": 1500})],
     "alpha-2": [Experiment("score", (0, 1, 2), {"train-stage2.alpha": 2})],
     "alpha-30": [Experiment("score", WEAK, {"train-stage2.alpha": 30})],
-    "stage1-rate": [Experiment("score", WEAK, {"train-stage1.learning_rate": 5e-4})],
 }
 
 

@@ -29,7 +29,6 @@ SAYS = {
     "longer-base": "bases after 1,500 steps in place of 1,000",
     "alpha-2": "a bonus of 2 in place of 10",
     "alpha-30": "a bonus of 30 in place of 10",
-    "stage1-rate": "a learning rate of 5e-4 in Stage I, the quickstart's, in place of the chosen 2.5e-4",
 }
 
 
