@@ -60,7 +60,8 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
     if table is PROBLEMS and path.suffix in (".csv", ".json", ".jsonl"):
         raise UserError(f"{path} is no problems table: `score data custom --from {path}` makes one of it")
     try:
-        file = pq.ParquetFile(path)
+        # Read ahead, all column chunks of the file would be held until the last piece has been taken.
+        file = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(
