@@ -7,6 +7,8 @@ from score_cli.errors import UserError
 from score_cli.run_config import RunConfig
 
 BASE, START, STAGE1, SFT, STAGE2 = "base", "start", "stage1", "sft", "stage2"
+# By this file in it a folder is known to be a run's.
+CONFIG_FILE = "config.json"
 # What `run.start` says in a file's place: the dialogues are an author's.
 AUTHOR = "author"
 

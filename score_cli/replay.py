@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from score_cli.config import SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import JobError, UserError
-from score_cli.phases import BASE, START, Phase, plan_phases
+from score_cli.phases import BASE, CONFIG_FILE, START, Phase, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.run_config import RunConfig
-from score_cli.run_folder import CONFIG_FILE, RunFolder
+from score_cli.run_folder import RunFolder
 from score_cli.settings import config_of
 from score_cli.stages.train import GradedBatch, open_trainer, read_batch
 from score_cli.tables.checkpoints import stored_state

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.phases import BASE, Phase
+from score_cli.phases import BASE, CONFIG_FILE, Phase
 from score_cli.run_config import AlarmsConfig
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
@@ -36,7 +36,6 @@ from score_cli.tables.updates import Updates
 
 Settings = Mapping[str, Mapping[str, Any]]  # stage -> key -> value
 
-CONFIG_FILE = "config.json"
 LOG_FILE = "log.jsonl"
 FORKED_FROM = "forked_from.json"
 BEST = "best"

@@ -12,7 +12,7 @@ from rich.text import Text
 from score_cli.errors import UserError
 from score_cli.evaluation.layout import TextTable
 from score_cli.metrics import letters
-from score_cli.run_folder import CONFIG_FILE
+from score_cli.phases import CONFIG_FILE
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import JUDGES, Problem, Trace, Verdict, turn_title
 from score_cli.tables.schemas import LENGTH

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from score_cli.errors import UserError
-from score_cli.run_folder import CONFIG_FILE, LOG_FILE, RunFolder
+from score_cli.phases import CONFIG_FILE
+from score_cli.run_folder import LOG_FILE, RunFolder
 from score_cli.run_log import Entry, overhead, read_log
 from score_cli.tables.atomic import is_locked
 

@@ -96,9 +96,10 @@ def test_no_module_is_imported_by_one_that_it_imports() -> None:
     assert [name for name in names if name in reached[name]] == []
 
 
-def test_verify_needs_neither_torch_nor_transformers() -> None:
+@pytest.mark.parametrize("module", ["stages.verify", "stages.evaluate_tables", "show"])
+def test_what_reads_tables_needs_neither_torch_nor_transformers(module: str) -> None:
     code = (
-        "import sys, score_cli.stages.verify; sys.exit(', '.join({'torch', 'transformers'} & set(sys.modules)) or None)"
+        f"import sys, score_cli.{module}; sys.exit(', '.join({{'torch', 'transformers'}} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -341,7 +341,6 @@ def evaluate(
 ) -> None:
     """Measure policies side by side, sampled and greedy, and print the paper's table and paired differences."""
     from score_cli.console import make_progress
-    from score_cli.stages.evaluate import evaluate_checkpoints, evaluate_tables
     from score_cli.tables.atomic import check_output
 
     if traces and grader:
@@ -358,6 +357,8 @@ def evaluate(
         raise UserError("--signals says which answers to hand over, and no --escalate says to whom: name its traces")
     check_output(out, overwrite=overwrite)
     if traces:
+        from score_cli.stages.evaluate_tables import evaluate_tables
+
         rows = evaluate_tables(
             settings,
             traces=traces,
@@ -370,6 +371,8 @@ def evaluate(
             overwrite=overwrite,
         )
     else:
+        from score_cli.stages.evaluate import evaluate_checkpoints
+
         rows = evaluate_checkpoints(
             settings,
             checkpoints=model or [Path("ckpt")],
