@@ -96,7 +96,7 @@ def test_no_module_is_imported_by_one_that_it_imports() -> None:
     assert [name for name in names if name in reached[name]] == []
 
 
-@pytest.mark.parametrize("module", ["stages.verify", "stages.evaluate_tables", "show"])
+@pytest.mark.parametrize("module", ["stages.verify", "stages.evaluate_tables", "show", "report.run", "report.study"])
 def test_what_reads_tables_needs_neither_torch_nor_transformers(module: str) -> None:
     code = (
         f"import sys, score_cli.{module}; sys.exit(', '.join({{'torch', 'transformers'}} & set(sys.modules)) or None)"

@@ -6,7 +6,7 @@ from pathlib import Path
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
 from score_cli.progress import SILENT, Progress
-from score_cli.tables.atomic import check_output
+from score_cli.tables.atomic import check_output, replacing_file
 
 
 def write_report(
@@ -37,14 +37,19 @@ def write_report(
             raise UserError(f"{folder} is a file, expected a folder for the figures: name another")
     from score_cli.report.page import Figures, write_page
     from score_cli.report.plots import style
-    from score_cli.report.readme import readme_figures, write_figures
     from score_cli.report.run import run_page
     from score_cli.report.study import STUDY_FILE, study_page
 
+    made: dict[Path, str] = {}
     with style():
-        made = {} if figures is None else readme_figures(run, figures, overwrite=overwrite)
+        if figures is not None:
+            from score_cli.report.readme import readme_figures  # reads a policy: torch is for this alone
+
+            made = readme_figures(run, figures, overwrite=overwrite)
         drawn = Figures()
         page = (study_page if (run / STUDY_FILE).exists() else run_page)(run, config, drawn, progress)
         names = write_page(page, drawn, out=out, plots=plots, overwrite=overwrite)
-        write_figures(made)
+        for path, content in made.items():
+            with replacing_file(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
     return names

@@ -13,7 +13,7 @@ import torch
 from score_cli.errors import UserError
 from score_cli.report.plots import COLOURS, lines_figure, style, svg_file
 from score_cli.report.run import curve_lines, read_config, read_curve, stage_line, stage_rules, stage_starts
-from score_cli.tables.atomic import check_output, replacing_file
+from score_cli.tables.atomic import check_output
 from score_cli.tables.checkpoints import load_tokenizer
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.schemas import CORRECT
@@ -67,13 +67,6 @@ def readme_figures(run: Path, folder: Path, *, overwrite: bool) -> dict[Path, st
     words = [tokenizer.decode([token], skip_special_tokens=False) for token in example.trace.token_ids.tolist()]
     loop, curve = loop_svg(example, words), curve_svg(read_curve(run))
     return dict(zip((folder / name for name in names), (loop, dark(loop), curve, dark(curve)), strict=True))
-
-
-def write_figures(files: dict[Path, str]) -> None:
-    """Write what `readme_figures` made."""
-    for path, content in files.items():
-        with replacing_file(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
 
 
 def find_example(run: Path) -> Example:
