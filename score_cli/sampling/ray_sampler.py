@@ -107,17 +107,17 @@ class RaySampler(Sampler):
         """As `Sampler.sample_chunks`, in the order in which the actors finish."""
         # What an actor is asked is settled here: it draws no problems, and numbers no iteration by itself.
         config = replace(job.config, problems_per_iteration=None, shard=None)
-        policy, pool = self._policy_in_store(), self._pool()
+        policy, rows_of = self._policy_in_store(), dict(chunks)
 
-        def submit(actor: Any, item: tuple[int, range]) -> Any:
-            number, rows = item
+        def arguments(number: int) -> tuple[Any, ...]:
+            rows = rows_of[number]
             problems = [job.problems[row] for row in rows]
             offline = None if job.offline is None else job.offline.of(problems)
             given = None if job.given is None else job.given.of(rows)
-            return actor.work.remote(number, "sample", policy, problems, config, offline, given)
+            return policy, problems, config, offline, given
 
         by_id = {problem.problem_id: problem for problem in job.problems}
-        for number, traces in cluster.results(pool.map_unordered(submit, list(chunks)), _WHO):
+        for number, traces in cluster.spread(self._all_actors(), "sample", rows_of, arguments, _WHO):
             if ended is not None:
                 for trace in traces:
                     _tell(ended, trace, by_id[trace.problem_id])
@@ -126,11 +126,14 @@ class RaySampler(Sampler):
     def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
         """As `Sampler.token_logprobs`, asked of every actor: of each token what is farthest from their mean.
 
-        So an actor that held another policy would show.
+        So an actor that held another policy would show. One that is lost holds none, until it takes one with a task.
         """
-        policy = self._policy_in_store()
-        asked = [actor.work.remote(0, "token_logprobs", policy, traces, temperature) for actor in self._all_actors()]
-        answers = [found for _, found in cluster.results(map(self._ray.get, asked), _WHO)]
+        question = (0, "token_logprobs", self._policy_in_store(), traces, temperature)
+        actors = self._all_actors()
+        answers = cluster.present([actor.work.options(max_task_retries=0).remote(*question) for actor in actors])
+        if not answers:
+            asked = [actor.work.remote(*question) for actor in actors]
+            answers = [found for _, found in cluster.results(map(self._ray.get, asked), _WHO)]
         # Actors, traces and tokens to traces, tokens and actors.
         return [[_farthest(values) for values in zip(*rows, strict=True)] for rows in zip(*answers, strict=True)]
 
@@ -149,10 +152,6 @@ class RaySampler(Sampler):
             # A copy: what trains on goes on changing its weights in place.
             self._stored = StoredPolicy(self.policy.state.fingerprint, (self._ray.put(self.policy),))
         return self._stored
-
-    def _pool(self) -> Any:
-        pools = importlib.import_module("ray.util")
-        return pools.ActorPool(self._all_actors())
 
     def _all_actors(self) -> list[Any]:
         if not self._actors:

@@ -1,15 +1,16 @@
 """A Ray cluster: joining it, how much of it is taken, and what its actors answer.
 
 An actor of ours holds what it needs beyond its task nowhere but in itself, so that a task whose actor died can be done
-again by another, or by the one that Ray starts in its place.
+again by another, or by the one that Ray starts in its place. `ray.util.ActorPool` has only the second: where a machine
+is lost, and the actor has no other place, it would wait for ever.
 """
 
 import importlib
 import logging
 import signal
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +36,88 @@ class Actor:
         except (UserError, JobError) as error:
             return number, error
 
+    def ready(self) -> None:
+        """Answer, as soon as this actor is there."""
+
+
+def spread(
+    actors: Sequence[Any], verb: str, numbers: Iterable[int], arguments: Callable[[int], tuple[Any, ...]], who: str
+) -> Iterator[tuple[int, Any]]:
+    """What actors answer to numbered tasks, in the order in which they are done, one task an actor at a time.
+
+    An actor gets work when it has answered. The task of one that is lost goes to whoever is free; the lost one is asked
+    again, and answers when Ray has started it anew.
+
+    Args:
+        arguments: of a task, which are those of the actors' method `verb`.
+        who: what the actors are.
+    Raises:
+        UserError, JobError: as an actor raised it; one task has lost its actor again and again, or none can be started.
+    """
+    ray, errors = importlib.import_module("ray"), importlib.import_module("ray.exceptions")
+    waiting, lost = deque(numbers), Counter[int]()
+    # What each actor is at; None where it has only been asked whether it is there.
+    running: dict[Any, tuple[Any, int | None]] = {_ask_if_ready(actor): (actor, None) for actor in actors}
+    idle: list[Any] = []
+    while waiting or any(number is not None for _, number in running.values()):
+        while waiting and idle:
+            actor, number = idle.pop(), waiting.popleft()
+            task = actor.work.options(max_task_retries=0).remote(number, verb, *arguments(number))
+            running[task] = actor, number
+        [done], _ = ray.wait(list(running))
+        actor, at = running.pop(done)
+        try:
+            _, found = ray.get(done)
+        except errors.RayTaskError:
+            raise  # a fault of the code, and no loss
+        except errors.RayError as error:
+            if at is not None:
+                lost[at] += 1
+                if lost[at] > TASK_RETRIES:
+                    raise _died(who, error) from None
+                waiting.appendleft(at)
+                running[_ask_if_ready(actor)] = actor, None
+            elif not running and not idle:
+                raise JobError(f"no Ray {who} can be started ({first_line(error)}): see `ray logs`") from None
+            continue
+        if isinstance(found, Exception):
+            raise found
+        idle.append(actor)
+        if at is not None:
+            yield at, found
+
+
+def _ask_if_ready(actor: Any) -> Any:
+    return actor.work.options(max_task_retries=-1).remote(0, "ready")
+
+
+def present(asked: Iterable[Any]) -> list[Any]:
+    """What was answered by the actors that are there; one that is lost is left out.
+
+    Raises:
+        UserError, JobError: as an actor raised it.
+    """
+    ray, errors = importlib.import_module("ray"), importlib.import_module("ray.exceptions")
+    answers = []
+    for each in asked:
+        try:
+            answers.append(ray.get(each)[1])
+        except errors.RayTaskError:
+            raise
+        except errors.RayError:
+            continue
+    for found in answers:
+        if isinstance(found, Exception):
+            raise found
+    return answers
+
+
+def _died(who: str, error: BaseException) -> JobError:
+    return JobError(
+        f"a Ray {who} died {TASK_RETRIES + 1} times over one chunk ({first_line(error)}): look into its log with "
+        "`ray logs`, and run the command again to go on"
+    )
+
 
 def results(answers: Iterator[tuple[int, Any]], who: str) -> Iterator[tuple[int, Any]]:
     """What actors answered.
@@ -51,10 +134,7 @@ def results(answers: Iterator[tuple[int, Any]], who: str) -> Iterator[tuple[int,
                 raise found
             yield number, found
     except errors.RayError as error:
-        raise JobError(
-            f"a Ray {who} died {TASK_RETRIES + 1} times over one chunk ({first_line(error)}): look into its log with "
-            "`ray logs`, and run the command again to go on"
-        ) from None
+        raise _died(who, error) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
 """Grading on a Ray cluster: an actor a machine with graders and processes of its own, chunks of attempts as its tasks.
 
 What an attempt is graded as depends on the attempt and its problem alone, so it does not matter which actor grades it,
-nor how often: a chunk whose actor died is graded again. Machines that would grade otherwise than each other, because
-one has another version of a library or no sandbox, are refused before anything is graded. Every task says how its items
-are to be graded, so an actor that Ray has started anew on such a machine refuses them.
+nor how often: a chunk whose actor died is graded again by another. Machines that would grade otherwise than each other,
+because one has another version of a library or no sandbox, are refused before anything is graded. Every task says how
+its items are to be graded, so an actor that Ray has started anew on such a machine refuses them.
 """
 
 import importlib
@@ -123,11 +123,11 @@ class GradingActors:
             return []
         described = self.described[items[0].problem.task]
         chunks = chunks_of(items, actors=len(self._actors), workers=self._workers)
-        pool = importlib.import_module("ray.util").ActorPool(self._actors)
-        answers = pool.map_unordered(
-            lambda actor, number: actor.work.remote(number, "grade", described, chunks[number]), range(len(chunks))
+        graded = dict(
+            cluster.spread(
+                self._actors, "grade", range(len(chunks)), lambda number: (described, chunks[number]), who=_WHO
+            )
         )
-        graded = dict(cluster.results(answers, _WHO))
         return [one for number in range(len(chunks)) for one in graded[number]]
 
     def close(self) -> None:
