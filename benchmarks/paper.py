@@ -202,7 +202,7 @@ PARTS = {
 
 def make(name: str, folder: Path, small: bool) -> None:
     """Do what is not done yet of a part, and note who did it in its made.json, also where it is interrupted."""
-    began, done = time.time(), 0
+    began, by, done = time.time(), commit(), 0
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for step in PARTS[name](folder, small):
@@ -213,15 +213,15 @@ def make(name: str, folder: Path, small: bool) -> None:
                 subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     finally:
         if done:
-            note(folder / "made.json", began)
+            note(folder / "made.json", began, by)
 
 
-def note(path: Path, began: float) -> None:
+def note(path: Path, began: float, by: str) -> None:
     """Add this process's work to a part's made.json."""
     visits = json.loads(path.read_text()) if path.exists() else []
     visits.append(
         {
-            "commit": commit(),
+            "commit": by,
             "machine": machine(),
             "versions": library_versions(),
             "began": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
