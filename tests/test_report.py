@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import random
 import re
 import shutil
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 
 from score_cli.cli import run_command
 from score_cli.config import ReportConfig
+from score_cli.metrics import clustered_mean
 from score_cli.report import write_report
 from score_cli.report.plots import COLOURS, Line, inline_svg, lines_figure, style, svg_file
 from score_cli.report.run import curve_lines, edit_bins, edit_upper, smoothed, stage_rules
@@ -362,6 +364,45 @@ def test_bins_by_logprob_are_of_equal_size_and_ordered_by_doubt() -> None:
     assert [part.wrong.value for part in bins] == [1.0, 0.0, 0.0]
     assert [part.changed.value for part in bins] == [1.0, 1.0, 0.0]
     assert [part.mean for part in bins] == pytest.approx([-3 + 3.5 / 8, -2 + 3.5 / 8, -1 + 3.5 / 8])
+
+
+def test_pairs_add_up_over_pieces_of_any_size_to_what_trace_by_trace_gives() -> None:
+    draw = random.Random(0)
+    rows = [
+        (
+            trace(name := f"p{draw.randrange(9)}", [-draw.random()], offline=draw.randrange(2)),
+            reward(name, draw.choice("ciu") + draw.choice("ciu"), changed=draw.random() < 0.4),
+        )
+        for _ in range(70)
+    ]
+    scored = [each for _, each in rows if None not in each.rewards]
+    wanted = {
+        f"{a}-{b}": clustered_mean(
+            [float(each.rewards == [float(a == "c"), float(b == "c")]) for each in scored],
+            [each.problem_id for each in scored],
+        )
+        for a in "ci"
+        for b in "ci"
+    }
+    known = sorted(
+        (float(first.logprobs[1]), verdict)
+        for first, verdict in rows
+        if not first.offline_attempts and verdict.rewards[0] is not None
+    )
+    for size in (1, 6, 70):
+        facts = pair_facts(in_pieces(rows, size), 2)
+        assert facts.flow == wanted and sum(facts.edit_ratios.values()) == 70
+        for letter, value in (("c", 1.0), ("i", 0.0)):
+            own = [each for _, each in rows if each.rewards[0] == value]
+            edited = [float(each.answers[0] != each.answers[1]) for each in own]
+            assert facts.changed[letter] == clustered_mean(edited, [each.problem_id for each in own])
+        start = 0
+        for part in facts.bins:
+            own = [each for _, each in known[start : start + part.wrong.count]]
+            start += part.wrong.count
+            wrong = [float(each.rewards[0] == 0.0) for each in own]
+            assert part.wrong == clustered_mean(wrong, [each.problem_id for each in own])
+        assert start == len(known)
 
 
 def test_equal_logprobs_are_never_parted_and_unscored_first_attempts_are_in_no_bin() -> None:

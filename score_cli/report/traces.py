@@ -11,14 +11,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from score_cli.config import ReportConfig
 from score_cli.errors import UserError
+from score_cli.evaluation.measured import add_up
 from score_cli.evaluation.votes import VOTES
 from score_cli.metrics import (
     Estimate,
@@ -189,36 +192,83 @@ def read_sources(
 def pair_facts(pieces: Iterable[GradedPiece], attempt: int) -> PairFacts:
     """Measure one pair of attempts; traces with fewer attempts are left out.
 
-    Of each trace it holds a few bytes: which problem it is of, how sure the sampler was, and what became of it.
+    Of each trace it holds 13 bytes, see `_Doubts`; all else is added up by problem.
     """
     ratios: Counter[float] = Counter()
-    frames = []
-    for piece in pieces:
-        frame = by_turn(piece.frame())
-        frame = solves_alone(frame.hstack([_mean_logprobs(frame)]), "logprobs_by_turn")
-        rows = frame.filter(pl.col("attempts").list.len() >= attempt).select(
-            "problem_id",
-            was_right=accuracy(attempt - 1).cast(pl.Boolean),
-            is_right=accuracy(attempt).cast(pl.Boolean),
-            changed=changed_answer(attempt),
-            logprob=pl.when(~pl.col("given").list.get(attempt - 2)).then(
-                pl.col("logprobs_by_turn").list.get(attempt - 2)
-            ),
-            ratio=edit_ratio(attempt),
-        )
-        ratios.update(rows["ratio"].to_list())
-        frames.append(rows.drop("ratio"))
-    rows = pl.concat(frames)
-    return PairFacts(
-        flow=_flow(rows),
-        changed={
-            name: _share(alike, pl.col("changed"))
-            for name, right in (("c", True), ("i", False))
-            if (alike := rows.filter(pl.col("was_right") == right)).height
-        },
-        edit_ratios=ratios,
-        bins=_logprob_bins(rows),
+    doubts = _Doubts()
+
+    def parts() -> Iterator[pl.DataFrame]:
+        for piece in pieces:
+            rows = _pair_rows(piece, attempt)
+            ratios.update(rows["ratio"].to_list())
+            doubts.add(rows.drop_nulls(["logprob", "was_right"]))
+            yield rows.group_by("problem_id", maintain_order=True).agg(**_PAIR_SUMS)
+
+    sums = add_up(parts(), ["problem_id"])
+    flow = {name: _share(sums, "scored", name) for name in FLOWS if sums["scored"].sum()}
+    changed = {name: _share(sums, name, f"{name}-changed") for name in "ci" if sums[name].sum()}
+    return PairFacts(flow, changed, ratios, doubts.bins())
+
+
+def _pair_rows(piece: GradedPiece, attempt: int) -> pl.DataFrame:
+    """Of each trace that has the attempt: was the one before right, is this one, and how sure the sampler was."""
+    frame = by_turn(piece.frame())
+    frame = solves_alone(frame.hstack([_mean_logprobs(frame)]), "logprobs_by_turn")
+    return frame.filter(pl.col("attempts").list.len() >= attempt).select(
+        "problem_id",
+        was_right=accuracy(attempt - 1).cast(pl.Boolean),
+        is_right=accuracy(attempt).cast(pl.Boolean),
+        changed=changed_answer(attempt),
+        logprob=pl.when(~pl.col("given").list.get(attempt - 2)).then(pl.col("logprobs_by_turn").list.get(attempt - 2)),
+        ratio=edit_ratio(attempt),
     )
+
+
+def _pair_sums() -> dict[str, pl.Expr]:
+    """By problem: how many traces were scored at both attempts, how many went each way of FLOWS, how many changed."""
+    was, now, changed = pl.col("was_right"), pl.col("is_right"), pl.col("changed")
+    before, after = {"c": was, "i": ~was}, {"c": now, "i": ~now}
+    values = {"scored": was.is_not_null() & now.is_not_null()}
+    values |= {flow: before[flow[0]] & after[flow[-1]] & values["scored"] for flow in FLOWS}
+    values |= before | {f"{name}-changed": known & changed for name, known in before.items()}
+    return {name: value.sum().cast(pl.Int64) for name, value in values.items()}
+
+
+_PAIR_SUMS = _pair_sums()
+
+
+class _Doubts:
+    """How sure the sampler was of each earlier attempt, and what became of it: columns, a piece at a time."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, int] = {}
+        self._parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.uint8]]] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take the rows of `_pair_rows` of which both logprob and verdict are known."""
+        problems = self._problems
+        numbers = [problems.setdefault(name, len(problems)) for name in rows["problem_id"]]
+        fate = rows.select(pl.col("changed").cast(pl.UInt8) + 2 * (~pl.col("was_right")).cast(pl.UInt8)).to_series()
+        # Copies: a view would hold the whole piece that the column was cut from.
+        self._parts.append((np.array(numbers, np.int32), np.array(rows["logprob"]), np.array(fate)))
+
+    def bins(self) -> list[LogprobBin]:
+        """About equally many traces a bin; equal logprobs are never parted."""
+        if not self._parts:
+            return []
+        problems, logprobs, fates = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        wanted = min(MOST_BINS, len(logprobs) // LEAST_TRACES_A_BIN)
+        values = np.sort(logprobs)
+        edges = sorted({values[index * len(values) // wanted] for index in range(1, wanted)}) if wanted else []
+        bounds = [-math.inf, *edges, math.inf]
+        bins = []
+        for low, high in pairwise(bounds):
+            own = (logprobs >= low) & (logprobs < high)
+            if own.any():
+                mean = math.fsum(logprobs[own]) / int(own.sum())
+                shares = (_share_by_number(problems[own], fates[own] & bit != 0) for bit in (1, 2))
+                bins.append(LogprobBin(mean, *shares))
+        return bins
 
 
 def pairs_shown(attempts: int) -> list[int]:
@@ -320,34 +370,12 @@ def _mean_logprobs(frame: pl.DataFrame) -> pl.Series:
     return means.select(logprobs_by_turn=pl.concat_list(pl.all().exclude("index"))).to_series()
 
 
-def _share(rows: pl.DataFrame, value: pl.Expr) -> Estimate:
-    """Of the traces, how many are so, with the error clustered by problem."""
-    sums = rows.group_by("problem_id", maintain_order=True).agg(count=pl.len(), sum=value.sum().cast(pl.Float64))
-    return mean_of_sums(sums)
+def _share(sums: pl.DataFrame, count: str, part: str) -> Estimate:
+    """Of the traces counted, how many are of a part, with the error clustered by problem."""
+    return mean_of_sums(sums.select(count=count, sum=pl.col(part).cast(pl.Float64)))
 
 
-def _flow(rows: pl.DataFrame) -> dict[str, Estimate]:
-    scored = rows.drop_nulls(["was_right", "is_right"])
-    if scored.is_empty():
-        return {}
-    sides = [pl.col(name).replace_strict({True: "c", False: "i"}) for name in ("was_right", "is_right")]
-    chain = pl.concat_str(sides, separator="-")
-    return {flow: _share(scored, chain == flow) for flow in FLOWS}
-
-
-def _logprob_bins(rows: pl.DataFrame) -> list[LogprobBin]:
-    """About equally many traces a bin; equal logprobs are never parted."""
-    known = rows.drop_nulls(["logprob", "was_right"])
-    values = known["logprob"].sort()
-    wanted = min(MOST_BINS, len(values) // LEAST_TRACES_A_BIN)
-    edges = sorted({values[index * len(values) // wanted] for index in range(1, wanted)}) if wanted else []
-    places = np.searchsorted(edges, known["logprob"].to_numpy(), side="right")
-    bins = []
-    for part in (
-        known.with_columns(bin=pl.Series(places))
-        .sort("bin", maintain_order=True)
-        .partition_by("bin", maintain_order=True)
-    ):
-        mean = math.fsum(part["logprob"]) / part.height
-        bins.append(LogprobBin(mean, _share(part, pl.col("changed")), _share(part, ~pl.col("was_right"))))
-    return bins
+def _share_by_number(problems: NDArray[np.int32], value: NDArray[np.bool_]) -> Estimate:
+    """Of the traces, how many are so, likewise; `problems` numbers the problem of each."""
+    counts = np.bincount(problems)
+    return mean_of_sums(pl.DataFrame({"count": counts, "sum": np.bincount(problems, value, len(counts))}))
