@@ -9,7 +9,7 @@ from typing import Any
 from score_cli.evaluation.evaluate import MINUS, SAMPLED, Row
 from score_cli.evaluation.layout import SECONDARY, TextTable, escape, grid, markdown, paper_table
 from score_cli.phases import STAGE2
-from score_cli.report.plots import Bar, bars_figure, style, svg_file
+from score_cli.report.plots import Bar, Line, bars_figure, lines_figure, style, svg_file
 from score_cli.report.readme import curve_svg, dark
 from score_cli.report.run import read_curve
 from score_cli.run_log import read_log
@@ -22,6 +22,11 @@ LAST = 10  # updates
 COLUMNS = SECONDARY | {"changed": "changed"}
 WIDE = ("results", "against", "seeds", "tuning", "shift")  # tables of the study, in the order of the page
 ATTEMPTS = {"acc@t1": "acc@t1", "acc@t2": "acc@t2"}
+# Part of a figure's name, metric, attempt, axis, what it shows.
+SMOLLM_CURVES = (
+    ("changed", "changed@t2", None, "other answer at attempt 2 (%)", "Share of the batch whose answer changes"),
+    ("kl", "full_kl", 2, "KL of attempt 2 (nats)", "KL of the second attempt from the start"),
+)
 SAYS = {
     "no-skill": "bases whose corpus holds no skill of revision",
     "long-stage2": "120 updates of Stage II in place of 30",
@@ -213,6 +218,25 @@ def smollm(folder: Path, drawn: dict[str, str]) -> Iterator[str]:
     )
     yield markdown(seconds_table(named))
     yield picture("results-smollm", f"Accuracy of both attempts over the updates: {next(iter(named))}.")
+    for part, metric, attempt, up, words in SMOLLM_CURVES:
+        figure = f"results-smollm-{part}"
+        lines = runs_lines(named, metric, attempt)
+        if lines:
+            with style():
+                drawn[figure] = svg_file(
+                    lines_figure(lines, across="update", up=up, percent="%" in up, size=(7.6, 2.9)), figure
+                )
+            yield picture(figure, f"{words}, over the updates of each run.")
+
+
+def runs_lines(runs: dict[str, Path], name: str, attempt: int | None) -> list[Line]:
+    """A metric over the updates, a line for each run that logged it."""
+    lines = []
+    for run, path in runs.items():
+        curve = [row for row in read_curve(path) if (row["name"], row["attempt"]) == (name, attempt)]
+        if curve:
+            lines.append(Line(run, [[(row["iteration"], row["value"]) for row in curve]]))
+    return lines
 
 
 def seconds_table(runs: dict[str, Path]) -> TextTable:

@@ -95,6 +95,10 @@ def test_experiments_and_smollm_show_single_runs_with_their_own_errors(tmp_path:
     assert cells(page, "naive-multi-turn, seed 1, base", "sampled")[0] == "30.0 ±3.0"
     assert cells(page, "score, seed 1, stage2 - base", "sampled")[0] == "20.0 ±2.0"
     assert "50 held-out problems" in page
+    # The curve's first update and its second, of either run; nothing of the runs says what their KL was.
+    lines = results_page.runs_lines({"run": tmp_path / "smollm/seed-1/score"}, "changed@t2", None)
+    assert [line.parts for line in lines] == [[[(0, 0.25), (1, 0.35)]]]
+    assert "results-smollm-changed.svg" in page and "results-smollm-kl.svg" not in page
 
 
 def test_what_is_done_is_left_out_and_what_fails_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
