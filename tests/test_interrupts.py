@@ -65,8 +65,8 @@ import time
 from score_cli.interrupts import interrupt_on_signals, interrupt_when_parent_dies
 interrupt_on_signals()
 interrupt_when_parent_dies()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("asked to stop", flush=True)

@@ -242,6 +242,7 @@ def test_a_policy_that_the_plan_did_not_make_is_not_taken_for_its_own(start: Run
     ):
         folder = tmp_path / name
         folder.mkdir()
+        (folder / "forked_from.json").write_text("{}")  # a fork begins with policies in it
         shutil.copytree(tmp_path / "other" / "stage1", folder / "stage1")
         with pytest.raises(UserError, match=message):
             Run(made, folder, start).execute()
