@@ -119,9 +119,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny: Path) -> None:
 
 def test_a_finished_run_prints_its_table_again_and_other_settings_are_refused(tiny: Path) -> None:
     shown = score("run", tiny / "recipe.toml", "--out", tiny / "run").stdout
-    assert [line.split()[:2] for line in shown.splitlines()[2:]] == [
+    *lines, last = shown.splitlines()
+    assert [line.split()[:2] for line in lines[2:] if line] == [
         [name, decoding] for name in ("base", "stage1", "stage2") for decoding in ("sampled", "greedy")
     ]
+    assert last.startswith(f"{tiny / 'run' / 'stage2'}: the policy")
     command = [sys.executable, "-m", "score_cli", "run", tiny / "recipe.toml", "--out", tiny / "run", "--seed", "5"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert refused.returncode == 2
