@@ -1,19 +1,17 @@
 """Requests to stop (Ctrl-C, SIGTERM) that are met where nothing is lost."""
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from score_cli.progress import Progress
+from score_cli.verification.forkserver import die_with
 
 # Seconds after which a request that came at a bad moment is made again.
 AGAIN = 0.05
-_PR_SET_PDEATHSIG = 1
 
 
 def interrupt_on_signals() -> None:
@@ -25,9 +23,7 @@ def interrupt_on_signals() -> None:
 
 def interrupt_when_parent_dies() -> None:
     """Let this process get a SIGTERM when the one that started it dies; nothing where the kernel is not Linux."""
-    if sys.platform == "linux":
-        arguments = (_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        ctypes.CDLL(None).prctl(*map(ctypes.c_long, arguments))
+    die_with(os.getppid(), signal.SIGTERM)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

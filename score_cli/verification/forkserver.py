@@ -90,13 +90,13 @@ def lower_limit(kind: int, limit: int) -> None:
     resource.setrlimit(kind, (limit, limit))
 
 
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies; nothing where the kernel is not Linux.
+def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to send this process a signal when its parent dies; nothing where the kernel is not Linux.
 
     Raises:
         OSError: the parent is gone already.
     """
-    _process_control(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _process_control(_PR_SET_PDEATHSIG, by)
     # A parent outside of this process namespace shows as 0.
     if os.getppid() not in (parent, 0):
         raise ProcessLookupError("the parent is gone")
