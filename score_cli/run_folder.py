@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.errors import UserError
-from score_cli.phases import BASE, CONFIG_FILE, Phase
+from score_cli.phases import BASE, CONFIG_FILE, SFT, STAGE1, STAGE2, START, Phase
 from score_cli.run_config import AlarmsConfig
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
@@ -70,7 +70,7 @@ FORKED = (
     *("solves.parquet", "solves.rewards.parquet", "dialogues.jsonl", "dialogues.parquet", "iterations", "latest"),
 )
 # What a run takes as its own work where it finds it.
-TAKEN = (*FORKED, "base", "start", "stage1", "sft", "stage2", BEST, "metrics.parquet", LOG_FILE)
+TAKEN = (*FORKED, BASE, START, STAGE1, SFT, STAGE2, BEST, "metrics.parquet", LOG_FILE)
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
 
