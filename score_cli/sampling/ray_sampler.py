@@ -132,8 +132,7 @@ class RaySampler(Sampler):
         actors = self._all_actors()
         answers = cluster.present([actor.work.options(max_task_retries=0).remote(*question) for actor in actors])
         if not answers:
-            asked = [actor.work.remote(*question) for actor in actors]
-            answers = [found for _, found in cluster.results(map(self._ray.get, asked), _WHO)]
+            answers = cluster.ask_all(actors, _WHO, *question)
         # Actors, traces and tokens to traces, tokens and actors.
         return [[_farthest(values) for values in zip(*rows, strict=True)] for rows in zip(*answers, strict=True)]
 

@@ -119,22 +119,26 @@ def _died(who: str, error: BaseException) -> JobError:
     )
 
 
-def results(answers: Iterator[tuple[int, Any]], who: str) -> Iterator[tuple[int, Any]]:
-    """What actors answered.
+def ask_all(actors: Iterable[Any], who: str, *question: Any) -> list[Any]:
+    """What every actor answers; one that is lost, when Ray has started it anew.
 
     Args:
         who: what the actors are.
+        question: arguments of `Actor.work`.
     Raises:
-        UserError, JobError: as the actor raised it, or an actor died with every try.
+        UserError, JobError: as an actor raised it, or an actor died with every try.
     """
-    errors = importlib.import_module("ray.exceptions")
+    ray, errors = importlib.import_module("ray"), importlib.import_module("ray.exceptions")
+    answers = []
     try:
-        for number, found in answers:
+        for each in [actor.work.remote(*question) for actor in actors]:
+            _, found = ray.get(each)
             if isinstance(found, Exception):
                 raise found
-            yield number, found
+            answers.append(found)
     except errors.RayError as error:
         raise _died(who, error) from None
+    return answers
 
 
 def first_line(error: BaseException) -> str:

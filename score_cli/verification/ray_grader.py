@@ -107,8 +107,8 @@ class GradingActors:
         self._ray = cluster.connect(config.ray or cluster.LOCAL)
         self._actors = self._start(sorted(tasks), config, make)
         try:
-            self.described = agreed(self._ask("describe"), _pinned(tasks, config))
-            self._workers = max(self._ask("workers"))
+            self.described = agreed(cluster.ask_all(self._actors, _WHO, 0, "describe"), _pinned(tasks, config))
+            self._workers = max(cluster.ask_all(self._actors, _WHO, 0, "workers"))
         except BaseException:
             self.close()
             raise
@@ -159,11 +159,6 @@ class GradingActors:
             )
             started.append(actor.remote(tasks, config, make, on_each[place]))
         return started
-
-    def _ask(self, verb: str) -> list[Any]:
-        """What each actor answers."""
-        asked = [actor.work.remote(0, verb) for actor in self._actors]
-        return [found for _, found in cluster.results(map(self._ray.get, asked), _WHO)]
 
 
 class RayGrader:
