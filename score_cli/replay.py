@@ -71,6 +71,7 @@ def replay(
         model=_policy(folder, before, model) if kept is None else kept,
         reference=_policy(folder, phase.reference, model),
         new_phase=kept is None and phase.first > 0,
+        as_base=kept is None and before == BASE,
     )
     credits: list[TokenCredit] = []
     proof: Path | None = None

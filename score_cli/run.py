@@ -28,7 +28,7 @@ from score_cli.stages.dialogues import make_dialogues
 from score_cli.stages.evaluate import check_eval_config, eval_samplings, evaluate_policies
 from score_cli.stages.signal import check_problems
 from score_cli.tables.atomic import replacing_file
-from score_cli.tables.checkpoints import TRAINER, Policy, load_policy
+from score_cli.tables.checkpoints import Policy, load_policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.parquet import PROBLEMS
 from score_cli.tables.problems import overlapping, read_problems, write_problems_table
@@ -87,7 +87,7 @@ class Run:
         device = setup_device(self.configs.sample)
         # Several processes train shards: a whole policy is where its sampler takes it from.
         self.device = device if team() is None else policy_device(self.configs.sample, device)
-        self._given = None if inputs.model is None else _start_of_chain(inputs.model, self.device)
+        self._given = None if inputs.model is None else load_policy(inputs.model, device=self.device).as_base()
 
     def execute(self) -> list[dict[str, Any]]:
         """Do what is not done yet; returns the rows of metrics.parquet.
@@ -316,17 +316,6 @@ class Run:
                 sampler=sampler,
                 grader=grader,
             )
-
-
-def _start_of_chain(model: Path, device: str) -> Policy:
-    """The policy that the user gave, once it is seen that the run can count its updates from it."""
-    policy = load_policy(model, device=device)
-    if policy.state.iteration:
-        raise UserError(
-            f"{model} is a policy after {policy.state.iteration} updates, and a run counts its own from 0: name the "
-            f"base, or a copy of {model} without its folder {TRAINER} to take it as one"
-        )
-    return policy
 
 
 def _digest(path: Path | None) -> str | None:

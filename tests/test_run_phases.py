@@ -17,6 +17,7 @@ from score_cli import run as run_module
 from score_cli.config import SampleConfig, SftConfig, Stage1Config, Stage2Config, VerifyConfig
 from score_cli.errors import JobError, UserError
 from score_cli.recipe import Recipe
+from score_cli.replay import replay
 from score_cli.run import Run, RunInputs
 from score_cli.run_folder import RunFolder
 from score_cli.run_log import read_log
@@ -128,18 +129,25 @@ def test_the_stages_called_one_by_one_give_the_bytes_of_a_runs_rounds(start: Run
     assert file_sha256(model / "model.safetensors") == file_sha256(folder / "sft" / "model.safetensors")
 
 
-def test_a_policy_in_the_middle_of_a_chain_is_refused_before_any_work(start: RunInputs, tmp_path: Path) -> None:
-    """Its updates are numbered on: the run would look for the metrics of updates that were never made."""
-    Run(recipe(sft_rounds=1), tmp_path / "first", start).execute()
-    trained = tmp_path / "first" / "sft"
-    inputs = replace(start, model=trained)
-    for kinds in ({"sft_rounds": 2}, {"stage1_iterations": 2}):
-        with pytest.raises(UserError, match="is a policy after 1 updates, and a run counts its own from 0"):
-            Run(recipe(**kinds), tmp_path / "second", inputs)
-    assert not (tmp_path / "second").exists()
-    shutil.rmtree(trained / "trainer")
-    Run(recipe(sft_rounds=1), tmp_path / "second", inputs).execute()
-    assert stored_state(tmp_path / "second" / "sft").iteration == 1
+@pytest.mark.parametrize("adapter", [{}, {"lora_rank": 2}], ids=["whole", "adapter"])
+def test_a_run_starts_from_a_trained_policy_as_from_its_weights_alone(
+    start: RunInputs, tmp_path: Path, adapter: dict[str, int]
+) -> None:
+    """Neither the number of the updates that trained it nor their moments or reference are taken over."""
+    learning = Recipe(dict.fromkeys(("train-sft", "train-stage1", "train-stage2"), adapter))
+    Run(recipe(sft_rounds=1).extended(learning), tmp_path / "first", start).execute()
+    trained, bare = tmp_path / "first" / "sft", tmp_path / "bare"
+    shutil.copytree(trained, bare)
+    shutil.rmtree(bare / "trainer")
+    folders = []
+    for model in (trained, bare):
+        folders.append(tmp_path / f"from-{model.name}")
+        asked = recipe(stage1_iterations=2).extended(learning)
+        Run(asked, folders[-1], replace(start, model=model)).execute()
+    assert digests(folders[0]) == digests(folders[1])
+    assert stored_state(folders[0] / "stage1").iteration == 2
+    assert stored_state(folders[0] / "stage1").reference == stored_state(trained).fingerprint
+    assert replay(folders[0], 0, model=trained).proved_by == folders[0] / "iterations" / "0001" / "traces.parquet"
 
 
 def test_an_evaluation_that_outgrows_the_context_is_refused_before_any_update(start: RunInputs, tmp_path: Path) -> None:

@@ -74,8 +74,13 @@ class GradedBatch(NamedTuple):
     signals: Sequence[Signal] = ()
 
 
-def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, new_phase: bool = False) -> Trainer:
-    """A trainer with the policy, the reference and the moments of checkpoints; arguments and errors as `train`."""
+def open_trainer(
+    config: StageConfig, *, model: Path, reference: Path | None, new_phase: bool = False, as_base: bool = False
+) -> Trainer:
+    """A trainer with the policy, the reference and the moments of checkpoints; arguments and errors as `train`.
+
+    With `as_base` a chain begins at the policy: it is taken without what trained it.
+    """
     device = resting_device(setup_device(config))
     policy = load_policy(model, device=device)
     if new_phase and reference is None:
@@ -83,6 +88,8 @@ def open_trainer(config: StageConfig, *, model: Path, reference: Path | None, ne
     # Where the policy's weights stay, the reference may be made of them too.
     beside = policy if keeps_base(policy, config) else None
     other = None if reference is None else load_policy(reference, device=device, beside=beside)
+    if as_base:
+        return Trainer(config, policy.as_base(), other, None, new_phase=new_phase)
     return Trainer(config, policy, other, load_optimizer(model), new_phase=new_phase)
 
 

@@ -99,6 +99,11 @@ class Policy:
         """Of the weights as they are now; see `fingerprint`."""
         return fingerprint(self.model, None if self.base is None else self.base.state.fingerprint)
 
+    def as_base(self) -> "Policy":
+        """The same policy where a chain begins: without updates before it, a parent or a reference."""
+        state = TrainerState(fingerprint=self.state.fingerprint, source=self.state.source)
+        return replace(self, state=state)
+
 
 def fingerprint(model: nn.Module, base: str | None = None) -> str:
     """sha256 over the model's configuration and every weight: equal policies, equal fingerprints.
