@@ -271,7 +271,7 @@ def test_custom_programs_keep_their_tests(tmp_path: Path) -> None:
         ("math", "a.jsonl", '{"problem": "P", "unique_id": "train/algebra/1.json"}\n', "lacks solution: expected"),
         ("math", "a.jsonl", '{"problem": "P", "solution": "7", "unique_id": "train/a/1.json"}\n', "no solution has a"),
         ("math500", "a.jsonl", '{"problem": "P", "solution": "7", "unique_id": "train/a/1.json"}\n', "of split test"),
-        ("custom", "a.jsonl", '{"problem": "P"}\n', "lacks question: expected the columns as named"),
+        ("custom", "a.jsonl", '{"problem": "P"}\n', "lacks question: expected the layout columns"),
         ("custom", "a.jsonl", '{"question": "P"}\n', "has neither an answer (column answer) nor tests (column tests)"),
         ("custom", "a.jsonl", '{"question": ["P"], "answer": 1}\n', "line 1: question holds list, expected text"),
     ],
@@ -311,7 +311,7 @@ def test_a_blank_line_of_a_csv_file_is_no_row(tmp_path: Path) -> None:
 
 def test_a_renamed_column_must_be_there(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"question": "Q", "answer": "1"}])
-    with pytest.raises(UserError, match=r"lacks grade: expected the columns as named, .*; found question, answer"):
+    with pytest.raises(UserError, match=r"lacks grade: expected the layout columns, .*; found question, answer"):
         load_problems("custom", source=source, columns=Columns(level="grade"))
 
 

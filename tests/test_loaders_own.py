@@ -157,9 +157,9 @@ def test_rows_of_trl_are_read_by_themselves(
 
 
 def test_a_layout_that_was_asked_for_is_not_guessed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lacks question: expected the columns as named"):
+    with pytest.raises(UserError, match=r"lacks question: expected the layout columns"):
         load_one(tmp_path / "a.jsonl", VERL, columns=Columns(layout="columns"))
-    with pytest.raises(UserError, match=r"lacks prompt: expected the columns as named"):
+    with pytest.raises(UserError, match=r"lacks prompt: expected the layout columns"):
         load_one(tmp_path / "a.jsonl", {"question": "Q", "answer": "1"}, columns=Columns(layout="trl"))
     with pytest.raises(UserError, match=r"layout verl says what the columns are called: leave out the name ability"):
         load_one(tmp_path / "a.jsonl", VERL, columns=Columns(layout="verl", subject="ability"))

@@ -126,9 +126,9 @@ def test_a_reward_from_0_to_1_is_taken_as_it_is(own: OwnGrader, given: str, rewa
         ("give '1'", "returned str, expected a bool or a number from 0 to 1"),
         ("give [1]", "returned list, expected a bool or a number from 0 to 1"),
         ("give numpy.array([1.0])", "returned ndarray, expected a bool or a number from 0 to 1"),
-        ("give 1 / 0", "ZeroDivisionError: division by zero"),
-        ("raise such thing", "ValueError: no such thing"),
-        ("column missing", "KeyError: 'missing'"),
+        ("give 1 / 0", "reward.py line 8: ZeroDivisionError: division by zero"),
+        ("raise such thing", "reward.py line 12: ValueError: no such thing"),
+        ("column missing", "reward.py line 10: KeyError: 'missing'"),
         ("quit", "SystemExit: enough"),
         ("exit", "ended its process"),
         ("segfault", "ended its process"),
@@ -286,7 +286,7 @@ def test_the_grader_serves_every_task_and_counts_reasons(reward: Path) -> None:
         described = grader.describe(["math", "mine"])
         assert dict(grader.reasons) == {
             "returned 2, expected a number from 0 to 1": 2,
-            "ValueError: no it": 1,
+            "reward.py line 12: ValueError: no it": 1,
             "returned None": 1,
         }
         with pytest.raises(JobError) as caught:

@@ -123,7 +123,7 @@ def _trl_problem(row: Row, task: str | None) -> Loaded:
 def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
     """One row as a problem."""
     named = list(dict.fromkeys([columns.question, *columns.renamed()]))
-    row.require(named, "the columns as named", ": name them with --question-column, --answer-column and their kin")
+    row.require(named, "the layout columns", ": name them with --question-column, --answer-column and their kin")
     is_own = task is not None and task not in PROMPTS
     if not is_own and not row.has(columns.answer) and not row.has(columns.tests):
         raise UserError(

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import numbers
 import sys
+import traceback
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,12 +77,18 @@ def grade_one(name: str, source: bytes | None, problem: Mapping[str, Any], respo
     """The reward of one response, from 0 to 1.
 
     Raises:
-        OwnRewardError: the function gave something else.
-        Exception: whatever the function raised.
+        OwnRewardError: the function gave something else, or raised an exception.
+        MemoryError, BaseException: from the function, where no `Exception`.
     """
-    value = load(name, source)(dict(problem), response)
-    if inspect.iscoroutine(value):
-        value = asyncio.run(value)
+    function = load(name, source)
+    try:
+        value = function(dict(problem), response)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise OwnRewardError(f"{_line(name, error)}{type(error).__name__}: {error}") from error
     if value is None:
         raise OwnRewardError("returned None")
     number = _number(value)
@@ -90,6 +97,14 @@ def grade_one(name: str, source: bytes | None, problem: Mapping[str, Any], respo
     if not 0.0 <= number <= 1.0:
         raise OwnRewardError(f"returned {number:g}, expected a number from 0 to 1")
     return number
+
+
+def _line(name: str, error: Exception) -> str:
+    """The line of the function's file that an exception came from, if that is known, and a colon."""
+    place = name.rpartition(":")[0]
+    file = getattr(sys.modules.get(place), "__file__", place)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(Path(file))]
+    return f"{Path(file).name} line {lines[-1]}: " if lines else ""
 
 
 def _number(value: Any) -> float | None:
