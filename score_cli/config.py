@@ -18,6 +18,7 @@ Baseline = Literal["leave-one-out", "conditional"]
 KlForm = Literal["sampled", "full"]
 Architecture = Literal["gpt2", "llama", "qwen2"]
 Device = Literal["auto", "cpu", "cuda"]
+RayWeights = Literal["store", "broadcast"]
 Precision = Literal["auto", "bfloat16"]
 SftMethod = Literal["star", "star-plus", "pair-sft", "pair-sft-plus", "right", "right-and-true", "search"]
 OptimizerName = Literal["adam", "adam8bit"]
@@ -76,6 +77,11 @@ class SamplingConfig(PolicyConfig):
     )
     ray_samplers: int | None = option(
         None, "Actors on the Ray cluster; as many as have room, by GPUs or by threads, if left out.", least=1
+    )
+    ray_weights: RayWeights = option(
+        "store",
+        "How a changed policy reaches engines of vLLM in Ray's actors: store takes Ray's object store, broadcast sends "
+        "it to all at once by vLLM's weight transfer (NCCL on GPUs, gloo on the CPU). The traces are the same.",
     )
     samples: int = option(8, "Traces a problem.", least=1)
     attempts: int = option(2, "Attempts a trace.", least=1, most=127)

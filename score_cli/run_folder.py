@@ -43,6 +43,7 @@ BEST = "best"
 FREE = {
     *((stage, key) for stage in ("sample", "eval") for key in ("batch_size", "gpu_memory_utilization")),
     *((stage, key) for stage in ("sample", "eval") for key in ("tensor_parallel_size", "ray", "ray_samplers")),
+    *((stage, "ray_weights") for stage in ("sample", "eval")),
     *((stage, key) for stage in ("stage1", "stage2", "sft") for key in ("micro_batch_tokens", "scoring_tokens")),
     *((stage, "gradient_checkpointing") for stage in ("stage1", "stage2", "sft")),
     ("signal", "scoring_tokens"),

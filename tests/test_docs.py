@@ -67,6 +67,8 @@ NOT_RUN = {
     "id=$(sbatch --parsable --array=1-4 --gpus=1 --wrap      'score sample --model ckpt --problems math.parquet "
     "--shard $SLURM_ARRAY_TASK_ID/4 --out $SLURM_ARRAY_TASK_ID.parquet')": "needs SLURM",
     "ray start --head": "needs a Ray cluster",
+    "score run pipelines/math.toml --out runs/math --ray auto --set sample.engine=vllm "
+    "--set sample.ray_weights=broadcast": "needs a Ray cluster and vLLM",
     "make test-vllm": "needs vLLM, a GPU for the second line, and the network",
 }
 

@@ -78,7 +78,7 @@ def test_pure_modules_know_no_files_clock_or_terminal(name: str) -> None:
 
 def test_vllm_is_imported_in_its_engine_and_its_workers_alone() -> None:
     users = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if any(m.split(".")[0] == "vllm" for m in imports(p))}
-    assert users == {"sampling/vllm_engine.py", "sampling/vllm_worker.py"}
+    assert users == {f"sampling/vllm_{name}.py" for name in ("engine", "transfer", "worker")}
 
 
 def test_no_module_is_imported_by_one_that_it_imports() -> None:

@@ -16,6 +16,7 @@ from score_cli.sampling.vllm_weights import (
     WeightsFolder,
     difference,
     held_difference,
+    noted,
     read_weights,
     sampler_weights,
     shared_weights,
@@ -89,10 +90,10 @@ def test_a_written_folder_loads_as_the_same_model(policy: Policy, temporary: Pat
 READER = """
 import json, sys
 from pathlib import Path
-from score_cli.sampling.vllm_weights import Place, read_weights
+from score_cli.sampling.vllm_weights import Place, noted, read_weights
 digests = {}
 places = [Place(*place) for place in json.loads(sys.argv[2])]
-weights = dict(read_weights(Path(sys.argv[1]), places, digests))
+weights = dict(noted(read_weights(Path(sys.argv[1]), places), digests))
 print(sum(weight.double().sum().item() for weight in weights.values()))
 print(sorted(digests.items()))
 """
@@ -154,7 +155,7 @@ def test_digests_are_of_what_was_read_and_name_the_weights_that_differ(temporary
     expected = {name: tensor_digest(weight) for name, weight in weights.items()}
     found: dict[str, str] = {}
     with shared_weights(dict(weights)) as (path, places):
-        assert {name for name, _ in read_weights(path, places, found)} == set(weights)
+        assert {name for name, _ in noted(read_weights(path, places), found)} == set(weights)
     assert not list(temporary.iterdir())
     assert found == expected and difference(expected, found) is None
     name = "transformer.h.0.mlp.c_fc.weight"

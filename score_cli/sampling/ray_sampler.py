@@ -2,13 +2,16 @@
 
 A chunk's traces depend on the policy, the settings and the problems in it alone, so it does not matter which actor
 samples it, nor how often: a task whose actor died is done again. Every task says which policy it is for. An actor that
-Ray has started anew holds none, and takes it from the object store before it samples a token.
+Ray has started anew holds none, and takes it from the object store before it samples a token. Where policies are sent
+to all engines at once (`weight_transfer`), an actor that holds none declines its task, and gets it again with a policy.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
@@ -16,25 +19,32 @@ from score_cli.sampling.engine import TRANSFORMERS, engine_name
 from score_cli.sampling.given import Given
 from score_cli.sampling.offline import OfflineAttempts
 from score_cli.sampling.sampler import Ended, SampleJob, Sampler
+from score_cli.sampling.vllm_engine import PolicyGoneError, VllmEngine
+from score_cli.sampling.vllm_weights import Taken
+from score_cli.sampling.weight_transfer import BROADCAST, Broadcast
 from score_cli.tables import cluster
-from score_cli.tables.checkpoints import Policy, fingerprint
+from score_cli.tables.checkpoints import Policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import SOLVE, Problem, Trace
 from score_cli.tables.schemas import LENGTH
 
 _WHO = "sampler"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class StoredPolicy:
-    """A policy in the object store.
+    """The policy that a task is for.
 
     Attributes:
-        held: its reference, wrapped so that Ray hands it on instead of what it stands for.
+        held: its reference in the object store, wrapped so that Ray hands it on instead of what it stands for; empty
+            where it is not there.
+        sent: names the broadcast that brought it to all engines that there were, and was proved to; empty without one.
     """
 
     fingerprint: str
-    held: tuple[Any]
+    held: tuple[Any, ...] = ()
+    sent: str = ""
 
 
 class SamplingActor(cluster.Actor):
@@ -44,6 +54,8 @@ class SamplingActor(cluster.Actor):
         # The actor samples by itself, whatever the driver was told.
         self._config = replace(config, ray=None)
         self._sampler: Sampler | None = None
+        # The fingerprint of the policy that the sampler's engine holds, and the broadcast that it last took.
+        self._held = self._sent = ""
 
     def sample(
         self,
@@ -52,34 +64,79 @@ class SamplingActor(cluster.Actor):
         config: SampleConfig,
         offline: OfflineAttempts | None,
         given: Given | None,
-    ) -> list[Trace]:
-        """The traces of a chunk."""
-        sampler, config = self._holding(policy), replace(config, ray=None)
-        job = sampler.plan(problems, config, offline) if given is None else sampler.plan_given(given, config)
-        return sampler.sample_chunk(job, range(len(problems)))
+    ) -> list[Trace] | None:
+        """The traces of a chunk; None without the policy."""
+        config = replace(config, ray=None)
 
-    def token_logprobs(self, policy: StoredPolicy, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
-        """As `Sampler.token_logprobs`."""
-        return self._holding(policy).token_logprobs(traces, temperature)
+        def traces(sampler: Sampler) -> list[Trace]:
+            job = sampler.plan(problems, config, offline) if given is None else sampler.plan_given(given, config)
+            return sampler.sample_chunk(job, range(len(problems)))
 
-    def _holding(self, wanted: StoredPolicy) -> Sampler:
-        """The sampler, once it holds the policy that a task is for.
+        return self._asked(policy, traces)
+
+    def token_logprobs(
+        self, policy: StoredPolicy, traces: Sequence[Trace], temperature: float
+    ) -> list[list[float]] | None:
+        """As `Sampler.token_logprobs`; None without the policy."""
+        return self._asked(policy, lambda sampler: sampler.token_logprobs(traces, temperature))
+
+    def seat(self) -> tuple[str | None, list[str]]:
+        """The group that the engine's workers are in, None where none runs; and the GPUs that this actor has."""
+        gpus = [str(torch.cuda.get_device_properties(each).uuid) for each in range(torch.cuda.device_count())]
+        return (None if self._sampler is None else self._vllm().group), gpus
+
+    def join(self, group: str, seat: Mapping[str, Any]) -> None:
+        """As `VllmEngine.join`."""
+        self._vllm().join(group, seat)
+
+    def receive(self, sent: str, coming: Mapping[str, Any]) -> list[Taken]:
+        """As `VllmEngine.receive`. Which policy it is, a task says, once it is proved.
+
+        Args:
+            sent: names the broadcast.
+        """
+        self._held = self._sent = ""
+        taken = self._vllm().receive(coming)
+        self._sent = sent
+        return taken
+
+    def _asked(self, policy: StoredPolicy, answer: Callable[[Sampler], Answer]) -> Answer | None:
+        """What the sampler answers once it holds a policy; None without that."""
+        sampler = self._holding(policy)
+        try:
+            return None if sampler is None else answer(sampler)
+        except PolicyGoneError:
+            self._held = self._sent = ""
+            return None
+
+    def _vllm(self) -> VllmEngine:
+        assert self._sampler is not None and isinstance(self._sampler.engine, VllmEngine)
+        return self._sampler.engine
+
+    def _holding(self, wanted: StoredPolicy) -> Sampler | None:
+        """The sampler, once it holds the policy that a task is for; None where that is not in the store either.
 
         Raises:
             JobError: the weights that came are not those that were sent.
         """
         ray = importlib.import_module("ray")
         device = setup_device(self._config)
-        if self._sampler is None or self._sampler.policy.state.fingerprint != wanted.fingerprint:
+        if wanted.sent and wanted.sent == self._sent:
+            self._held = wanted.fingerprint
+        if self._sampler is None or self._held != wanted.fingerprint:
+            if not wanted.held:
+                return None
             policy: Policy = ray.get(wanted.held[0])
-            if fingerprint(policy.model) != wanted.fingerprint:
+            if not _arrived(policy, wanted.fingerprint):
                 raise JobError("a policy did not reach a Ray actor as it was sent: run the command again")
+            self._held = self._sent = ""
             if engine_name(self._config) == TRANSFORMERS:
                 policy.model.to(device)
             if self._sampler is None:
                 self._sampler = Sampler(self._config, policy)
             else:
                 self._sampler.load(policy)
+            self._held = wanted.fingerprint
         return self._sampler
 
 
@@ -95,6 +152,10 @@ class RaySampler(Sampler):
         self._ray = cluster.connect(config.ray)
         self._actors: list[Any] = []
         self._stored: StoredPolicy | None = None
+        self._broadcast: Broadcast | None = None
+        if config.ray_weights == BROADCAST:
+            gpus = bool(cluster.needs(config)["num_gpus"])
+            self._broadcast = Broadcast(workers=config.tensor_parallel_size, cuda=gpus)
 
     def sample_chunk(self, job: SampleJob, chunk: range, ended: Ended | None = None) -> list[Trace]:
         """As `Sampler.sample_chunk`, by one actor."""
@@ -107,32 +168,42 @@ class RaySampler(Sampler):
         """As `Sampler.sample_chunks`, in the order in which the actors finish."""
         # What an actor is asked is settled here: it draws no problems, and numbers no iteration by itself.
         config = replace(job.config, problems_per_iteration=None, shard=None)
-        policy, rows_of = self._policy_in_store(), dict(chunks)
+        rows_of = dict(chunks)
 
         def arguments(number: int) -> tuple[Any, ...]:
             rows = rows_of[number]
             problems = [job.problems[row] for row in rows]
             offline = None if job.offline is None else job.offline.of(problems)
             given = None if job.given is None else job.given.of(rows)
-            return policy, problems, config, offline, given
+            return self._handed_over(), problems, config, offline, given
 
         by_id = {problem.problem_id: problem for problem in job.problems}
-        for number, traces in cluster.spread(self._all_actors(), "sample", rows_of, arguments, _WHO):
-            if ended is not None:
-                for trace in traces:
-                    _tell(ended, trace, by_id[trace.problem_id])
-            yield number, traces
+        waiting = list(rows_of)
+        while waiting:
+            declined = []
+            self._handed_over()  # before the actors are at work
+            for number, traces in cluster.spread(self._all_actors(), "sample", waiting, arguments, _WHO):
+                if traces is None:
+                    self._policy_in_store()  # for every task from now on
+                    declined.append(number)
+                    continue
+                if ended is not None:
+                    for trace in traces:
+                        _tell(ended, trace, by_id[trace.problem_id])
+                yield number, traces
+            waiting = declined
 
     def token_logprobs(self, traces: Sequence[Trace], temperature: float) -> list[list[float]]:
         """As `Sampler.token_logprobs`, asked of every actor: of each token what is farthest from their mean.
 
         So an actor that held another policy would show. One that is lost holds none, until it takes one with a task.
         """
-        question = (0, "token_logprobs", self._policy_in_store(), traces, temperature)
+        question = (0, "token_logprobs", self._handed_over(), traces, temperature)
         actors = self._all_actors()
-        answers = cluster.present([actor.work.options(max_task_retries=0).remote(*question) for actor in actors])
+        asked = [actor.work.options(max_task_retries=0).remote(*question) for actor in actors]
+        answers = [answer for answer in cluster.present(asked) if answer is not None]
         if not answers:
-            answers = cluster.ask_all(actors, _WHO, *question)
+            answers = cluster.ask_all(actors, _WHO, 0, "token_logprobs", self._policy_in_store(), traces, temperature)
         # Actors, traces and tokens to traces, tokens and actors.
         return [[_farthest(values) for values in zip(*rows, strict=True)] for rows in zip(*answers, strict=True)]
 
@@ -142,15 +213,31 @@ class RaySampler(Sampler):
 
     def close(self) -> None:
         """End the actors."""
+        if self._broadcast is not None:
+            self._broadcast.close()
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors, self._stored = [], None
 
+    def _handed_over(self) -> StoredPolicy:
+        """The policy for a task; a new one is sent to all engines at once, if that is wanted and there are some."""
+        wanted = self.policy.state.fingerprint
+        if self._stored is not None and self._stored.fingerprint == wanted:
+            return self._stored
+        if self._broadcast is not None and (sent := self._broadcast.send(self._actors, self.policy)):
+            self._stored = StoredPolicy(wanted, sent=sent)
+            return self._stored
+        return self._policy_in_store()
+
     def _policy_in_store(self) -> StoredPolicy:
-        if self._stored is None or self._stored.fingerprint != self.policy.state.fingerprint:
+        wanted, stored = self.policy.state.fingerprint, self._stored
+        if stored is None or stored.fingerprint != wanted:
+            stored = StoredPolicy(wanted)
+        if not stored.held:
             # A copy: what trains on goes on changing its weights in place.
-            self._stored = StoredPolicy(self.policy.state.fingerprint, (self._ray.put(self.policy),))
-        return self._stored
+            stored = replace(stored, held=(self._ray.put(self.policy),))
+        self._stored = stored
+        return stored
 
     def _all_actors(self) -> list[Any]:
         if not self._actors:
@@ -161,6 +248,12 @@ class RaySampler(Sampler):
             )
             self._actors = [remote.remote(config) for _ in range(_count(self._ray, config, needs))]
         return self._actors
+
+
+def _arrived(policy: Policy, wanted: str) -> bool:
+    """Whether a policy is the one wanted; what its adapter sits on is looked at as well."""
+    parts = [policy] if policy.base is None else [policy.base, policy]
+    return policy.state.fingerprint == wanted and all(part.fingerprint() == part.state.fingerprint for part in parts)
 
 
 def _tell(ended: Ended, trace: Trace, problem: Problem) -> None:

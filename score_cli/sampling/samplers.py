@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from score_cli.config import SampleConfig
+from score_cli.errors import UserError
+from score_cli.sampling.engine import VLLM, engine_name
 from score_cli.sampling.ray_sampler import RaySampler
 from score_cli.sampling.sampler import Sampler
+from score_cli.sampling.weight_transfer import BROADCAST
 from score_cli.tables.checkpoints import Policy
 
 
@@ -15,6 +18,14 @@ def make_sampler(config: SampleConfig, policy: Policy) -> Sampler:
     Raises:
         UserError: a setting is out of bounds, or what it asks for is not installed or not there.
     """
+    if config.ray_weights == BROADCAST:
+        if config.ray is None:
+            raise UserError("ray_weights is broadcast, which is for actors of a Ray cluster: set ray, or leave it out")
+        if engine_name(config) != VLLM:
+            raise UserError(
+                "ray_weights is broadcast, which needs engines of vLLM, and the engine is transformers: use --engine "
+                "vllm, or --ray-weights store"
+            )
     return Sampler(config, policy) if config.ray is None else RaySampler(config, policy)
 
 

@@ -7,7 +7,7 @@ vLLM runs in processes of its own and starts at the first batch.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from score_cli.sampling.rollout import Rollout, check_lengths
 from score_cli.sampling.vllm_watch import Watcher
 from score_cli.sampling.vllm_weights import (
     Held,
+    Taken,
     WeightsFolder,
+    check_same,
     difference,
     held_difference,
     sampler_weights,
@@ -40,6 +42,10 @@ CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 MOST_SEQUENCES = {"cuda": 512, "cpu": 256}
 
 
+class PolicyGoneError(Exception):
+    """vLLM has to start, and the policy that it held was never in this process: it is to be handed over again."""
+
+
 class VllmEngine:
     """Samples from a policy in vLLM's own processes, on GPUs or on the CPU, as vLLM was built."""
 
@@ -51,12 +57,14 @@ class VllmEngine:
         Raises:
             UserError: vLLM cannot run this model here.
         """
-        self._policy = policy
+        # None once vLLM's workers have taken another from elsewhere.
+        self._policy: Policy | None = policy
         self._config = config
         self._cuda = config.device != "cpu" and torch.cuda.is_available()
         self._dtype = torch.bfloat16 if self._cuda else torch.float32
         self._context = context_limit(policy, config.max_model_len)
         self._engine: Any = None
+        self._group = ""
         self._watcher: Watcher | None = None
         self._folder = WeightsFolder()
         self._requests = 0
@@ -124,7 +132,7 @@ class VllmEngine:
         expected = {name: tensor_digest(weight) for name, weight in weights.items()}
         self._folder.remove()  # vLLM has started, and needs its files no more
         release_memory()
-        with shared_weights(weights) as (path, places), _failures("take the new policy's weights"):
+        with shared_weights(weights) as (path, places), failures("take the new policy's weights"):
             given = self._engine.collective_rpc(
                 "load_policy_weights", kwargs={"path": str(path), "places": [list(place) for place in places]}
             )
@@ -132,8 +140,56 @@ class VllmEngine:
             fresh = self._engine.reset_prefix_cache()
         if not fresh:
             raise JobError("vLLM did not empty its prefix cache after a change of policy: run the command again")
-        self._check_weights([difference(expected, digests or {}) for digests in given])
+        check_same([difference(expected, digests or {}) for digests in given])
         self._check_held(policy)
+
+    @property
+    def group(self) -> str | None:
+        """The group that vLLM's workers have joined, "" if none; None where vLLM does not run."""
+        return None if self._engine is None else self._group
+
+    def join(self, group: str, seat: Mapping[str, Any]) -> None:
+        """Let vLLM's workers join a group in which weights are sent, in place of the one before.
+
+        Args:
+            seat: what vLLM's weight transfer is told of the group.
+        Raises:
+            JobError: they could not.
+        """
+        with failures("join the processes that weights are sent among"):
+            if self._group:
+                self._engine.collective_rpc("shutdown_weight_transfer_engine")
+            self._group = ""
+            self._engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": dict(seat)})
+        self._group = group
+
+    def receive(self, coming: Mapping[str, Any]) -> list[Taken]:
+        """Take the weights that are sent in the group; whoever sends them compares what each worker took.
+
+        Args:
+            coming: what vLLM's weight transfer is told of the weights.
+        Raises:
+            JobError: vLLM failed, and is stopped.
+        """
+        self._policy = None
+        self._folder.remove()
+        try:
+            with failures("take the new policy's weights"):
+                given = self._engine.collective_rpc("receive_policy_weights", kwargs={"coming": dict(coming)})
+                if not self._engine.reset_prefix_cache():
+                    raise JobError(
+                        "vLLM did not empty its prefix cache after a change of policy: run the command again"
+                    )
+                held = self._shown()
+        except BaseException:
+            self.close()  # some layers may have been taken, and some not
+            raise
+        return [Taken(digests or {}, shown) for digests, shown in zip(given, held, strict=True)]
+
+    def _shown(self) -> list[dict[str, Held]]:
+        """What each worker shows of its weights."""
+        held = self._engine.collective_rpc("held_weights")
+        return [{name: Held(*weight) for name, weight in (worker or {}).items()} for worker in held]
 
     def _check_held(self, policy: Policy) -> None:
         """See that what the workers' memory shows of their weights is the policy's, to the bit.
@@ -144,23 +200,15 @@ class VllmEngine:
         Raises:
             JobError: a weight is another's, or a worker shows none.
         """
-        with _failures("show its weights"):
-            held = self._engine.collective_rpc("held_weights")
-        shown = [{name: Held(*weight) for name, weight in (worker or {}).items()} for worker in held]
-        self._check_weights([held_difference(policy.model, worker) for worker in shown])
-
-    def _check_weights(self, differences: Sequence[str | None]) -> None:
-        """Args: differences: what each worker has otherwise than the policy."""
-        wrong = [each for each in differences if each is not None]
-        if wrong or not differences:
-            found = wrong[0] if wrong else "no worker answered"
-            raise JobError(f"vLLM did not take the policy's weights ({found}): run the command again")
+        with failures("show its weights"):
+            shown = self._shown()
+        check_same([held_difference(policy.model, worker) for worker in shown])
 
     def close(self) -> None:
         """Stop vLLM's processes and remove what was written for them."""
         if self._engine is not None:
             self._engine.engine_core.shutdown()
-            self._engine = None
+            self._engine, self._group = None, ""
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
@@ -197,14 +245,14 @@ class VllmEngine:
         self._requests += 1
         request = str(self._requests)
         params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
-        with _failures("queue a request"):
+        with failures("queue a request"):
             self._engine.add_request(request, TokensPrompt(prompt_token_ids=list(prompt)), params)
         return request
 
     def _step(self, waiting: dict[str, Any]) -> list[Any]:
         """Requests that one step of vLLM finished; on an interruption the others are taken back."""
         try:
-            with _failures("sample"):
+            with failures("sample"):
                 return [output for output in self._engine.step() if output.finished]
         except KeyboardInterrupt:
             self._engine.abort_request(list(waiting))
@@ -216,10 +264,12 @@ class VllmEngine:
         if self._engine is not None and self._reach > self._length:
             self.close()
         if self._engine is None:
+            if self._policy is None:
+                raise PolicyGoneError
             self._length = self._longest_served()
             release_memory()
             self._watcher = self._watcher or Watcher()
-            with _environment(), _failures("start"), self._watcher.starting():
+            with _environment(), failures("start"), self._watcher.starting():
                 from vllm import EngineArgs
                 from vllm.usage.usage_lib import UsageContext
                 from vllm.v1.engine.llm_engine import LLMEngine
@@ -242,11 +292,12 @@ class VllmEngine:
         return ample if self._context is None else min(ample, self._context)
 
     def _arguments(self) -> dict[str, Any]:
-        config = self._config
+        config, policy = self._config, self._policy
+        assert policy is not None
         problems = min(config.chunk_problems, config.problems_per_iteration or config.chunk_problems)
         most = MOST_SEQUENCES["cuda" if self._cuda else "cpu"]
         return {
-            "model": str(_own_folder(self._policy) or self._write_policy(self._policy)),
+            "model": str(_own_folder(policy) or self._write_policy(policy)),
             "max_num_seqs": min(problems * config.samples, most),
             "skip_tokenizer_init": True,
             # Stop tokens come with each request; vLLM would add those of the model's folder.
@@ -267,6 +318,15 @@ class VllmEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "seed": 0,
+        } | self._transfer()
+
+    def _transfer(self) -> dict[str, Any]:
+        """What vLLM is told where it is to receive weights that are sent in a group."""
+        if self._config.ray_weights == "store":
+            return {}
+        return {
+            "worker_extension_cls": "score_cli.sampling.vllm_transfer.PolicyReceiver",
+            "weight_transfer_config": {"backend": "nccl" if self._cuda else "gloo"},
         }
 
     def _write_policy(self, policy: Policy) -> Path:
@@ -350,7 +410,7 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def _failures(doing: str) -> Iterator[None]:
+def failures(doing: str) -> Iterator[None]:
     """Turn whatever vLLM raises into one line; a boundary, since its errors share no class."""
     try:
         yield

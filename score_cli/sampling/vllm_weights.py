@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from score_cli.errors import UserError
+from score_cli.errors import JobError, UserError
 from score_cli.tables.adapters import adapted_layers, merged_weights
 from score_cli.tables.atomic import locked_folder
 from score_cli.tables.checkpoints import Policy, weight_bytes
@@ -39,6 +39,18 @@ class Held(NamedTuple):
     dtype: str
     shape: list[int]
     digest: str
+
+
+class Taken(NamedTuple):
+    """What a worker was given in place of its weights, and what it holds since then.
+
+    Attributes:
+        digests: of each weight that vLLM's loader was given.
+        held: what the worker's memory shows.
+    """
+
+    digests: dict[str, str]
+    held: dict[str, Held]
 
 
 def tensor_digest(values: Tensor) -> str:
@@ -98,14 +110,33 @@ def shared_weights(weights: dict[str, Tensor]) -> Iterator[tuple[Path, list[Plac
         os.close(descriptor)
 
 
-def read_weights(path: Path, places: Sequence[Place], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """The weights in shared memory one after another; the digest of each is entered as it goes by."""
+def read_weights(path: Path, places: Sequence[Place]) -> Iterator[tuple[str, Tensor]]:
+    """The weights in shared memory one after another."""
     memory = torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8)
     for name, kind, shape, start in places:
         dtype: torch.dtype = getattr(torch, kind)
-        weight = memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        yield name, memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
+def noted(weights: Iterable[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Weights as they are; the digest of each is entered as it goes by."""
+    for name, weight in weights:
         digests[name] = tensor_digest(weight)
         yield name, weight
+
+
+def check_same(differences: Sequence[str | None]) -> None:
+    """See that vLLM's workers hold the policy that they were given.
+
+    Args:
+        differences: what each worker has otherwise than the policy; None for nothing.
+    Raises:
+        JobError: one has, or there is none.
+    """
+    wrong = [each for each in differences if each is not None]
+    if wrong or not differences:
+        found = wrong[0] if wrong else "no worker answered"
+        raise JobError(f"vLLM did not take the policy's weights ({found}): run the command again")
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
@@ -118,7 +149,7 @@ def held_difference(model: PreTrainedModel, held: Mapping[str, Held]) -> str | N
     """As `difference`, over the weights in a worker's memory that have a name and a shape in the model too.
 
     Others are parts of a weight, or packed together with their neighbours or for a kernel. Of an adapter nothing is
-    seen here: it moves matrices alone, whose arrival `read_weights` proves.
+    seen here: it moves matrices alone, whose arrival `noted` proves.
     """
     own = {
         name: weight

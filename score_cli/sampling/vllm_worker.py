@@ -3,13 +3,13 @@
 vLLM finds this class by its name (`worker_extension_cls`) and adds its methods to each worker.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from score_cli.sampling.vllm_weights import Held, Place, read_weights, tensor_digest
+from score_cli.sampling.vllm_weights import Held, Place, noted, read_weights, tensor_digest
 
 
 class PolicyRefresh:
@@ -18,40 +18,12 @@ class PolicyRefresh:
     def load_policy_weights(self, path: str, places: list[Any]) -> dict[str, str]:
         """Load weights of the same architecture in place, out of the trainer's memory (`vllm_weights.shared_weights`).
 
-        vLLM's `reload_weights` alone is not enough. Each layer is packed anew when its own weights
-        arrive, but a head tied to the embedding has none in the checkpoint. Where the matrix product
-        works on a packed copy, as on CPU, such a head would go on with the copy made from the old
-        policy: a new body under an old head, which is neither policy, with no error.
-
-        Returns:
-            The digest of each weight that vLLM's loader was given.
-        Raises:
-            RuntimeError: a parameter of the model took none of them, which vLLM itself only warns of.
+        Returns, Raises:
+            As `loaded`.
         """
         worker: Any = self
-        model = worker.model_runner.get_model()
-        digests: dict[str, str] = {}
-        missing = {name for name, _ in model.named_parameters()}
-
-        def load_weights(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-            loaded: set[str] = type(model).load_weights(model, weights)
-            missing.difference_update(loaded)
-            return loaded
-
-        model.load_weights = load_weights
-        try:
-            worker.reload_weights(
-                weights_iterator=read_weights(Path(path), [Place(*place) for place in places], digests)
-            )
-        finally:
-            del model.load_weights
-        if missing:
-            raise RuntimeError(f"no weight for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
-        for module in model.modules():
-            # Layers that were repacked on arrival have given their plain weights up; embeddings and heads keep them.
-            if hasattr(module, "cpu_linear") and module.weight.numel() > 0:
-                module.quant_method.process_weights_after_loading(module)
-        return digests
+        weights = read_weights(Path(path), [Place(*place) for place in places])
+        return loaded(worker, lambda: worker.reload_weights(weights_iterator=weights))
 
     def held_weights(self) -> dict[str, Held]:
         """The embeddings, without vLLM's padding, and all vectors (norms, biases) in this worker's memory.
@@ -71,3 +43,41 @@ class PolicyRefresh:
                 dtype = str(weight.dtype).removeprefix("torch.")
                 held[f"{name}.{own}"] = Held(dtype, list(weight.shape), tensor_digest(weight))
         return held
+
+
+def loaded(worker: Any, load: Callable[[], None]) -> dict[str, str]:
+    """Let vLLM load all weights of a policy in place, and see that it has.
+
+    What vLLM does alone is not enough. Each layer is packed anew when its own weights
+    arrive, but a head tied to the embedding has none in the checkpoint. Where the matrix product
+    works on a packed copy, as on CPU, such a head would go on with the copy made from the old
+    policy: a new body under an old head, which is neither policy, with no error.
+
+    Args:
+        load: hands the weights to the model's `load_weights`.
+    Returns:
+        The digest of each weight that vLLM's loader was given.
+    Raises:
+        RuntimeError: a parameter of the model took none of them, which vLLM itself only warns of.
+    """
+    model = worker.model_runner.get_model()
+    digests: dict[str, str] = {}
+    missing = {name for name, _ in model.named_parameters()}
+
+    def load_weights(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        taken: set[str] = type(model).load_weights(model, noted(weights, digests))
+        missing.difference_update(taken)
+        return taken
+
+    model.load_weights = load_weights
+    try:
+        load()
+    finally:
+        del model.load_weights
+    if missing:
+        raise RuntimeError(f"no weight for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+    for module in model.modules():
+        # Layers that were repacked on arrival have given their plain weights up; embeddings and heads keep them.
+        if hasattr(module, "cpu_linear") and module.weight.numel() > 0:
+            module.quant_method.process_weights_after_loading(module)
+    return digests

@@ -260,7 +260,7 @@ def write_metrics(
         for decoding in eval_samplings(config)
     }
     given = {} if first_attempts is None else {"first_attempts": file_sha256(first_attempts)}
-    apart = {"device", "ray", "ray_samplers"}
+    apart = {"device", "ray", "ray_samplers", "ray_weights"}
     if not config.calibration:
         apart.add("calibration")
     if config.precision == "auto":

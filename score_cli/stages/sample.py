@@ -149,7 +149,7 @@ def traces_footer(job: SampleJob, sampler: Sampler, *, problems: str) -> Footer:
         problems: sha256 of the file that the problems were drawn from.
     """
     settings: dict[str, Any] = asdict(job.config) | {"engine": sampler.engine_name}
-    for key in ("device", "gpu_memory_utilization", "ray", "ray_samplers"):
+    for key in ("device", "gpu_memory_utilization", "ray", "ray_samplers", "ray_weights"):
         del settings[key]
     if job.config.precision == "auto":
         del settings["precision"]

@@ -1,0 +1,89 @@
+"""Who is waited for when weights are sent to many, and what is refused; no engine and no cluster is there."""
+
+import importlib
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from score_cli.config import SampleConfig
+from score_cli.errors import JobError, UserError
+from score_cli.sampling import weight_transfer
+from score_cli.sampling.samplers import make_sampler
+from score_cli.sampling.weight_transfer import Broadcast, _LostError
+from tests.conftest import small_policy
+
+pytest.importorskip("ray")
+
+BROADCAST = SampleConfig(ray="local", ray_weights="broadcast", engine="vllm", device="cpu")
+# What a task comes to that is never done, and one whose actor has died.
+NEVER, DEAD = "never", "dead"
+
+
+class Cluster:
+    """In place of Ray: a task is its answer, and when it comes, in seconds from the first time that somebody waits."""
+
+    def __init__(self) -> None:
+        self.killed: list[tuple[str, bool]] = []
+        self._began: float | None = None
+
+    def wait(self, tasks: list[tuple[str, Any, float]], timeout: float) -> tuple[list[Any], list[Any]]:
+        self._began = self._began or time.monotonic()
+        coming = [task for task in tasks if task[1] != NEVER]
+        first = min((task[2] for task in coming), default=float("inf")) + self._began - time.monotonic()
+        time.sleep(max(0.0, min(first, timeout)))
+        done = [task for task in coming if self._began + task[2] <= time.monotonic()][:1]
+        return done, [task for task in tasks if task not in done]
+
+    def get(self, task: tuple[str, Any, float]) -> tuple[int, Any]:
+        if task[1] == DEAD:
+            raise importlib.import_module("ray.exceptions").ActorDiedError()
+        return 0, task[1]
+
+    def kill(self, actor: str, no_restart: bool = True) -> None:
+        self.killed.append((actor, no_restart))
+
+
+def together(*tasks: tuple[str, Any, float], seconds: float = 5.0) -> tuple[Cluster, Any]:
+    """The cluster afterwards, and the answers or what was raised; a task: its actor, its answer, and when it comes."""
+    broadcast, cluster = Broadcast(workers=1, cuda=False), Cluster()
+    broadcast._ray = cluster
+    try:
+        return cluster, broadcast._together({task: task[0] for task in tasks}, seconds)
+    except (JobError, _LostError) as error:
+        return cluster, error
+
+
+def test_answers_come_in_the_order_of_the_questions() -> None:
+    cluster, answers = together(("sender", 1, 0.02), ("a", 2, 0.0), ("b", 3, 0.01))
+    assert answers == [1, 2, 3] and cluster.killed == []
+
+
+def test_a_death_ends_the_waiting_at_once_and_those_who_would_wait_for_ever_are_started_anew() -> None:
+    began = time.monotonic()
+    cluster, error = together(("sender", NEVER, 0), ("a", 1, 0.0), ("b", DEAD, 0.02), ("c", NEVER, 0))
+    assert isinstance(error, _LostError) and time.monotonic() - began < 1
+    assert cluster.killed == [("sender", False), ("c", False)]
+
+
+def test_an_actor_that_does_not_answer_in_time_is_lost() -> None:
+    cluster, error = together(("sender", 1, 0.0), ("a", NEVER, 0), seconds=0.05)
+    assert isinstance(error, _LostError) and cluster.killed == [("a", False)]
+
+
+def test_a_failure_that_another_ones_death_explains_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = JobError("connection closed by peer")
+    _, error = together(("a", failed, 0.0), ("b", DEAD, 0.02))
+    assert isinstance(error, _LostError)
+    monkeypatch.setattr(weight_transfer, "GRACE_SECONDS", 0.01)
+    _, error = together(("a", failed, 0.0), ("b", NEVER, 0))
+    assert error is failed
+
+
+def test_without_ray_or_vllm_a_broadcast_is_refused() -> None:
+    policy = small_policy()
+    with pytest.raises(UserError, match=r"ray_weights is broadcast, .* set ray, or leave it out"):
+        make_sampler(replace(BROADCAST, ray=None), policy)
+    with pytest.raises(UserError, match=r"the engine is transformers: use --engine vllm, or --ray-weights store"):
+        make_sampler(replace(BROADCAST, engine="transformers"), policy)
