@@ -1,18 +1,24 @@
 """Who is waited for when weights are sent to many, and what is refused; no engine and no cluster is there."""
 
 import importlib
+import pickle
 import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from score_cli.config import SampleConfig
 from score_cli.errors import JobError, UserError
 from score_cli.sampling import weight_transfer
+from score_cli.sampling.ray_sampler import _arrived
 from score_cli.sampling.samplers import make_sampler
 from score_cli.sampling.weight_transfer import Broadcast, _LostError
+from score_cli.tables.adapters import adapter_parameters
+from score_cli.tables.checkpoints import Policy, adapted
 from tests.conftest import small_policy
+from tests.test_adapters import moved
 
 pytest.importorskip("ray")
 
@@ -87,3 +93,28 @@ def test_without_ray_or_vllm_a_broadcast_is_refused() -> None:
         make_sampler(replace(BROADCAST, ray=None), policy)
     with pytest.raises(UserError, match=r"the engine is transformers: use --engine vllm, or --ray-weights store"):
         make_sampler(replace(BROADCAST, engine="transformers"), policy)
+
+
+def arrives(policy: Policy, *, changed: torch.Tensor | None = None) -> bool:
+    """Whether an actor takes what was put into the store, where a number of one weight was changed there."""
+    wanted = policy.state.fingerprint
+    if changed is not None:
+        changed.data.view(-1)[1] += 1
+    return _arrived(pickle.loads(pickle.dumps(policy)), wanted)
+
+
+def test_an_actor_takes_a_policy_and_its_adapter_as_they_were_sent_alone() -> None:
+    def fresh() -> Policy:
+        return adapted(small_policy("qwen2"), rank=3, alpha=6.0, targets="all-linear")
+
+    def trained() -> Policy:
+        return moved(small_policy("qwen2"))
+
+    assert arrives(small_policy()) and arrives(fresh()) and arrives(trained())
+    for policy in (small_policy(), fresh(), trained()):
+        beneath = policy if policy.base is None else policy.base
+        assert not arrives(policy, changed=beneath.model.get_input_embeddings().weight)
+    for policy in (fresh(), trained()):
+        up = next(weight for name, weight in adapter_parameters(policy.model).items() if ".lora_B." in name)
+        assert not arrives(policy, changed=up)
+    assert not _arrived(small_policy(), small_policy(seed=1).state.fingerprint)

@@ -23,6 +23,7 @@ from score_cli.sampling.vllm_engine import PolicyGoneError, VllmEngine
 from score_cli.sampling.vllm_weights import Taken
 from score_cli.sampling.weight_transfer import BROADCAST, Broadcast
 from score_cli.tables import cluster
+from score_cli.tables.adapters import adds_nothing
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.device import setup_device
 from score_cli.tables.records import SOLVE, Problem, Trace
@@ -252,8 +253,12 @@ class RaySampler(Sampler):
 
 def _arrived(policy: Policy, wanted: str) -> bool:
     """Whether a policy is the one wanted; what its adapter sits on is looked at as well."""
-    parts = [policy] if policy.base is None else [policy.base, policy]
-    return policy.state.fingerprint == wanted and all(part.fingerprint() == part.state.fingerprint for part in parts)
+    base = policy.base
+    if policy.state.fingerprint != wanted or (base is not None and base.fingerprint() != base.state.fingerprint):
+        return False
+    # A policy whose adapter has not been trained yet is the one beneath.
+    same = base is not None and base.state.fingerprint == wanted and adds_nothing(policy.model)
+    return same or policy.fingerprint() == wanted
 
 
 def _tell(ended: Ended, trace: Trace, problem: Problem) -> None:

@@ -160,6 +160,11 @@ def settle_precision(model: PreTrainedModel) -> None:
                     weight.data = rounded
 
 
+def adds_nothing(model: nn.Module) -> bool:
+    """Whether an adapter is as fresh: its `B` is 0."""
+    return not any(weight.any() for name, weight in adapter_parameters(model).items() if ".lora_B." in name)
+
+
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of a model's adapter by name; none where it has none."""
     return {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
