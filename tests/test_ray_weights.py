@@ -22,7 +22,6 @@ from score_cli.sampling.vllm_weights import Held, Place, Taken, read_weights, te
 from score_cli.tables.problems import read_problems
 from score_cli.tables.records import Problem, Trace
 from tests.conftest import small_policy
-from tests.test_adapters import moved
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.pipeline
@@ -214,10 +213,3 @@ def test_an_engine_that_has_to_start_again_is_handed_the_policy_again(two: RaySa
     two.load(small_policy(seed=2))
     assert rows(two.sample(asked)) == expected(2, asked)
     assert two._stored is not None and two._stored.sent and two._stored.held
-
-
-def test_a_policy_with_an_adapter_reaches_actors_through_the_store(two: RaySampler, asked: list[Problem]) -> None:
-    two.close()
-    made = moved(small_policy("qwen2"))
-    with RaySampler(replace(TWO, ray_samplers=1), made) as sampler:
-        assert rows(sampler.sample(asked)) == rows(Sampler(ONE, made).sample(asked))

@@ -164,23 +164,10 @@ class Broadcast:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         here = strategies.NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=False)
         remote = self._ray.remote(Sender).options(num_cpus=0, max_restarts=0, scheduling_strategy=here)
-        self._sender = sender = remote.remote(_gpu() if self._cuda else None)
-        [(host, port)] = self._together({sender.work.remote(0, "place"): sender}, MEET_SECONDS)
-        meeting = {
-            "master_address": host,
-            "master_port": port,
-            "world_size": 1 + self._workers * len(members),
-            "packed": True,
-            "packed_buffer_size_bytes": PACKED_BYTES,
-        }
-        group = secrets.token_hex(8)
-        asked = {sender.work.remote(0, "meet", meeting): sender}
-        for number, actor in enumerate(members):
-            seat = meeting | {"rank_offset": 1 + self._workers * number}
-            asked[actor.work.options(max_task_retries=0).remote(0, "join", group, seat)] = actor
-        began = time.monotonic()
+        self._sender = remote.remote(_gpu() if self._cuda else None)
+        group, began = secrets.token_hex(8), time.monotonic()
         try:
-            self._together(asked, MEET_SECONDS)
+            self._meet(members, group)
         except _LostError:
             if time.monotonic() - began < MEET_SECONDS:
                 raise
@@ -189,6 +176,22 @@ class Broadcast:
                 "ports between their machines, or use --ray-weights store"
             ) from None
         self._group, self._members = group, len(members)
+
+    def _meet(self, members: Sequence[Any], group: str) -> None:
+        sender = self._sender
+        [(host, port)] = self._together({sender.work.remote(0, "place"): sender}, MEET_SECONDS)
+        meeting = {
+            "master_address": host,
+            "master_port": port,
+            "world_size": 1 + self._workers * len(members),
+            "packed": True,
+            "packed_buffer_size_bytes": PACKED_BYTES,
+        }
+        asked = {sender.work.remote(0, "meet", meeting): sender}
+        for number, actor in enumerate(members):
+            seat = meeting | {"rank_offset": 1 + self._workers * number}
+            asked[actor.work.options(max_task_retries=0).remote(0, "join", group, seat)] = actor
+        self._together(asked, MEET_SECONDS)
 
     def _give(self, members: Sequence[Any], policy: Policy, sent: str) -> list[Taken]:
         """Send the weights; what every worker of every member says of them, once it was given all that was sent.
@@ -209,9 +212,10 @@ class Broadcast:
             for actor in members:
                 asked[actor.work.options(max_task_retries=0).remote(0, "receive", sent, coming)] = actor
             _, *answers = self._together(asked, SEND_SECONDS)
-        workers = [Taken(*worker) for answer in answers for worker in answer]
-        check_same([difference(expected, worker.digests) for worker in workers])
-        return workers
+        workers = [[Taken(*worker) for worker in answer] for answer in answers]
+        for each in workers:
+            check_same([difference(expected, worker.digests) for worker in each])
+        return [worker for each in workers for worker in each]
 
     def _together(self, asked: Mapping[Any, Any], seconds: float) -> list[Any]:
         """What actors answer that work on one thing, in the order of the questions.
