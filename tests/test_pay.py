@@ -53,6 +53,18 @@ def test_what_hangs_on_an_unscored_solve_is_unknown_and_nothing_else_is() -> Non
     assert [0, 1, math.nan, 0] == paid({"every": {"right": 1.0}}, *turns)
     assert [0, 0, math.nan, 0] == paid({"solve": {"gain": 1.0}}, *turns)
     assert [0, 0, 0, math.nan] == paid({"every": {"final": 1.0}}, *turns)
+    stuck = {"solve": {"stuck": -3.0}}
+    assert [0, math.nan] == paid(stuck, LOST, WRONG)
+    assert [0, math.nan] == paid(stuck, WRONG, LOST)
+    assert [0, math.nan] == paid(stuck, LOST, LOST)
+    assert paid(stuck, LOST, RIGHT) == [0, 0], "a right answer is not stuck, whatever came before"
+    assert paid(stuck, RIGHT, LOST) == [0, 0]
+
+
+def test_what_weighs_nothing_hides_nothing() -> None:
+    """Without a bonus, a second attempt's own reward counts after a first one that nobody could score."""
+    assert [math.nan, 1] == paid({"solve": {"right": 1.0, "gain": 0.0, "stuck": -0.0}}, LOST, RIGHT)
+    assert [math.nan, math.nan] == paid({"solve": {"right": 1.0, "gain": 0.1}}, LOST, RIGHT)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from score_cli.tables.records import SOLVE, Trace
 from score_cli.tables.schemas import LENGTH
 from score_cli.tasks.latex_boxes import last_boxed_place
 
-MEAN, PRODUCT = FORMS = ("mean", "product")
+MEAN, PRODUCT = "mean", "product"
 Decode = Callable[[list[int]], str]
 
 

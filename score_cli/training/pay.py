@@ -76,6 +76,8 @@ def shaped_rewards(pay: Pay, paid: Paid) -> Tensor:
     for role, weights in pay.weights.items():
         own = paid.has(role)
         for source, weight in weights.items():
+            if not weight:  # 0 * NaN: what weighs nothing would hide what else is known
+                continue
             if source not in found:
                 found[source] = _source(source, pay, paid)
             shaped = torch.where(own, shaped + weight * found[source], shaped)
@@ -102,8 +104,14 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
     before = torch.full_like(rewards, torch.nan)
     before[:, 1:] = _newest_solve(rewards, solves)[:, :-1]
     first = solves.cumsum(1) <= 1
-    earned = rewards - before if name == GAIN else ((before == 0) & (rewards == 0)).to(rewards.dtype)
+    earned = rewards - before if name == GAIN else _stuck(before, rewards)
     return torch.where(solves & ~first, earned, torch.zeros_like(rewards))
+
+
+def _stuck(before: Tensor, rewards: Tensor) -> Tensor:
+    """[M, A] 1 where a solve is wrong after a wrong one; NaN where one of them is unscored and the other is wrong."""
+    known = (before == 0) & (rewards == 0)
+    return torch.where((before > 0) | (rewards > 0), 0.0, torch.where(known, 1.0, before + rewards)).to(rewards.dtype)
 
 
 def _trajectories(paid: Paid, solves: Tensor) -> Tensor:
