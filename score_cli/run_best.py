@@ -20,6 +20,7 @@ from score_cli.run_folder import BEST, RunFolder
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.evaluate import eval_samplings
 from score_cli.tables.atomic import replacing_file
+from score_cli.tables.checkpoints import stored_state
 from score_cli.tables.records import Problem
 from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
@@ -69,17 +70,26 @@ class BestPolicy:
         finished = trainer.policy.state.iteration
         if finished != self.phase.last and (finished - self.phase.first) % self.every:
             return None
-        known = self._candidates()
         policy = trainer.policy.state.fingerprint
+        known = self._candidates()
         # A run that was killed comes by policies again that it has measured already.
-        earlier = [each for each in known if each["iteration"] < finished]
         again = [each for each in known if each["policy"] == policy]
-        value = again[0]["value"] if again else self._value(finished)
-        best = max((each["value"] for each in earlier), default=-1.0)
-        if value > best:
+        value: float = again[0]["value"] if again else self._value(finished)
+        own = {"iteration": finished, "policy": policy, "value": value}
+        # The one that is kept may lie ahead of the checkpoint that a killed run has gone on from. It stays known: an
+        # engine that does not repeat itself may not come by it again.
+        held = self._held()
+        others = [
+            each
+            for each in known
+            if each["iteration"] < finished or (each["policy"] == held and each["policy"] != policy)
+        ]
+        best = next((each for each in others if each["policy"] == held), None)
+        better = best is None or value > best["value"]
+        if better:
             trainer.save(self.folder.policy(BEST), moments=False)
-        self._write([*earlier, {"iteration": finished, "policy": policy, "value": value}])
-        words = f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if value > best else "")
+        self._write(sorted([*others, own], key=lambda each: each["iteration"]), own if best is None or better else best)
+        words = f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if better else "")
         return Candidate(words, value if self.validation else None)
 
     def _value(self, finished: int) -> float:
@@ -105,8 +115,12 @@ class BestPolicy:
         candidates: list[dict[str, Any]] = json.loads(file.read_text())["candidates"] if file.exists() else []
         return candidates
 
-    def _write(self, candidates: list[dict[str, Any]]) -> None:
-        best = max(candidates, key=lambda each: each["value"])  # the first of equals
+    def _held(self) -> str | None:
+        """Fingerprint of the policy that is kept as the best, if there is one."""
+        path = self.folder.policy(BEST)
+        return stored_state(path).fingerprint if path.exists() else None
+
+    def _write(self, candidates: list[dict[str, Any]], best: dict[str, Any]) -> None:
         record = {"chosen_by": self.measure, "phase": self.phase.name, "best": best, "candidates": candidates}
         with replacing_file(self.folder.best_record) as temporary:
             temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -13,13 +15,16 @@ from score_cli import run_phases
 from score_cli.config import SampleConfig, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.run import Run, RunInputs
+from score_cli.run_best import BestPolicy
+from score_cli.run_folder import RunFolder
 from score_cli.run_log import read_log
 from score_cli.sampling import sampler
-from score_cli.tables.checkpoints import load_optimizer, load_policy, stored_state
+from score_cli.tables.checkpoints import TrainerState, load_optimizer, load_policy, stored_state, write_state
 from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem, Trace, Verdict
 from score_cli.tasks import division
+from score_cli.training.trainer import Trainer
 from score_cli.verification.grader import Grader
 from tests.runs import GRADE, digests, recipe, stop_and_go_on
 
@@ -93,6 +98,45 @@ def test_validation_problems_choose_the_best_policy_where_there_are_some(
     assert "on 20 validation problems" in record["chosen_by"]
     logged = {entry["update"] + 1: entry["validation"] for entry in read_log(folder / "log.jsonl")}
     assert logged == pytest.approx(values)
+
+
+def test_the_record_names_the_policy_kept_also_where_a_killed_run_does_not_repeat_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after update 3 and gone on with from update 1: by an engine that comes by other policies."""
+    phase: Any = SimpleNamespace(name="stage2", first=0, last=9)
+    unused: Any = None
+    best = BestPolicy(
+        folder=RunFolder(tmp_path),
+        phase=phase,
+        every=1,
+        validation=[],
+        sampler=unused,
+        grader=unused,
+        config=unused,
+    )
+
+    def come_by(iteration: int, policy: str, value: float) -> tuple[str, str]:
+        """The policy kept, and the one that the record names."""
+
+        def save(path: Path, *, moments: bool) -> None:
+            path.mkdir(exist_ok=True)
+            write_state(path, state)
+
+        state = TrainerState(stage="stage2", iteration=iteration, fingerprint=policy)
+        monkeypatch.setattr(BestPolicy, "_value", lambda self, finished: value)
+        best.consider(cast("Trainer", SimpleNamespace(policy=SimpleNamespace(state=state), save=save)))
+        record = json.loads((tmp_path / "best.json").read_text())
+        return stored_state(tmp_path / "best").fingerprint, record["best"]["policy"]
+
+    assert come_by(1, "a", 0.5) == ("a", "a")
+    assert come_by(2, "b", 0.4) == ("a", "a")
+    assert come_by(3, "c", 0.6) == ("c", "c")
+    assert come_by(2, "B", 0.3) == ("c", "c"), "the best is kept, though the run is behind it"
+    assert come_by(3, "C", 0.2) == ("c", "c")
+    assert come_by(4, "D", 0.7) == ("D", "D")
+    known = json.loads((tmp_path / "best.json").read_text())["candidates"]
+    assert [each["policy"] for each in known] == ["a", "B", "c", "C", "D"]
 
 
 @pytest.mark.parametrize(
