@@ -196,8 +196,11 @@ def test_the_stages_are_presets_of_pay_to_the_bit(dtype: torch.dtype, fine: floa
     for alpha, penalty in ((10.0, 0.0), (2.64, fine), (0.0, fine)):
         before, after = rewards[:, :-1], rewards[:, 1:]
         second = rewards.clone()
-        second[:, 1:] += alpha * (after - before)
-        second[:, 1:] -= penalty * ((before == 0) & (after == 0))
+        if alpha:
+            second[:, 1:] += alpha * (after - before)
+        if penalty:  # nobody knows whether a wrong answer is stuck after one that nobody scored
+            stuck = ((before == 0) & (after == 0)).to(dtype)
+            second[:, 1:] -= penalty * torch.where(before.isnan() & (after == 0), torch.nan, stuck)
         assert same(shaped_rewards(stage2_pay(alpha, penalty), paid), second)
 
 
