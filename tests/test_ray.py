@@ -283,6 +283,25 @@ def test_a_run_gives_the_same_bytes(tmp_path: Path, checkpoint: Path, problems: 
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
+def test_an_actor_that_has_no_place_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So Ray leaves one whose machine is lost: it may start it anew one day, and calls no task of it failed."""
+    monkeypatch.setattr(clusters, "GRACE_SECONDS", 0.5)
+    remote = ray.remote(Echo)
+    there = [remote.options(num_cpus=0).remote() for _ in range(2)]
+    nowhere = remote.options(num_cpus=1000).remote()
+    asked = [
+        actor.work.remote(0, "say", word) for actor, word in zip([there[0], nowhere, there[1]], "abc", strict=True)
+    ]
+    assert clusters.present(asked) == ["a", "c"]
+    for actor in (*there, nowhere):
+        ray.kill(actor)
+
+
+class Echo(clusters.Actor):
+    def say(self, word: str) -> str:
+        return word
+
+
 def test_a_lost_machine_costs_time_alone(
     machines: Any, two: RaySampler, policy: Policy, problems: Path, reward: Path
 ) -> None:

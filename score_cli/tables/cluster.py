@@ -7,8 +7,10 @@ is lost, and the actor has no other place, it would wait for ever.
 
 import importlib
 import logging
+import math
 import signal
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from score_cli.errors import JobError, UserError
 LOCAL = "local"
 # How often a task is tried again whose actor died; one that always ends so has another fault than bad luck.
 TASK_RETRIES = 3
+# For an actor to answer what others have answered already.
+GRACE_SECONDS = 10.0
 CPU, GPU = "CPU", "GPU"
 
 # What this process has taken of the cluster for as long as it is there.
@@ -94,22 +98,32 @@ def _ask_if_ready(actor: Any) -> Any:
 def present(asked: Iterable[Any]) -> list[Any]:
     """What was answered by the actors that are there; one that is lost is left out.
 
+    Ray does not say that an actor is lost for as long as it could start it anew, be it on a machine that never comes.
+    All are asked for the same work, so one that takes twice as long as the first, and `GRACE_SECONDS`, is left out too.
+
     Raises:
         UserError, JobError: as an actor raised it.
     """
     ray, errors = importlib.import_module("ray"), importlib.import_module("ray.exceptions")
-    answers = []
-    for each in asked:
-        try:
-            answers.append(ray.get(each)[1])
-        except errors.RayTaskError:
-            raise
-        except errors.RayError:
-            continue
-    for found in answers:
-        if isinstance(found, Exception):
-            raise found
-    return answers
+    asked = list(asked)
+    waiting, answers = asked, {}
+    began, until = time.monotonic(), math.inf
+    while waiting and (left := until - time.monotonic()) > 0:
+        done, waiting = ray.wait(waiting, timeout=None if until == math.inf else left)
+        for each in done:
+            try:
+                answers[each] = ray.get(each)[1]
+            except errors.RayTaskError:
+                raise
+            except errors.RayError:
+                continue
+            now = time.monotonic()
+            until = min(until, now + max(GRACE_SECONDS, now - began))
+    found = [answers[each] for each in asked if each in answers]
+    for answer in found:
+        if isinstance(answer, Exception):
+            raise answer
+    return found
 
 
 def _died(who: str, error: BaseException) -> JobError:
