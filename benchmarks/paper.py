@@ -160,6 +160,7 @@ def smollm_steps(folder: Path, small: bool) -> Iterator[Step]:
     size = ["--size", 32] if small else []
     yield Step(dialogues, score("dialogues", "--config", recipe, "--problems", stories, "--out", dialogues, *size))
     learn = ["train-sft", "--config", recipe, "--model", model, "--examples", dialogues, "--out", sft]
+    learn += ["--learned", folder / "smollm-sft.parquet"]
     yield Step(sft / "trainer" / "state.json", score(*learn))
     yield Step(start / "config.json", score("merge-adapter", sft, "--dtype", "bfloat16", "--out", start))
     for split in ("train", "test"):
