@@ -85,11 +85,11 @@ class BestPolicy:
             if each["iteration"] < finished or (each["policy"] == held and each["policy"] != policy)
         ]
         best = next((each for each in others if each["policy"] == held), None)
-        better = best is None or value > best["value"]
-        if better:
+        chosen = own if best is None or value > best["value"] else best
+        if chosen is own:
             trainer.save(self.folder.policy(BEST), moments=False)
-        self._write(sorted([*others, own], key=lambda each: each["iteration"]), own if best is None or better else best)
-        words = f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if better else "")
+        self._write(sorted([*others, own], key=lambda each: each["iteration"]), chosen)
+        words = f"policy {finished} has {value:.1%} ({self.measure})" + (": the best so far" if chosen is own else "")
         return Candidate(words, value if self.validation else None)
 
     def _value(self, finished: int) -> float:
