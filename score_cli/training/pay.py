@@ -110,8 +110,8 @@ def _source(name: str, pay: Pay, paid: Paid) -> Tensor:
 
 def _stuck(before: Tensor, rewards: Tensor) -> Tensor:
     """[M, A] 1 where a solve is wrong after a wrong one; NaN where one of them is unscored and the other is wrong."""
-    known = (before == 0) & (rewards == 0)
-    return torch.where((before > 0) | (rewards > 0), 0.0, torch.where(known, 1.0, before + rewards)).to(rewards.dtype)
+    stuck, unstuck = (before == 0) & (rewards == 0), (before > 0) | (rewards > 0)
+    return torch.full_like(rewards, torch.nan).masked_fill(stuck, 1.0).masked_fill(unstuck, 0.0)
 
 
 def _trajectories(paid: Paid, solves: Tensor) -> Tensor:
