@@ -10,6 +10,7 @@ from score_cli.errors import UserError
 from score_cli.phases import Phase
 from score_cli.recipe import Recipe
 from score_cli.run_config import RunConfig
+from score_cli.run_folder import table_of
 from score_cli.run_phases import RunConfigs
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.evaluate import eval_samplings
@@ -28,7 +29,7 @@ def resolved(recipe: Recipe, limit: int | None) -> RunConfigs:
     """
     configs = RunConfigs.of(recipe)
     if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, expected at least 1")
+        raise UserError(f"--limit is {limit}, expected at least 1")
     if limit is not None and configs.sample.problems_per_iteration is not None:
         fewer = min(limit, configs.sample.problems_per_iteration)
         configs = replace(configs, sample=replace(configs.sample, problems_per_iteration=fewer))
@@ -45,8 +46,8 @@ def resolved(recipe: Recipe, limit: int | None) -> RunConfigs:
         check_packages(stage)
     configs = replace(
         configs,
-        stage1=_whole_schedule(configs.stage1, configs.run.stage1_iterations),
-        stage2=_whole_schedule(configs.stage2, configs.run.stage2_iterations),
+        stage1=_whole_schedule("train-stage1", configs.stage1, configs.run.stage1_iterations),
+        stage2=_whole_schedule("train-stage2", configs.stage2, configs.run.stage2_iterations),
     )
     if configs.eval.correction is None:
         configs = replace(configs, eval=replace(configs.eval, correction=configs.sample.correction))
@@ -77,14 +78,14 @@ def _in_one_precision(configs: RunConfigs) -> RunConfigs:
         stage = getattr(configs, name)
         if stage.precision not in ("auto", asked):
             raise UserError(
-                f"precision is {stage.precision} for {name} and {asked} for sample: a run computes in one, so set "
-                "sample.precision, which every stage of a run takes"
+                f"{table_of(name)}.precision is {stage.precision} and sample.precision {asked}: a run computes in one, "
+                "so set sample.precision, which every stage of a run takes"
             )
         configs = replace(configs, **{name: replace(stage, precision=asked)})
     return configs
 
 
-def _whole_schedule(config: Stage, iterations: int) -> Stage:
+def _whole_schedule(table: str, config: Stage, iterations: int) -> Stage:
     """The settings of a stage whose schedule ends with its iterations, where they do not say when.
 
     Raises:
@@ -93,7 +94,7 @@ def _whole_schedule(config: Stage, iterations: int) -> Stage:
     total = config.schedule_updates
     if total is not None and total < iterations:
         raise UserError(
-            f"schedule_updates is {total}, and the stage has {iterations} iterations: raise it, or leave it out"
+            f"{table}.schedule_updates is {total}, and the stage has {iterations} iterations: raise it, or leave it out"
         )
     if config.schedule != "constant" and iterations and total is None:
         config = replace(config, schedule_updates=iterations)

@@ -27,6 +27,7 @@ from typing import Any
 
 from score_cli.errors import UserError
 from score_cli.phases import BASE, CONFIG_FILE, SFT, STAGE1, STAGE2, START, Phase
+from score_cli.recipe import PAY, PROMPTS, SCRIPT
 from score_cli.run_config import AlarmsConfig
 from score_cli.tables.atomic import check_output, locked_folder, replacing_file, replacing_folder
 from score_cli.tables.checkpoints import METRICS_FILE, TRAINER, TrainerState, stored_state
@@ -74,6 +75,24 @@ FORKED = (
 TAKEN = (*FORKED, BASE, START, STAGE1, SFT, STAGE2, BEST, "metrics.parquet", LOG_FILE)
 # What may be raised: the run then goes on to more.
 RAISED = {("run", "stage1_iterations"), ("run", "stage2_iterations")}
+# A table of config.json -> that of a recipe, where they are called otherwise.
+_TABLES = {"stage1": "train-stage1", "stage2": "train-stage2", "sft": "train-sft", "alarms": "run.alarms"}
+# What of config.json is no key of a recipe, as the user knows it.
+_NAMED = {
+    ("inputs", "model"): "--model",
+    ("inputs", "problems"): "--problems",
+    ("inputs", "eval_problems"): "--eval-problems",
+    ("inputs", "validation_problems"): "--validation-problems",
+    ("inputs", "limit"): "--limit",
+    ("inputs", "start"): "the file of run.start",
+    ("inputs", "signal"): "the policy of signal.by",
+    ("inputs", "grader"): "the source of verify.grader",
+    ("study", "limit"): "--limit",
+}
+# Settings that tables of a recipe's own fill, in every stage that has them.
+_OWN_TABLES = (SCRIPT, PROMPTS, PAY)
+_SHOWN_CHANGES = 4
+_SHOWN_CHARACTERS = 60
 
 
 class RunFolder:
@@ -132,7 +151,7 @@ class RunFolder:
         if self._only_prepared():
             for name in PREPARED:
                 (self.root / name).unlink(missing_ok=True)
-        return pin_config(self.root / CONFIG_FILE, settings, free=FREE, raised=RAISED, defaults=defaults)
+        return pin_config(self.root / CONFIG_FILE, settings, free=FREE, raised=RAISED, defaults=defaults, forks=True)
 
     def _only_prepared(self) -> bool:
         """Whether all that the run has done is to put its problems here, before a wrong setting ended it."""
@@ -273,12 +292,14 @@ def pin_config(
     free: Collection[tuple[str, str]] = (),
     raised: Collection[tuple[str, str]] = (),
     defaults: Settings | None = None,
+    forks: bool = False,
 ) -> list[str]:
     """Write down what a folder's work is started with, or see that it was started with the same.
 
     Args:
         free: (stage, key) of what may differ from now on; raised: of numbers that may have grown.
         defaults: what a key that an earlier version did not write down stood for.
+        forks: whether the work can be gone on with elsewhere under other settings.
     Returns:
         What differs from before and may, in words.
     Raises:
@@ -294,23 +315,52 @@ def pin_config(
             before = known.get(stage, {}).get(key, (defaults or {}).get(stage, {}).get(key))
             if before == value:
                 continue
-            words = f"{stage}.{key} was {_short(before)}, is {_short(value)}"
             may = (stage, key) in free or ((stage, key) in raised and before is not None and value > before)
-            (allowed if may else changed).append(words)
+            (allowed if may else changed).append(_change(stage, key, before, value))
     if changed:
-        raise UserError(
-            f"{path.parent} holds a run with other settings ({'; '.join(changed)}): name another --out, or go on "
-            "from it under these with --fork FOLDER"
-        )
+        raise UserError(_refusal(path.parent, list(dict.fromkeys(changed)), forks=forks))
     if known is None or allowed:
         with replacing_file(path) as temporary:
             temporary.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n")
     return allowed
 
 
-def _short(value: Any) -> str:
-    """A setting as a message says it: of a fingerprint the first digits."""
-    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
+def _refusal(folder: Path, changed: Sequence[str], *, forks: bool) -> str:
+    shown = "; ".join(changed[:_SHOWN_CHANGES])
+    more = len(changed) - _SHOWN_CHANGES
+    if more > 0:
+        shown += f"; and {more} more"
+    fork = ", or go on from it under these with --fork FOLDER" if forks else ""
+    return f"{folder} was begun with other settings ({shown}): set them back, or name another --out{fork}"
+
+
+def _change(stage: str, key: str, before: Any, value: Any) -> str:
+    """A setting that differs, by the name under which the user writes it."""
+    if key in _OWN_TABLES:
+        name = f"[{key}]"
+    elif key == "recipe":  # of a study's row
+        name = f"the recipe of row {stage}"
+    else:
+        name = _NAMED.get((stage, key), f"{table_of(stage)}.{key}")
+    was, now = _shown(before), _shown(value)
+    return f"{name} is another" if was == now else f"{name} was {was}, is {now}"
+
+
+def table_of(stage: str) -> str:
+    """The table of a recipe that holds the settings which config.json has under this name."""
+    return _TABLES.get(stage, stage)
+
+
+def _shown(value: Any) -> str:
+    """A setting as a recipe has it; of a fingerprint the first digits, of what takes many lines that it is there."""
+    if value is None or value == []:
+        return "left out"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}..."
+    if isinstance(value, dict | list) or (isinstance(value, str) and "\n" in value):
+        return "given"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:

@@ -127,7 +127,7 @@ def test_a_finished_run_prints_its_table_again_and_other_settings_are_refused(ti
     command = [sys.executable, "-m", "score_cli", "run", tiny / "recipe.toml", "--out", tiny / "run", "--seed", "5"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert refused.returncode == 2
-    assert "holds a run with other settings (base.seed was 4, is 5" in refused.stderr
+    assert "was begun with other settings (base.seed was 4, is 5" in refused.stderr
 
 
 def test_the_curve_has_every_update(tiny: Path) -> None:

@@ -106,5 +106,5 @@ def test_a_run_takes_the_precision_of_its_sampling_everywhere(tmp_path: Path) ->
     run = Run(Recipe({"sample": {"precision": "bfloat16", "threads": 1}}), tmp_path / "run")
     found = [run.configs.stage1, run.configs.stage2, run.configs.sft, run.configs.signal, run.configs.eval]
     assert {config.precision for config in found} == {"bfloat16"}
-    with pytest.raises(UserError, match="precision is bfloat16 for stage1 and auto for sample"):
+    with pytest.raises(UserError, match="train-stage1.precision is bfloat16 and sample.precision auto"):
         Run(Recipe({"train-stage1": {"precision": "bfloat16"}}), tmp_path / "other")

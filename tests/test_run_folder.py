@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from score_cli.errors import UserError
+from score_cli.recipe import Recipe
 from score_cli.run_folder import FREE, RAISED, RunFolder, pin_config
 from score_cli.run_phases import RunConfigs
 
@@ -51,10 +53,6 @@ def test_a_key_that_an_earlier_version_did_not_know_had_its_default(tmp_path: Pa
 
 
 def test_every_setting_that_may_differ_is_one_that_a_run_has() -> None:
-    from dataclasses import asdict
-
-    from score_cli.recipe import Recipe
-
     known = asdict(RunConfigs.of(Recipe({})))
     assert all(key in known[stage] for stage, key in FREE | RAISED)
 
@@ -89,8 +87,45 @@ def test_a_run_that_has_sampled_nothing_yet_takes_other_settings(tmp_path: Path)
 
 def test_a_refusal_says_of_a_file_the_first_digits(tmp_path: Path) -> None:
     pin_config(tmp_path / "config.json", {"inputs": {"problems": "a" * 64, "limit": None}})
-    with pytest.raises(UserError, match=r"\(inputs.problems was aaaaaaaaaaaa\.\.\., is bbbbbbbbbbbb\.\.\.\)"):
+    with pytest.raises(UserError, match=r"\(--problems was aaaaaaaaaaaa\.\.\., is bbbbbbbbbbbb\.\.\.\)"):
         pin_config(tmp_path / "config.json", {"inputs": {"problems": "b" * 64, "limit": None}})
+
+
+def test_a_refusal_names_settings_as_the_user_writes_them_and_four_at_most(tmp_path: Path) -> None:
+    plan, script = Recipe({}), {"turns": ["solve", "verify"], "words": "x" * 300}
+    begun = asdict(RunConfigs.of(plan)) | {"inputs": {"limit": None, "model": "a" * 64}}
+    RunFolder(tmp_path).pin(begun, {})
+    (tmp_path / "iterations").mkdir()
+    changed = json.loads(json.dumps(begun))
+    changed["sample"] |= {"script": script, "correction": "no\nlook"}
+    changed["eval"]["script"] = script
+    changed["stage2"] |= {"alpha": 5.0, "kl": "full"}
+    changed["run"]["stage1_by_attempt"] = True
+    changed["inputs"]["limit"] = 8
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path).pin(changed, {})
+    assert str(error.value) == (
+        f"{tmp_path} was begun with other settings (sample.correction was left out, is given; [script] was left out, "
+        'is given; train-stage2.kl was "sampled", is "full"; train-stage2.alpha was 10.0, is 5.0; and 2 more): set '
+        "them back, or name another --out, or go on from it under these with --fork FOLDER"
+    )
+    changed = json.loads(json.dumps(begun)) | {"inputs": {"limit": 8, "model": "a" * 64}}
+    with pytest.raises(UserError, match=r"other settings \(--limit was left out, is 8\): set them back"):
+        RunFolder(tmp_path).pin(changed, {})
+
+
+def test_a_study_is_not_told_of_forks_and_not_shown_whole_recipes(tmp_path: Path) -> None:
+    begun = {"study": {"seeds": [0], "limit": None}, "star": {"recipe": "[sample]\nsamples = 2\n"}}
+    pin_config(tmp_path / "config.json", begun)
+    with pytest.raises(UserError) as error:
+        pin_config(
+            tmp_path / "config.json",
+            {"study": {"seeds": [0], "limit": 8}, "star": {"recipe": "[sample]\nsamples = 4\n"}},
+        )
+    assert str(error.value) == (
+        f"{tmp_path} was begun with other settings (--limit was left out, is 8; the recipe of row star is another): "
+        "set them back, or name another --out"
+    )
 
 
 def test_a_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:

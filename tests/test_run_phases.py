@@ -188,11 +188,11 @@ def test_a_runs_schedule_ends_with_its_stage_and_cannot_be_stretched_afterwards(
     Run(made(3), tmp_path / "run", start).execute()
     curve = pl.read_parquet(tmp_path / "run" / "train_metrics.parquet").filter(pl.col("name") == "learning_rate")
     assert curve["value"].to_list() == pytest.approx([1e-3, 1e-3, 0.5e-3])
-    with pytest.raises(UserError, match="stage1.schedule_updates was 3, is 4"):
+    with pytest.raises(UserError, match="train-stage1.schedule_updates was 3, is 4"):
         Run(made(4), tmp_path / "run", start).execute()
     short = made(3)
     short.change(["train-stage1.schedule_updates=2"])
-    with pytest.raises(UserError, match="schedule_updates is 2, and the stage has 3 iterations"):
+    with pytest.raises(UserError, match="train-stage1.schedule_updates is 2, and the stage has 3 iterations"):
         Run(short, tmp_path / "run", start)
 
 
@@ -326,7 +326,7 @@ def test_a_fork_goes_on_under_other_settings_and_leaves_the_run_as_it_was(start:
     before = digests(run)
     changed = recipe(stage1_iterations=2, stage2_iterations=3)
     changed.change(["train-stage2.learning_rate=0.01"])
-    with pytest.raises(UserError, match="stage2.learning_rate was 0.001, is 0.01.*--fork FOLDER"):
+    with pytest.raises(UserError, match="train-stage2.learning_rate was 0.001, is 0.01.*--fork FOLDER"):
         Run(changed, run, start).execute()
     RunFolder(run).fork(fork)
     Run(changed, fork, start).execute()
