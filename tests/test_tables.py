@@ -1,6 +1,8 @@
 """Files are whole or absent, say where they came from, and are refused in one line when they do not fit."""
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from score_cli.errors import UserError
+from score_cli.tables import traces as traces_module
 from score_cli.tables.atomic import check_output, replacing_file, replacing_folder
 from score_cli.tables.parquet import (
     METRICS,
@@ -21,6 +24,7 @@ from score_cli.tables.parquet import (
     read_table,
     write_table,
 )
+from score_cli.tables.pieces import Pieces
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.traces import (
@@ -249,10 +253,14 @@ def test_graded_rows_come_in_pieces_and_are_those_of_both_tables(batch: Path) ->
         assert trace.attempt_ids.tolist() == row["attempt_ids"] and trace.logprobs.tolist() == row["logprobs"]
 
 
-def test_records_are_made_from_any_place_of_a_table(batch: Path) -> None:
+@pytest.mark.parametrize("in_memory", [0, 4000, 2**20])
+def test_records_are_made_from_any_place_of_a_table(
+    batch: Path, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pieces in a file, in memory and a file, and in memory."""
+    monkeypatch.setattr(traces_module, "Pieces", lambda: Pieces(in_memory=in_memory))
     path = batch / "traces.parquet"
-    pieces = [pa.table(piece) for piece in iterate_batches(path, TRACES, rows=7)]
-    rows = Rows(pieces, lambda piece: piece["sample_index"].to_pylist())
+    rows = Rows(lambda piece: piece["sample_index"].to_pylist(), iterate_batches(path, TRACES, rows=7))
     expected = pq.read_table(path)["sample_index"].to_pylist()
     assert list(rows) == expected and len(rows) == 48
     assert [rows[place] for place in (0, 6, 7, 41, 42, 47, -1, -48)] == [
@@ -261,6 +269,37 @@ def test_records_are_made_from_any_place_of_a_table(batch: Path) -> None:
     assert rows[5:30:6] == expected[5:30:6] and rows[:0] == []
     with pytest.raises(IndexError):
         rows[48]
+
+
+def test_pieces_beyond_the_memory_are_kept_in_a_file_and_are_the_same(batch: Path) -> None:
+    """Lists, absent values and texts, read twice and from the end; rows that are kept keep no file mapped."""
+    pieces = [
+        *iterate_batches(batch / "traces.parquet", TRACES, rows=7),
+        *iterate_batches(batch / "traces.parquet", TRACES, rows=9),
+    ]
+    kept = Pieces(in_memory=pieces[0].nbytes + pieces[1].nbytes)
+    for piece in pieces:
+        kept.append(piece)
+    for number in [*range(len(pieces)), *reversed(range(len(pieces)))]:
+        assert kept[number].equals(pieces[number])
+    assert kept[-1].equals(pieces[-1]) and [piece.num_rows for piece in kept[6:8]] == [6, 9]
+    before = count_mappings()
+    rows = [kept.row(number, 2) for number in range(len(pieces))]
+    assert rows == [piece.slice(2, 1) for piece in pieces] and count_mappings() == before
+    held = [kept[number] for number in (0, 1, 2, 3)]
+    assert count_mappings() == before + 2, held
+
+
+def test_pieces_for_which_the_disk_has_no_room_name_its_folder(batch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: PTH123, SIM115
+    with pytest.raises(OSError) as raised:
+        Pieces(in_memory=0).append(next(iterate_batches(batch / "traces.parquet", TRACES)))
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == tempfile.gettempdir()
+
+
+def count_mappings() -> int:
+    """Of files without a name that this process has mapped."""
+    return Path("/proc/self/maps").read_text().count("(deleted)")
 
 
 def test_a_footer_of_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def resumable_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Let whoever finds no room for a file say so alike, with the place: libraries in Rust raise what they like."""
     try:
         yield
@@ -171,7 +171,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     An earlier `path` stays whole until the rename, which replaces it in one step.
     """
     path = path.absolute()
-    with _naming(path), _workspace(path) as workspace:
+    with naming(path), _workspace(path) as workspace:
         temporary = workspace / path.name
         yield temporary
         _sync(temporary)
@@ -187,7 +187,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     if this process is stopped between the two steps, or by the next one that writes there if it is killed.
     """
     path = path.absolute()
-    with _naming(path), _workspace(path) as workspace:
+    with naming(path), _workspace(path) as workspace:
         temporary = workspace / "new"
         temporary.mkdir()
         yield temporary

@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -23,6 +23,7 @@ from score_cli.tables.parquet import (
     read_footer,
     traces_with,
 )
+from score_cli.tables.pieces import Pieces
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Trace, Verdict
 from score_cli.tables.row_checks import (
@@ -64,7 +65,7 @@ def traces_table(path: Path) -> Table:
 
 def read_traces(path: Path) -> Sequence[Trace]:
     """All traces; errors as `iterate_traces`."""
-    return Rows(_trace_pieces(path), _traces)
+    return Rows(_traces, _trace_pieces(path))
 
 
 def read_verdicts(path: Path) -> Sequence[Verdict]:
@@ -73,7 +74,7 @@ def read_verdicts(path: Path) -> Sequence[Verdict]:
     Raises:
         UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree or hold what no verifier gives.
     """
-    return Rows(_verdict_pieces(path), _verdicts)
+    return Rows(_verdicts, _verdict_pieces(path))
 
 
 class GradedPiece(NamedTuple):
@@ -141,8 +142,11 @@ class GradedTraces:
 
 def read_pair(traces: Path, rewards: Path) -> tuple[Sequence[Trace], Sequence[Verdict]]:
     """All traces and their rewards, row by row; errors as `iterate_graded`."""
-    pieces = list(iterate_graded(traces, rewards))
-    return Rows([piece.traces for piece in pieces], _traces), Rows([piece.rewards for piece in pieces], _verdicts)
+    rows, verdicts = Rows(_traces), Rows(_verdicts)
+    for piece in iterate_graded(traces, rewards):
+        rows.append(piece.traces)
+        verdicts.append(piece.rewards)
+    return rows, verdicts
 
 
 def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> GradedTraces:
@@ -185,17 +189,24 @@ class Rows(Sequence[Record]):
     """The records of a table, each made when it is asked for: a token takes nine bytes in columns, ninety in records.
 
     Args:
-        pieces: of the table.
         make: the records of a piece.
+        pieces: of the table; more may be appended.
     """
 
-    def __init__(self, pieces: Iterable[pa.Table], make: Callable[[pa.Table], list[Record]]) -> None:
-        self._pieces = list(pieces)
-        self._ends: list[int] = list(accumulate(piece.num_rows for piece in self._pieces))
+    def __init__(self, make: Callable[[pa.Table], list[Record]], pieces: Iterable[pa.Table] = ()) -> None:
         self._make = make
+        self._pieces = Pieces()
+        self._ends: list[int] = []
+        for piece in pieces:
+            self.append(piece)
+
+    def append(self, piece: pa.Table) -> None:
+        """Take the records of one more piece."""
+        self._pieces.append(piece)
+        self._ends.append(len(self) + piece.num_rows)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[Record]:
         for piece in self._pieces:
@@ -213,8 +224,8 @@ class Rows(Sequence[Record]):
 
     def _record(self, place: int) -> Record:
         number = bisect.bisect_right(self._ends, place)
-        piece = self._pieces[number]
-        return self._make(piece.slice(place - (self._ends[number] - piece.num_rows), 1))[0]
+        before = self._ends[number - 1] if number else 0
+        return self._make(self._pieces.row(number, place - before))[0]
 
 
 def _trace_pieces(path: Path, rows: int = ROWS_PER_BATCH) -> Iterator[pa.Table]:
