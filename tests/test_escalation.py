@@ -2,27 +2,27 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from score_cli.cli import run_command
-from score_cli.evaluation.escalation import Case, escalation_curve
+from score_cli.evaluation.escalation import escalation_curve
 from score_cli.tables.parquet import METRICS, REWARDS, SIGNALS, read_footer, traces_with, write_table
 from score_cli.tables.provenance import Footer
 from tests.conftest import rewrite
 from tests.report_support import write_traces
 from tests.scripts import dialogue
 
+Case = tuple[str, float, int, int]  # problem, trust, whether one's own answer is right, and the other policy's
 # The one that is trusted least is put right; of two that are trusted alike one is put right and one broken.
-CASES = [
-    Case("a", 0.9, True, True),
-    Case("b", 0.2, True, False),
-    Case("c", 0.1, False, True),
-    Case("d", 0.2, False, True),
-]
+CASES: list[Case] = [("a", 0.9, 1, 1), ("b", 0.2, 1, 0), ("c", 0.1, 0, 1), ("d", 0.2, 0, 1)]
+
+
+def frame(cases: Sequence[Case]) -> pl.DataFrame:
+    return pl.DataFrame(cases, schema=["problem_id", "trust", "own", "other"], orient="row")
 
 
 def test_the_curve_by_hand() -> None:
@@ -30,21 +30,21 @@ def test_the_curve_by_hand() -> None:
 
     In random order the line from 0.5 to 0.75 has the area 0.625.
     """
-    found = {name: estimate.value for name, estimate in escalation_curve(CASES, (0, 0.1, 0.25, 0.5, 1)).items()}
+    found = {name: estimate.value for name, estimate in escalation_curve(frame(CASES), (0, 0.1, 0.25, 0.5, 1)).items()}
     expected = {"0.00": 0.5, "0.10": 0.6, "0.25": 0.75, "0.50": 0.75, "1.00": 0.75, "area": 0.71875, "gain": 0.09375}
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
 def test_the_curve_is_the_mean_over_all_orders_of_the_ties() -> None:
-    cases = [
-        Case(str(number % 3), trust, bool(own), bool(other))
-        for number, (trust, own, other) in enumerate([(1, 0, 1), (1, 1, 0), (1, 0, 0), (2, 1, 1), (2, 0, 1), (2, 1, 0)])
+    answers = [(1, 0, 1), (1, 1, 0), (1, 0, 0), (2, 1, 1), (2, 0, 1), (2, 1, 0)]
+    orders = [
+        order for order in itertools.permutations(answers) if [trust for trust, *_ in order] == [1, 1, 1, 2, 2, 2]
     ]
-    orders = [list(order) for order in itertools.permutations(cases) if [c.trust for c in order] == [1, 1, 1, 2, 2, 2]]
-    curve = escalation_curve(cases, [count / 6 for count in range(7)])
+    cases = [(str(number % 3), trust, own, other) for number, (trust, own, other) in enumerate(answers)]
+    curve = escalation_curve(frame(cases), [count / 6 for count in range(7)])
     values = list(curve.values())
     means = [
-        sum(sum(c.other for c in order[:count]) + sum(c.own for c in order[count:]) for order in orders)
+        sum(sum(other for _, _, other in order[:count]) + sum(own for _, own, _ in order[count:]) for order in orders)
         / 6
         / len(orders)
         for count in range(7)
@@ -57,8 +57,8 @@ def test_the_curve_is_the_mean_over_all_orders_of_the_ties() -> None:
 
 def test_errors_are_clustered_by_problem() -> None:
     """All handed over: a and b are right in both of their samples, c in none."""
-    cases = [Case(name, 0.5, False, name != "c") for name in "abc" for _ in range(2)]
-    last = escalation_curve(cases)["1.00"]
+    cases = [(name, 0.5, 0, int(name != "c")) for name in "abc" for _ in range(2)]
+    last = escalation_curve(frame(cases))["1.00"]
     # Pulls 1/9, 1/9, -2/9: squares 6/81, times 3/2.
     assert (last.value, last.count) == (pytest.approx(2 / 3), 6) and last.stderr == pytest.approx((1 / 9) ** 0.5)
 

@@ -9,59 +9,42 @@ Names of the metrics table, for answers handed to a policy `stage2`:
 Answers that are trusted alike go over together, in random order: every value is the expectation over that order.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from score_cli.metrics import Estimate, clustered_mean
+import polars as pl
+
+from score_cli.metrics import Estimate, mean_of_sums
 
 SHARES = tuple(tenth / 10 for tenth in range(11))
 AREA, GAIN = "area", "gain"
 
 
-class Case(NamedTuple):
-    """An answer that may be handed over.
-
-    Attributes:
-        trust: the lower, the sooner it goes.
-        own, other: whether the policy's own answer is right, and the other policy's.
-    """
-
-    problem_id: str
-    trust: float
-    own: bool
-    other: bool
-
-
-def escalation_curve(cases: Sequence[Case], shares: Sequence[float] = SHARES) -> dict[str, Estimate]:
+def escalation_curve(cases: pl.DataFrame, shares: Sequence[float] = SHARES) -> dict[str, Estimate]:
     """`0.10` and so on, then `area` and `gain`, with errors clustered by problem, as if the order were given.
 
     Args:
-        cases: one or more.
+        cases: one or more answers that may be handed over. `problem_id`; `trust`: the lower, the sooner it goes; `own`
+            and `other`: 1 where the policy's own answer is right, and where the other policy's is, else 0.
         shares: of the cases that are handed over, 0 to 1.
     """
-    placed = list(_placed(cases))
-    clusters = [case.problem_id for case, _, _ in placed]
+    # The shares at which the first and the last of those that are trusted like a case go over.
+    begin = (pl.col("trust").rank("min") - 1) / cases.height
+    end = pl.col("trust").rank("max") / cases.height
+    gained = pl.col("other").cast(pl.Float64) - pl.col("own")
 
-    def mean(weights: Sequence[float]) -> Estimate:
-        swapped = [case.own + w * (case.other - case.own) for (case, _, _), w in zip(placed, weights, strict=True)]
-        return clustered_mean(swapped, clusters)
+    def mean(value: pl.Expr) -> Estimate:
+        sums = cases.group_by("problem_id", maintain_order=True).agg(count=pl.len(), sum=value.sum())
+        return mean_of_sums(sums)
 
+    cases = cases.select("problem_id", "own", begin=begin, end=end, gained=gained)
     found = {
-        f"{share:.2f}": mean([min(1.0, max(0.0, (share - begin) / (end - begin))) for _, begin, end in placed])
+        f"{share:.2f}": mean(
+            pl.col("own")
+            + pl.col("gained") * ((share - pl.col("begin")) / (pl.col("end") - pl.col("begin"))).clip(0, 1)
+        )
         for share in shares
     }
     # A case that goes over at a share between begin and end, all alike, is the other policy's for the rest of them.
-    rest = [1 - (begin + end) / 2 for _, begin, end in placed]
-    worth = [(weight - 0.5) * (case.other - case.own) for (case, _, _), weight in zip(placed, rest, strict=True)]
-    return found | {AREA: mean(rest), GAIN: clustered_mean(worth, clusters)}
-
-
-def _placed(cases: Sequence[Case]) -> Iterator[tuple[Case, float, float]]:
-    """Each case with the shares at which the first and the last of those trusted like it go over."""
-    before = 0
-    for _, group in groupby(sorted(cases, key=lambda case: case.trust), key=lambda case: case.trust):
-        alike = list(group)
-        for case in alike:
-            yield case, before / len(cases), (before + len(alike)) / len(cases)
-        before += len(alike)
+    rest = 1 - (pl.col("begin") + pl.col("end")) / 2
+    worth = mean((rest - 0.5) * pl.col("gained"))
+    return found | {AREA: mean(pl.col("own") + pl.col("gained") * rest), GAIN: worth}

@@ -4,13 +4,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from score_cli.errors import UserError
-from score_cli.tables.parquet import SIGNALS, read_footer, read_table
+from score_cli.tables.parquet import SIGNALS, iterate_batches, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import REVISION, SOLVE, Signal, Trace
+from score_cli.tables.traces import Rows
 
 
-def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> list[Signal]:
+def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> Sequence[Signal]:
     """The signals of exactly these traces.
 
     Raises:
@@ -20,7 +23,7 @@ def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> list
     again = "run `score signal` again on these traces"
     if footer is not None and footer.inputs.get("traces") not in (None, file_sha256(traces_path)):
         raise UserError(f"{path} was made from other traces than {traces_path}: {again}")
-    found = [Signal(**row) for row in read_table(path, SIGNALS).to_pylist()]
+    found = Rows(_signals, iterate_batches(path, SIGNALS))
     if len(found) != len(traces):
         raise UserError(f"{path} has {len(found)} rows, {traces_path} {len(traces)}: {again}")
     names = {signal.name for signal in found}
@@ -29,6 +32,10 @@ def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> list
     for row, (signal, trace) in enumerate(zip(found, traces, strict=True)):
         _check_row(signal, trace, f"row {row} of {path}", again)
     return found
+
+
+def _signals(piece: pa.Table) -> list[Signal]:
+    return [Signal(**row) for row in piece.to_pylist()]
 
 
 def _check_row(signal: Signal, trace: Trace, row: str, again: str) -> None:
