@@ -15,7 +15,7 @@ from torch import Tensor
 from score_cli.cli import run_command
 from score_cli.config import BaseConfig, DataConfig, SignalConfig, Stage2Config
 from score_cli.errors import UserError
-from score_cli.evaluation.calibration import calibration_error, calibration_rows
+from score_cli.evaluation.calibration import calibration_error, calibration_rows, sums_of_solves
 from score_cli.recipe import Recipe, read_recipe
 from score_cli.replay import replay
 from score_cli.run import Run, RunInputs
@@ -369,10 +369,14 @@ def test_a_recipe_that_could_not_be_meant_is_one_line(tmp_path: Path, pay: str, 
 
 def test_calibration_error_by_hand() -> None:
     """Bins [0.1, 0.2): mean 0.15 against 0; [0.9, 1]: mean 0.975 against 0.5; weights 2/4 each."""
-    sure, right = [0.125, 0.175, 0.95, 1.0], [False, False, True, False]
-    assert calibration_error(sure, right) == pytest.approx(0.5 * 0.15 + 0.5 * 0.475)
-    assert calibration_error([1.0, 0.0], [True, False]) == 0.0
-    assert calibration_error([0.5, 0.5], [True, False]) == 0.0
+
+    def error(sure: list[float], right: list[bool]) -> float:
+        solves = pl.DataFrame({"confidence": sure, "right": right}).with_columns(solve=1, problem_id=pl.lit("a"))
+        return calibration_error(sums_of_solves(solves))
+
+    assert error([0.125, 0.175, 0.95, 1.0], [False, False, True, False]) == pytest.approx(0.5 * 0.15 + 0.5 * 0.475)
+    assert error([1.0, 0.0], [True, False]) == 0.0
+    assert error([0.5, 0.5], [True, False]) == 0.0
 
 
 def test_calibration_of_a_policys_own_probabilities_by_hand() -> None:
@@ -384,8 +388,10 @@ def test_calibration_of_a_policys_own_probabilities_by_hand() -> None:
         reward = {"correct": 1.0, "incorrect": 0.0}.get(verdict)
         trace = replace(trace, sample_index=index, problem_id=str(index), logprobs=logprobs.astype(np.float32))
         rows.append((trace, Verdict(str(index), index, ["53"], [verdict], [reward])))
-    traces, verdicts = zip(*rows, strict=True)
-    found = calibration_rows(traces, verdicts, policy.tokenizer.decode, policy="base", decoding="sampled")
+    # Piece by piece, one of which has nothing scored.
+    found = calibration_rows(
+        [rows[:1], rows[1:2], rows[2:]], policy.tokenizer.decode, policy="base", decoding="sampled"
+    )
     values = {row["name"]: (row["value"], row["count"]) for row in found}
     assert values["confidence@t1"] == (pytest.approx(0.7, abs=1e-6), 2)
     assert values["brier@t1"] == (pytest.approx((0.2**2 + 0.6**2) / 2, abs=1e-6), 2)

@@ -31,7 +31,7 @@ from score_cli.tables.parquet import METRICS, write_table
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
-from score_cli.tables.traces import read_pair
+from score_cli.tables.traces import iterate_graded
 from score_cli.verification.grader import Grader, grader_for
 
 
@@ -135,8 +135,8 @@ def evaluate_policy(
                 known, measured = read_problems(problems), measure_tables(traces, rewards)
                 rows += metric_rows(measured, policy=name, decoding=decoding, problems=known, pass_at=pass_at)
                 if config.calibration:
-                    decode = held.text_of_tokens
-                    rows += calibration_rows(*read_pair(traces, rewards), decode, policy=name, decoding=decoding)
+                    pieces = (piece.records() for piece in iterate_graded(traces, rewards))
+                    rows += calibration_rows(pieces, held.text_of_tokens, policy=name, decoding=decoding)
     return rows
 
 
