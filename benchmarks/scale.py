@@ -3,7 +3,8 @@
     python benchmarks/scale.py --traces 10000,100000 --out /tmp/scale
 
 Traces of two attempts at the built-in task's problems, 52 tokens each: nothing is sampled.
-Their rewards are made up with them; `verify` grades the traces into another file.
+Their rewards and signals are made up with them; `verify` grades the traces into another file, and `escalate` hands
+their first answers over to their own second ones.
 Each command runs in a process of its own; its processor time and its largest resident memory are the kernel's. The
 last table says what a further trace costs, from the two largest sizes: what grows with the rows and what does not.
 """
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from score_cli.tables.parquet import REWARDS, TRACES, Table
+from score_cli.tables.parquet import REWARDS, SIGNALS, TRACES, Table
 from score_cli.tables.problems import write_problems_table
 from score_cli.tables.provenance import FOOTER_KEY, Footer, file_sha256
 from score_cli.tables.records import Problem
@@ -59,15 +60,16 @@ def write_tables(folder: Path, count: int, samples: int) -> None:
         policy="made up",
     )
     draw = np.random.default_rng(0)
-    rewards_footer = Footer(table="rewards", stage="verify")
+    rewards_footer, signals_footer = Footer(table="rewards", stage="verify"), Footer(table="signals", stage="signal")
     with (
         writing(folder / "made.traces.parquet", TRACES, footer) as traces,
         writing(folder / "made.rewards.parquet", REWARDS, rewards_footer) as rewards,
+        writing(folder / "signals.parquet", SIGNALS, signals_footer) as signals,
     ):
         for start in range(0, count, ROWS):
             numbers = np.arange(start, min(start + ROWS, count))
             for writer, table in zip(
-                (traces, rewards), graded(numbers // samples, numbers % samples, draw), strict=True
+                (traces, rewards, signals), graded(numbers // samples, numbers % samples, draw), strict=True
             ):
                 writer.write_table(table.cast(writer.schema))
 
@@ -79,8 +81,11 @@ def writing(path: Path, table: Table, footer: Footer) -> pq.ParquetWriter:
 
 def graded(
     problems: NDArray[np.int64], samples: NDArray[np.int64], draw: np.random.Generator
-) -> tuple[pa.Table, pa.Table]:
-    """Traces of the given problems and their rewards: a third of the attempts are right, the others wrong by 1 to 8."""
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Traces of the given problems, their rewards and signals.
+
+    A third of the attempts are right, the others wrong by 1 to 8; the signals know nothing of it.
+    """
     rows = len(problems)
     wrong = np.where(draw.random((rows, 2)) < 1 / 3, 0, draw.integers(1, 9, (rows, 2)))
     answers = pl.Series((problems[:, None] // 7 + wrong).ravel())
@@ -118,7 +123,17 @@ def graded(
             "rewards": lists(pa.array(right.astype(np.float32)), 2),
         }
     )
-    return traces, rewards
+    scores = lists(np.round(draw.random(2 * rows), 2), 2)
+    signals = pa.table(
+        named
+        | {
+            "name": ["confidence"] * rows,
+            "scores": scores,
+            "accepted": lists(pa.nulls(2 * rows, pa.bool_()), 2),
+            "values": scores,
+        }
+    )
+    return traces, rewards, signals
 
 
 def run(*arguments: object) -> Cost:
@@ -142,10 +157,15 @@ def costs(folder: Path, only: Collection[str]) -> dict[str, Cost]:
     (folder / "run/eval").mkdir(parents=True)
     for name in ("traces", "rewards"):
         os.link(folder / f"made.{name}.parquet", folder / f"run/eval/made-sampled.{name}.parquet")
+        os.link(folder / f"made.{name}.parquet", folder / f"other.{name}.parquet")
     commands = {
         "verify": (*score, "verify", "--traces", made, "--problems", problems, "--out", folder / "graded.parquet"),
         "join": ("-c", JOIN, made, rewards),
         "eval": (*score, "eval", "--traces", made, "--problems", problems, "--out", out),
+        "escalate": (
+            *(*score, "eval", "--traces", made, "--escalate", folder / "other.traces.parquet"),
+            *("--signals", folder / "signals.parquet", "--out", folder / "escalated.parquet"),
+        ),
         "show": (*score, "show", made, "--limit", 5),
         "report": (*score, "report", folder / "run"),
     }
@@ -161,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--traces", default="10000,100000", help="Sizes, with commas between.")
     parser.add_argument("--samples", type=int, default=64, help="Traces a problem.")
-    parser.add_argument("--only", default="verify,join,eval,show,report", help="Commands, with commas between.")
+    parser.add_argument(
+        "--only", default="verify,join,eval,escalate,show,report", help="Commands, with commas between."
+    )
     parser.add_argument("--out", type=Path, required=True, help="A folder that does not exist yet.")
     options = parser.parse_args()
     if "," not in options.traces:
