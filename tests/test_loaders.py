@@ -235,10 +235,15 @@ def test_custom_programs_keep_their_tests(tmp_path: Path) -> None:
         ("custom", "a.csv", "", "is not a readable CSV file (empty"),
         ("custom", "a.csv", "question,answer\n1,2,3\n", "expected a line of names, and as many values in each row"),
         ("custom", "a.csv", "question,answer\n", "holds no rows: expected one problem per row"),
-        ("custom", "a.csv", "question,answer\nQ,\n", "row 0 has neither an answer"),
-        ("custom", "a.csv", "question,answer\n,7\n", "row 0 has nothing in question: fill it in, or leave the row out"),
-        ("custom", "a.csv", "Question,Answer\nQ,7\n", "found Question, Answer: name them with --question-column"),
-        ("custom", "a.csv", "question,answer\nQ,nan\n", "row 0: answer holds nan, which stands for no value"),
+        ("custom", "a.csv", "question,answer\nQ,\n", "line 2 has nothing in answer: fill it in"),
+        (
+            "custom",
+            "a.csv",
+            "question,answer\n,7\n",
+            "line 2 has nothing in question: fill it in, or leave the row out",
+        ),
+        ("custom", "a.csv", "Question,Answer\nQ,7\n", "line 2 has no column question: did you mean Question? name"),
+        ("custom", "a.csv", "question,answer\nQ,nan\n", "line 2: answer holds nan, which stands for no value"),
         (
             "custom",
             "a.jsonl",
@@ -271,7 +276,27 @@ def test_custom_programs_keep_their_tests(tmp_path: Path) -> None:
         ("math", "a.jsonl", '{"problem": "P", "unique_id": "train/algebra/1.json"}\n', "lacks solution: expected"),
         ("math", "a.jsonl", '{"problem": "P", "solution": "7", "unique_id": "train/a/1.json"}\n', "no solution has a"),
         ("math500", "a.jsonl", '{"problem": "P", "solution": "7", "unique_id": "train/a/1.json"}\n', "of split test"),
-        ("custom", "a.jsonl", '{"problem": "P"}\n', "lacks question: expected the layout columns"),
+        ("custom", "a.jsonl", '{"problem": "P"}\n', "no column question: name the question with --question-column"),
+        (
+            "custom",
+            "a.jsonl",
+            '{"question": "P", "answer": ""}\n',
+            "line 1 has nothing in answer: fill it in, or leave",
+        ),
+        (
+            "custom",
+            "a.json",
+            '[{"question": "P", "answer": 1}, {"question": "P", "answer": [" "]}]',
+            "row 2 has nothing",
+        ),
+        ("custom", "a.jsonl", '{"question": " ", "answer": "1"}\n', "line 1 has nothing in question: fill it in"),
+        ("custom", "a.jsonl", '{"prompt": "P", "solution": ""}\n', "line 1 has nothing in solution: fill it in"),
+        (
+            "custom",
+            "a.jsonl",
+            '{"prompt": "P", "reward_model": {"ground_truth": ""}}\n',
+            "line 1 has nothing in reward_model.ground_truth",
+        ),
         ("custom", "a.jsonl", '{"question": "P"}\n', "has neither an answer (column answer) nor tests (column tests)"),
         ("custom", "a.jsonl", '{"question": ["P"], "answer": 1}\n', "line 1: question holds list, expected text"),
     ],
@@ -311,15 +336,53 @@ def test_a_blank_line_of_a_csv_file_is_no_row(tmp_path: Path) -> None:
 
 def test_a_renamed_column_must_be_there(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"question": "Q", "answer": "1"}])
-    with pytest.raises(UserError, match=r"lacks grade: expected the layout columns, .*; found question, answer"):
-        load_problems("custom", source=source, columns=Columns(level="grade"))
+    for columns, message in (
+        (Columns(level="grade"), "grade: name the level with --level-column; the columns are question, answer"),
+        (
+            Columns(answer="ansewr"),
+            "ansewr: did you mean answer? name the answer with --answer-column; the columns are question, answer",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_problems("custom", source=source, columns=columns)
+        assert str(caught.value) == f"{source} line 1 has no column {message}"
+
+
+def test_a_line_of_a_csv_file_is_counted_as_an_editor_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('\n"question",answer\n"How much\nis 1+1?",2\n\n2+2?,\n')
+    with pytest.raises(UserError, match=r"a\.csv line 6 has nothing in answer"):
+        load_problems("custom", source=str(path))
+
+
+def test_a_blank_answer_is_none_where_tests_or_a_grader_of_ones_own_decide(tmp_path: Path) -> None:
+    row = {"question": "Q", "answer": " ", "tests": ["assert f() == 1"]}
+    (tested,) = load_problems("custom", source=write_lines(tmp_path / "a.jsonl", [row]))
+    (own,) = load_problems("custom", source=write_lines(tmp_path / "b.jsonl", [{"question": "Q"}]), task="mine")
+    assert (tested.answer, own.answer) == (None, None)
 
 
 def test_one_id_twice_is_refused(tmp_path: Path) -> None:
-    row = {"problem_id": "p1", "question": "Q", "answer": "1"}
-    source = write_lines(tmp_path / "mine.jsonl", [row, row])
-    with pytest.raises(UserError, match=r"gives 1 problem ids more than once \(p1 first\): expected each problem once"):
+    rows = [{"problem_id": name, "question": "Q", "answer": "1"} for name in ("p1", "p2", "p1")]
+    source = write_lines(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(UserError) as caught:
         load_problems("custom", source=source)
+    assert str(caught.value) == (
+        f"{source} line 3 has the id of {source} line 1, p1, expected its own: leave one of the two out, or name "
+        "another column with --id-column"
+    )
+
+
+def test_the_files_of_one_split_give_each_row_a_name_of_its_own(tmp_path: Path) -> None:
+    for number, count in ((0, 2), (1, 1)):
+        rows = [{"question": f"{number} + {row}?", "answer": number + row} for row in range(count)]
+        write_lines(tmp_path / f"train-0000{number}-of-00002.jsonl", rows)
+    problems = load_problems("custom", source=str(tmp_path))
+    assert [(each.problem_id, each.question) for each in problems] == [
+        ("custom/train/0", "0 + 0?"),
+        ("custom/train/1", "0 + 1?"),
+        ("custom/train/2", "1 + 0?"),
+    ]
 
 
 def test_a_folder_without_data_names_its_folders(tmp_path: Path) -> None:

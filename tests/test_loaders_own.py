@@ -157,11 +157,13 @@ def test_rows_of_trl_are_read_by_themselves(
 
 
 def test_a_layout_that_was_asked_for_is_not_guessed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lacks question: expected the layout columns"):
+    with pytest.raises(UserError, match=r"has no column question: name the question with --question-column"):
         load_one(tmp_path / "a.jsonl", VERL, columns=Columns(layout="columns"))
-    with pytest.raises(UserError, match=r"lacks prompt: expected the layout columns"):
+    with pytest.raises(UserError, match=r"lacks prompt: expected the layout trl, which has prompt"):
         load_one(tmp_path / "a.jsonl", {"question": "Q", "answer": "1"}, columns=Columns(layout="trl"))
-    with pytest.raises(UserError, match=r"layout verl says what the columns are called: leave out the name ability"):
+    with pytest.raises(
+        UserError, match=r"layout verl says what the columns are called: leave out --subject-column, or take"
+    ):
         load_one(tmp_path / "a.jsonl", VERL, columns=Columns(layout="verl", subject="ability"))
     renamed = load_one(tmp_path / "a.jsonl", VERL, columns=Columns(question="prompt", answer="extra_info.index"))
     assert renamed.answer == "0"

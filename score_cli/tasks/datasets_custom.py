@@ -8,8 +8,9 @@
 | competition | see `datasets_competition` | pairs of input and output |
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from score_cli.config import Layout
@@ -45,9 +46,9 @@ class Columns:
     reference: str = "reference"
     layout: Layout = "auto"
 
-    def renamed(self) -> list[str]:
-        """The names that the user chose."""
-        return [name for field, name in self._names() if name != field]
+    def renamed(self) -> dict[str, str]:
+        """The names that the user chose, by field."""
+        return {field: name for field, name in self._names() if name != field}
 
     def taken(self) -> set[str]:
         """The columns that have a place in a problem."""
@@ -69,19 +70,32 @@ def custom_problems(rows: Sequence[Row], columns: Columns, *, task: str | None) 
     layout = _layout_of(rows[0], columns) if columns.layout == "auto" else columns.layout
     if columns.layout in ("verl", "trl", "competition") and columns.renamed():
         raise UserError(
-            f"layout {layout} says what the columns are called: leave out the name {columns.renamed()[0]}, "
+            f"layout {layout} says what the columns are called: leave out {next(map(_option, columns.renamed()))}, "
             "or take layout columns and name them all"
         )
-    if layout == "verl":
-        verl = Columns(question="prompt", answer="reward_model.ground_truth")
-        return [_verl_problem(row, verl, task) for row in rows]
-    if layout == "trl":
-        return [_trl_problem(row, task) for row in rows]
     if layout == "competition":
         return competition_problems(rows, task=task)
-    if columns.question == "question" and not rows[0].has("question") and rows[0].has("messages"):
-        columns = replace(columns, question="messages")
-    return [_problem(row, columns, task) for row in rows]
+    if layout == "verl":
+        loaded = [_verl_problem(row, task) for row in rows]
+    elif layout == "trl":
+        loaded = [_trl_problem(row, task) for row in rows]
+    else:
+        if columns.question == "question" and not rows[0].has("question") and rows[0].has("messages"):
+            columns = replace(columns, question="messages")
+        loaded = [_problem(row, columns, task) for row in rows]
+    _check_ids(rows, loaded)
+    return loaded
+
+
+def _check_ids(rows: Sequence[Row], loaded: Sequence[Loaded]) -> None:
+    first: dict[str, Row] = {}
+    for row, (problem, _) in zip(rows, loaded, strict=True):
+        before = first.setdefault(problem.problem_id, row)
+        if before is not row:
+            raise UserError(
+                f"{row.where} has the id of {before.where}, {problem.problem_id}, expected its own: leave one of "
+                "the two out, or name another column with --id-column"
+            )
 
 
 def _layout_of(row: Row, columns: Columns) -> Layout:
@@ -95,9 +109,9 @@ def _layout_of(row: Row, columns: Columns) -> Layout:
     return "trl" if row.has("answer") or row.has("solution") else "columns"
 
 
-def _verl_problem(row: Row, columns: Columns, task: str | None) -> Loaded:
+def _verl_problem(row: Row, task: str | None) -> Loaded:
     """A row that verl trains on; all but the prompt stays with it under verl's names, for a grader that wants them."""
-    loaded = _problem(row, columns, task)
+    loaded = _problem(row, Columns(question="prompt", answer="reward_model.ground_truth", layout="verl"), task)
     if not row.has("data_source"):
         return loaded
     subject = loaded.problem.subject or row.text("data_source")
@@ -106,8 +120,9 @@ def _verl_problem(row: Row, columns: Columns, task: str | None) -> Loaded:
 
 def _trl_problem(row: Row, task: str | None) -> Loaded:
     """A row that TRL trains on; a worked solution stays with it, and its final answer is the gold one."""
-    answer = "answer" if row.has("answer") else "solution"
-    loaded = _problem(row, Columns(question="prompt", answer=answer), task)
+    worked = row.is_empty("answer") or not row.has("answer")
+    answer = "solution" if worked and row.has("solution") else "answer"
+    loaded = _problem(row, Columns(question="prompt", answer=answer, layout="trl"), task)
     gold = loaded.problem.answer
     if gold is None:
         return loaded
@@ -122,15 +137,17 @@ def _trl_problem(row: Row, task: str | None) -> Loaded:
 
 def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
     """One row as a problem."""
-    named = list(dict.fromkeys([columns.question, *columns.renamed()]))
-    row.require(named, "the layout columns", ": name them with --question-column, --answer-column and their kin")
+    named = {"question": columns.question} | columns.renamed()
+    if columns.layout in ("columns", "auto"):
+        _require(row, named)
+    else:
+        row.require(list(named.values()), f"the layout {columns.layout}")
+    if row.is_empty(columns.question):
+        raise row.nothing_in(columns.question)
     is_own = task is not None and task not in PROMPTS
-    if not is_own and not row.has(columns.answer) and not row.has(columns.tests):
-        raise UserError(
-            f"{row.where} has neither an answer (column {columns.answer}) nor tests (column {columns.tests}): "
-            f"name the column that holds one (--answer-column), or leave the row out; found {', '.join(row.fields)}"
-        )
     question, answer = row.question(columns.question), _answer(row, columns.answer, any_kind=is_own)
+    if answer is None and not is_own and not row.has(columns.tests):
+        raise _unanswered(row, columns)
     tests, entry_point = row.value(columns.tests), _optional(row, columns.entry_point)
     problem = Problem(
         problem_id=_optional(row, columns.problem_id) or f"custom/{row.part}/{row.place}",
@@ -152,14 +169,51 @@ def _problem(row: Row, columns: Columns, task: str | None) -> Loaded:
     return Loaded(problem, reference)
 
 
+def _require(row: Row, named: Mapping[str, str]) -> None:
+    """Check that a row has a value in each column.
+
+    Raises:
+        UserError: it has not; the message says which columns there are, and the option that names another.
+    """
+    for field, name in named.items():
+        if row.has(name):
+            continue
+        if row.is_empty(name):
+            raise row.nothing_in(name)
+        near = difflib.get_close_matches(name, row.fields, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"{row.where} has no column {name}: {guess}name the {field.replace('_', ' ')} "
+            f"with {_option(field)}; the columns are {', '.join(row.fields)}"
+        )
+
+
+def _unanswered(row: Row, columns: Columns) -> UserError:
+    """What to raise of a row without anything to grade by."""
+    if row.has(columns.answer) or row.is_empty(columns.answer):
+        return row.nothing_in(columns.answer)
+    return UserError(
+        f"{row.where} has neither an answer (column {columns.answer}) nor tests (column {columns.tests}): "
+        f"name the column that holds one (--answer-column), or leave the row out; found {', '.join(row.fields)}"
+    )
+
+
+def _option(field: str) -> str:
+    """The option of `score data` that names the column of a field."""
+    return f"--{field.removeprefix('problem_').replace('_', '-')}-column"
+
+
 def _optional(row: Row, name: str) -> str | None:
     return row.text(name) if row.has(name) else None
 
 
 def _answer(row: Row, name: str, *, any_kind: bool) -> str | None:
-    """The gold answer; with `any_kind`, none where it is no text: the user's own grader finds it in its column."""
+    """The gold answer, none where it is blank; with `any_kind` none where it is no text instead: the user's own grader
+    finds it in its column.
+    """
     try:
-        return row.gold(name) if row.has(name) else None
+        gold = row.gold(name) if row.has(name) else None
+        return gold if any_kind or gold is None or gold.strip() else None
     except UserError:
         if any_kind:
             return None

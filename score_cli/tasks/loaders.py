@@ -205,9 +205,10 @@ def _check_ids(loaded: Sequence[Loaded], source: str) -> None:
     counts = Counter(one.problem.problem_id for one in loaded)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
+        more = f" and {len(twice) - 1} more ids" if len(twice) > 1 else ""
         raise UserError(
-            f"{source} gives {len(twice)} problem ids more than once ({twice[0]} first): "
-            "expected each problem once; give one copy of the data set"
+            f"{source} gives problem {twice[0]}{more} more than once, expected each problem once: give one copy of the "
+            "data set"
         )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +26,8 @@ _SHARD = re.compile(r"(?P<part>.+?)-\d{5}-of-\d{5}")
 class Row(NamedTuple):
     """One row as the source gives it.
 
-    `part` is the name of its file or split (`train`), `place` its place in that part from 0,
-    `where` how an error names it.
+    `part` is the name of its file or split (`train`), `place` its place from 0 in that part, all of its files,
+    `where` how an error names it: by its line where it is a file's, else by its row, both counted from 1.
     """
 
     part: str
@@ -47,6 +48,11 @@ class Row(NamedTuple):
         """Whether the row has a value, not null, under that name."""
         return self.value(name) is not None
 
+    def is_empty(self, name: str) -> bool:
+        """Whether the row has a place of that name, and null or blank text in it."""
+        value = self.value(name)
+        return name in self.fields if value is None else isinstance(value, str) and not value.strip()
+
     def require(self, names: Sequence[str], layout: str, hint: str = "") -> None:
         """Check that the row has a value under every name.
 
@@ -56,12 +62,16 @@ class Row(NamedTuple):
         missing = [name for name in names if not self.has(name)]
         empty = [name for name in missing if name in self.fields]
         if empty and empty == missing:
-            raise UserError(f"{self.where} has nothing in {', '.join(empty)}: fill it in, or leave the row out")
+            raise self.nothing_in(*empty)
         if missing:
             raise UserError(
                 f"{self.where} lacks {', '.join(missing)}: expected {layout}, which has {', '.join(names)}; "
                 f"found {', '.join(self.fields) or 'no field'}{hint}"
             )
+
+    def nothing_in(self, *names: str) -> UserError:
+        """What to raise where places of these names are there, and are empty."""
+        return UserError(f"{self.where} has nothing in {', '.join(names)}: fill it in, or leave the row out")
 
     def text(self, name: str) -> str:
         """A field's text with Unix line ends; a number is written out.
@@ -127,7 +137,7 @@ def read_rows(source: str, *, patterns: Sequence[str] = (), hub_config: str | No
     path = Path(source)
     if path.is_dir():
         files = _files_of(path, patterns)
-        rows = [row for file in files for row in read_file(file)]
+        rows = _numbered(row for file in files for row in read_file(file))
     elif path.exists():
         rows = list(read_file(path))
     elif is_hub_id(source):
@@ -140,6 +150,16 @@ def read_rows(source: str, *, patterns: Sequence[str] = (), hub_config: str | No
     if not rows:
         raise UserError(f"{source} holds no rows: expected one problem per row")
     return rows
+
+
+def _numbered(rows: Iterable[Row]) -> list[Row]:
+    """Rows of several files with their places in their parts: the files of a part go on from each other."""
+    counts: Counter[str] = Counter()
+    numbered = []
+    for row in rows:
+        numbered.append(row._replace(place=counts[row.part]))
+        counts[row.part] += 1
+    return numbered
 
 
 def is_hub_id(source: str) -> bool:
@@ -194,7 +214,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
     for index, fields in enumerate(rows):
-        yield f"{path} row {index}", fields
+        yield f"{path} row {index + 1}", fields
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -202,15 +222,24 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
     import polars as pl
 
     try:
-        rows = pl.read_csv(io.BytesIO(read_text(path).encode()), infer_schema=False)
+        text = read_text(path)
+        rows = pl.read_csv(io.BytesIO(text.encode()), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"{path} is not a readable CSV file ({_first_line(error)}): expected a line of names, and as many values "
             "in each row; a value with a comma in it stands in quotes"
         ) from error
-    for index, fields in enumerate(rows.iter_rows(named=True)):
+    above = text[: len(text) - len(text.lstrip("\r\n"))]
+    line = 1 + _lines_in([above]) + 1 + _lines_in(rows.columns)
+    for fields in rows.iter_rows(named=True):
         if any(fields.values()):
-            yield f"{path} row {index}", {name: value or None for name, value in fields.items()}
+            yield f"{path} line {line}", {name: value or None for name, value in fields.items()}
+        line += 1 + _lines_in(fields.values())
+
+
+def _lines_in(values: Iterable[str | None]) -> int:
+    """How many line ends stand inside values."""
+    return sum(value.count("\n") for value in values if value is not None)
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -221,7 +250,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
             items = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path} is not a JSON list: {error}") from error
-        yield from ((f"{path} row {index}", item) for index, item in enumerate(items))
+        yield from ((f"{path} row {index + 1}", item) for index, item in enumerate(items))
         return
     if path.name.endswith((".json", ".json.gz")):
         try:
@@ -287,4 +316,4 @@ def _read_hub(name: str, config: str | None) -> Iterator[Row]:
 def _hub_rows(name: str, config: str, split: str, rows: Iterable[Any], *, alone: bool) -> Iterator[Row]:
     where = f"{name} {split}" if alone else f"{name} {config} {split}"
     for index, fields in enumerate(rows):
-        yield Row(str(split), index, f"{where} row {index}", dict(fields))
+        yield Row(str(split), index, f"{where} row {index + 1}", dict(fields))
