@@ -38,7 +38,7 @@ from score_cli.tables.records import Problem
 from score_cli.tasks.dialogues import read_dialogues
 from score_cli.training.base_policy import untrained_policy
 from score_cli.training.sft import make_given_examples
-from score_cli.verification.grader import Grader
+from score_cli.verification.grader import Grader, check_gold
 from score_cli.verification.own_grader import find_source
 
 
@@ -106,6 +106,7 @@ class Run:
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             validation = self._validation()
             check_eval_config(self.configs.eval, test)
+            self._check_gold(train, test)
             if self.configs.stage2.pay is not None and self.configs.stage2.pay.signals:
                 check_problems(self.configs.signal, train)
             with Grader(self.configs.verify) as grader:
@@ -284,6 +285,15 @@ class Run:
         # Decodings of as many attempts are as long.
         for config in {plan.attempts: plan for plan in eval_samplings(self.configs.eval).values()}.values():
             sampler.plan(test, config)
+
+    def _check_gold(self, train: Sequence[Problem], test: Sequence[Problem]) -> None:
+        """Refuse problems that nothing tells the answers of, but to train on where no reward is paid for them."""
+        graded = [(test, self.inputs.eval_problems or self.folder.problems("test"))]
+        pay = self.configs.stage2.pay
+        if pay is None or pay.reads_rewards or self.configs.run.stage1_iterations or self.configs.run.sft_rounds:
+            graded.append((train, self.inputs.problems or self.folder.problems("train")))
+        for problems, path in graded:
+            check_gold(problems, path, self.configs.verify)
 
     def _evaluate(self, phases: RunPhases, grader: Grader) -> list[dict[str, Any]]:
         """Measure the base and the policy at each phase's end on the held-out problems."""

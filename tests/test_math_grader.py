@@ -52,6 +52,8 @@ def test_the_answer_is_reported_as_it_was_judged(grader):
 @pytest.mark.parametrize("gold", [None, "", "  ", "$$", r"\frac{1}{", "}", "5\x00", "\ud800", "5" * 5000, "..."])
 def test_a_broken_gold_is_unscored(grader, gold):
     assert verdicts(grader, ("\\boxed{5}", gold), ("no answer", gold)) == [UNSCORED, UNSCORED]
+    [graded] = grader.grade([item("\\boxed{5}", gold)])
+    assert graded.reason == "of problems without a gold answer that can be read"
 
 
 def test_a_gold_may_stand_in_a_box(grader):

@@ -20,6 +20,7 @@ from score_cli.tables.parquet import PROBLEMS, count_rows, read_footer
 from score_cli.tables.problems import read_problems, write_problems_table
 from score_cli.tables.provenance import Footer
 from score_cli.tables.records import Problem
+from score_cli.verification.grader import without_gold
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
 
@@ -94,10 +95,10 @@ def test_an_answer_is_taken_as_its_text(tmp_path: Path, value: Any, text: str | 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"answer": math.nan}, r"row 0: column answer holds nan, expected text or a number"),
-        ({"answer": "NaN"}, r"row 0: column answer holds NaN, which stands for no value"),
-        ({"answer": [math.nan]}, r"row 0: column answer holds nan"),
-        ({"answer": math.inf}, r"row 0: column answer holds inf"),
+        ({"answer": math.nan}, r"row 1: column answer holds nan, expected text or a number"),
+        ({"answer": "NaN"}, r"row 1: column answer holds NaN, which stands for no value"),
+        ({"answer": [math.nan]}, r"row 1: column answer holds nan"),
+        ({"answer": math.inf}, r"row 1: column answer holds inf"),
         ({"answer": ["1", "2"]}, r"column answer holds a list of 2 values, expected one answer"),
         ({"answer": True}, r"column answer holds bool, expected text"),
         ({"answer": {"value": 1}}, r"column answer holds dict, expected text"),
@@ -225,6 +226,56 @@ def test_a_hand_made_table_goes_through_every_command(
     ):
         assert run_command(command) == 0, capsys.readouterr().err
     assert "Divide 100 by 5." in capsys.readouterr().out
+
+
+def test_problems_without_an_answer_are_sampled_with_a_word_and_not_trained_or_measured_on(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare = {"question": ["Divide 100 by 5. ", "Divide 102 by 5. "], "answer": ["", " "], "task": ["division"] * 2}
+    hand_made(Path("bare.parquet"), problem_id=["a", "b"], **bare)
+    hand_made(Path("gold.parquet"), problem_id=["c"], question=["Divide 104 by 5. "], answer=["20"], task=["division"])
+    Path("half.py").write_text("def grade(problem, response): return 0.5\n")
+    Path("run.toml").write_text("[sample]\nmax_tokens = 6\n[run]\nstage1_iterations = 1\n")
+    small = ["--model", str(checkpoint), "--samples", "2", "--max-tokens", "6", "--threads", "1"]
+    assert run_command(["sample", *small, "--problems", "bare.parquet"]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "bare.parquet: no problem of task division has anything to be graded by: only a grader of your own "
+        "(`score verify --grader`) can tell what its traces are worth"
+    )
+    refusal = (
+        "score: bare.parquet: no problem of task division has anything in column answer, by which it is graded: fill "
+        "it in, or grade with a function of your own (--grader, or [verify] grader)"
+    )
+    run = ["run", "run.toml", "--model", str(checkpoint), "--out", "run"]
+    for command in (
+        ["eval", *small, "--problems", "bare.parquet", "--out", "own.parquet"],
+        [*run, "--problems", "bare.parquet", "--eval-problems", "gold.parquet"],
+        [*run, "--problems", "gold.parquet", "--eval-problems", "bare.parquet"],
+    ):
+        assert run_command(command) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == refusal
+    own = ["eval", *small, "--problems", "bare.parquet", "--out", "own.parquet", "--grader", "half.py"]
+    assert run_command(own) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("problems", "task"),
+    [
+        ([("math", None, None), ("math", " ", None)], "math"),
+        ([("math", None, None), ("math", "1", None)], None),
+        ([("math", "1", None), ("stdin", "2", [])], "stdin"),
+        ([("mbpp", None, ["assert f()"]), ("of one's own", None, None)], None),
+    ],
+)
+def test_what_nothing_tells_the_answers_of_is_a_task_without_any(
+    problems: list[tuple[str, str | None, list[str] | None]], task: str | None
+) -> None:
+    made = [
+        Problem(problem_id=str(n), task=of, question="Q", answer=answer, tests=tests, source="test")
+        for n, (of, answer, tests) in enumerate(problems)
+    ]
+    assert without_gold(made) == task
 
 
 def test_show_asks_the_problems_of_the_run_that_traces_lie_in(tmp_path: Path) -> None:

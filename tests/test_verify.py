@@ -63,9 +63,11 @@ def test_each_verdict_says_whose_fault_it_is() -> None:
         Item(problem("52"), r"\boxed{51}"),
         Item(problem("52"), "no box"),
         Item(problem(None), r"\boxed{52}"),
+        Item(problem(" "), r"\boxed{52}"),
     ]
-    verdicts = [graded.verdict for graded in NumberGrader().grade(items)]
-    assert verdicts == ["correct", "incorrect", "no_answer", "unscored"]
+    graded = NumberGrader().grade(items)
+    assert [each.verdict for each in graded] == ["correct", "incorrect", "no_answer", "unscored", "unscored"]
+    assert [each.reason for each in graded[2:]] == [None, *["of problems without a gold answer that can be read"] * 2]
 
 
 def answer_with(folder: Path, texts: list[list[str]], reasons: list[list[str]]) -> None:

@@ -32,7 +32,7 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import iterate_graded
-from score_cli.verification.grader import Grader, grader_for
+from score_cli.verification.grader import Grader, check_gold, grader_for
 
 
 def eval_decodings(config: EvalConfig) -> list[str]:
@@ -210,6 +210,7 @@ def evaluate_checkpoints(
     check_names(names)
     known = read_problems(problems)
     check_eval_config(config, known)
+    check_gold(known, problems, grading or VerifyConfig())
     if first_attempts is not None and config.votes is not None:
         raise UserError("--votes compares first attempts that a policy makes itself: leave out --first-attempts")
     if samples_jsonl is not None:

@@ -28,6 +28,7 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256, library_versions
 from score_cli.tables.records import Trace
 from score_cli.tables.traces import trace_row, traces_table
+from score_cli.verification.grader import without_gold
 
 Chunk = TypeVar("Chunk")
 
@@ -112,6 +113,12 @@ def _sample(sampler: Sampler, job: SampleJob, *, room: bool, problems: Path, out
         progress.line(
             f"{out}: an attempt may have {job.config.max_tokens} tokens, an equal share of the context of "
             f"{job.renderer.context}; longer ones are cut off and score 0"
+        )
+    bare = without_gold(job.problems)
+    if bare is not None:
+        progress.line(
+            f"{problems}: no problem of task {bare} has anything to be graded by: only a grader of your own "
+            "(`score verify --grader`) can tell what its traces are worth"
         )
     chunks = job.chunks if job.config.shard is None else Shard.parse(job.config.shard).slice(job.chunks)
     footer = traces_footer(job, sampler, problems=file_sha256(problems))

@@ -49,7 +49,7 @@ def read_problems(path: Path) -> list[Problem]:
     columns = {name: _values(table, name, path) for name in table.column_names}
     _check_columns(columns, path)
     names, rows = list(columns), zip(*columns.values(), strict=True)
-    problems = [_problem(dict(zip(names, row, strict=True)), f"{path} row {place}") for place, row in enumerate(rows)]
+    problems = [_problem(dict(zip(names, row, strict=True)), f"{path} row {n}") for n, row in enumerate(rows, start=1)]
     for name, count in Counter(problem.problem_id for problem in problems).items():
         if count > 1:
             raise UserError(f"{path}: problem_id {name} stands {count} times, expected once: keep one of them")

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from score_cli.config import VerifyConfig
 from score_cli.errors import JobError, UserError
@@ -251,6 +252,31 @@ def check_unscored(
         raise JobError(
             f"{counts.unscored_share:.1%} of the attempts could not be graded, the limit is {limit:.1%} ({counts}): "
             "mend the problems or the grader, or raise --unscored-limit"
+        )
+
+
+def without_gold(problems: Iterable[Problem]) -> str | None:
+    """A task that is graded here by answers or tests, none of whose problems has any; None where there is no such."""
+    graded: dict[str, bool] = {}
+    for problem in problems:
+        by = problem.tests if problem.task in PROGRAM_TASKS else (problem.answer or "").strip()
+        if problem.task in NUMBER_TASKS | MATH_TASKS | PROGRAM_TASKS:
+            graded[problem.task] = graded.get(problem.task, False) or bool(by)
+    return min((task for task, some in graded.items() if not some), default=None)
+
+
+def check_gold(problems: Iterable[Problem], path: Path, config: VerifyConfig) -> None:
+    """Refuse problems that could not be graded, before anything is sampled.
+
+    Raises:
+        UserError: none of a task has what its grader needs, and there is no grader of the user's own.
+    """
+    task = without_gold(problems) if config.grader is None else None
+    if task is not None:
+        column = "tests" if task in PROGRAM_TASKS else "answer"
+        raise UserError(
+            f"{path}: no problem of task {task} has anything in column {column}, by which it is graded: fill it in, or "
+            "grade with a function of your own (--grader, or [verify] grader)"
         )
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from score_cli.tables.schemas import CORRECT, INCORRECT, NO_ANSWER, UNSCORED
 from score_cli.tasks.latex_boxes import last_boxed
-from score_cli.verification.task_grader import Graded, Item
+from score_cli.verification.task_grader import NO_GOLD, Graded, Item
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+|/\d+)?")
 
@@ -37,8 +37,8 @@ class NumberGrader:
 
     def _grade_one(self, item: Item) -> Graded:
         answer = last_boxed(item.response)
-        if item.problem.answer is None:
-            return Graded(answer, UNSCORED)
+        if item.problem.answer is None or not item.problem.answer.strip():
+            return Graded(answer, UNSCORED, reason=NO_GOLD)
         if answer is None:
             return Graded(None, NO_ANSWER)
         return Graded(answer, CORRECT if same_number(answer, item.problem.answer) else INCORRECT)

@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 
 from score_cli.tables.records import Problem
 
+# Why attempts at a problem without a gold answer are unscored.
+NO_GOLD = "of problems without a gold answer that can be read"
+
 
 class Item(NamedTuple):
     """One attempt to grade: the problem it answers and the response's text."""

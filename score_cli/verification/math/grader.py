@@ -30,7 +30,7 @@ from score_cli.verification.math.answers import is_broken_gold, needs_algebra, s
 from score_cli.verification.math.extract import extract_answer, last_boxes
 from score_cli.verification.math.restatement import keeps_rules
 from score_cli.verification.math.tokens import MAX_ANSWER_CHARS, strip_wrapping
-from score_cli.verification.task_grader import Graded, Item
+from score_cli.verification.task_grader import NO_GOLD, Graded, Item
 
 _MEMO_ENTRIES = 200_000
 _JUDGE = "score_cli.verification.math.algebra:same_by_algebra"
@@ -97,7 +97,8 @@ class MathGrader:
                 verdict = decided[pair] if verdict is None else verdict
                 verdict = self._by_rules(pair, item.problem.question) if verdict == CORRECT else verdict
             assert verdict is not None
-            results.append(Graded(_shown(answer), verdict))
+            reason = NO_GOLD if self._gold(item.problem.answer) is None else None
+            results.append(Graded(_shown(answer), verdict, reason=reason))
         return results
 
     def describe(self) -> dict[str, str]:
