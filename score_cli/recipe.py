@@ -65,6 +65,8 @@ EXTENDS = "extends"
 STUDY = "study"
 # Fields of settings that tables of their own fill.
 _APART = (PROMPTS, SCRIPT, PAY)
+# What a recipe may be told to hold, in words.
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a table", list: "a list"}
 # Tables that hold tables, with what checks their keys.
 _NESTED = {SCRIPT: check_script, PAY: check_pay}
 
@@ -315,12 +317,19 @@ def did_you_mean(word: str, known: list[str]) -> str:
 def _check_value(path: Path, key: str, value: Any, kind: Any) -> None:
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
-            raise UserError(f"{path}: {key} is {value!r}, expected one of {', '.join(typing.get_args(kind))}")
+            raise UserError(
+                f"{path}: {key} is {_as_written(value)}, expected one of {', '.join(typing.get_args(kind))}"
+            )
         return
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     wanted = [kind for kind in kinds if kind is not type(None)]
     # bool is an int to Python; a recipe that says `samples = true` is still wrong.
     fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
     if not fits:
-        names = " or ".join(kind.__name__ for kind in wanted)
-        raise UserError(f"{path}: {key} is {value!r}, expected {names}")
+        names = " or ".join(_KINDS[kind] for kind in wanted)
+        raise UserError(f"{path}: {key} is {_as_written(value)}, expected {names}")
+
+
+def _as_written(value: Any) -> str:
+    """A value as TOML has it."""
+    return json.dumps(value, ensure_ascii=False, default=str)
