@@ -80,15 +80,15 @@ def show_traces(
     known = {} if problems is None else {p.problem_id: p for p in read_problems(problems)}
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
-    shown = total = 0
-    asked = problem is None
+    shown = matching = asked = held = 0
     for trace, reward in _rows(traces, rewards, needed=chain is not None):
+        held += 1
         if problem is not None and trace.problem_id != problem:
             continue
-        asked = True
+        asked += 1
         if chain is not None and (reward is None or letters(reward.verdicts) != chain):
             continue
-        total += 1
+        matching += 1
         if shown < limit:
             shown += 1
             _print_trace(console, trace, reward, known.get(trace.problem_id))
@@ -96,7 +96,13 @@ def show_traces(
                 _print_tokens(console, trace, spell)
     if not asked:
         raise UserError(f"{traces} holds no trace of problem {problem}: give a problem_id as the traces have it")
-    console.print(f"{shown} of {total} matching traces", style="dim")
+    if not matching:
+        of = str(traces) if problem is None else f"problem {problem}"
+        console.print(Text(f"none of the {asked} traces of {of} has the verdicts {only}", style="dim"), soft_wrap=True)
+    elif matching == held:
+        console.print(f"{shown} of {held} traces", style="dim")
+    else:
+        console.print(f"{shown} of {matching} matching traces, of {held} that the file holds", style="dim")
 
 
 def own_problems(traces: Path) -> Path | None:

@@ -302,9 +302,14 @@ def test_show_prints_the_chosen_traces_with_verdicts(batch: Path, capsys: pytest
         run("show", batch / "traces.parquet", "--only", "i-c", "--limit", 2, "--tokens", "--model", batch / "ckpt") == 0
     )
     shown = capsys.readouterr().out
-    assert "2 of 16 matching traces" in shown
+    assert "2 of 16 matching traces, of 48 that the file holds" in shown
     assert shown.count("attempt 1 incorrect") == 2 and shown.count("attempt 2 correct") == 2
     assert "Divide |" in shown and "sampled tokens, logprob -" in shown
+    name = read_traces(batch / "traces.parquet")[0].problem_id
+    assert run("show", batch / "traces.parquet", "--only", "c-c-c") == 0
+    assert capsys.readouterr().out == f"none of the 48 traces of {batch / 'traces.parquet'} has the verdicts c-c-c\n"
+    assert run("show", batch / "traces.parquet", "--only", "c-c-c", "--problem", name) == 0
+    assert capsys.readouterr().out == f"none of the 4 traces of problem {name} has the verdicts c-c-c\n"
     assert run("show", batch / "traces.parquet", "--only", "x-c") == 2
     assert "expected letters like i-c" in one_line(capsys)
     assert run("show", batch / "traces.parquet", "--problem", "div-typo") == 2

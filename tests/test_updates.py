@@ -160,7 +160,7 @@ def test_show_and_report_read_updates_that_stand_with_others(
     shown, page = capsys.readouterr().out, run_page(updates.root.parent, ReportConfig(), Figures(), SILENT)
     updates.compact(0, 2)
     show_traces(path, limit=2)
-    assert capsys.readouterr().out == shown and "47 matching traces" in shown
+    assert capsys.readouterr().out == shown and "2 of 47 traces" in shown
     assert run_page(updates.root.parent, ReportConfig(), Figures(), SILENT) == page and "update 1 (stage1)" in page
 
 
