@@ -22,6 +22,22 @@ class Progress(Protocol):
         """Say one line."""
 
 
+class Named:
+    """Progress whose phases say what they are of: `sampling` is shown as `sampling base, greedy`."""
+
+    def __init__(self, progress: Progress, of: str) -> None:
+        self._progress = progress
+        self._of = of
+
+    def phase(self, label: str, total: int) -> AbstractContextManager[Task]:
+        """Open a phase under its longer name."""
+        return self._progress.phase(f"{label} {self._of}", total)
+
+    def line(self, text: str) -> None:
+        """Say one line as it is."""
+        self._progress.line(text)
+
+
 class _Silence:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Nobody watches."""

@@ -72,12 +72,21 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tables_that_exist_give_the_metrics_that_their_models_gave(tmp_path: Path, problems: Path) -> None:
+def test_tables_that_exist_give_the_metrics_that_their_models_gave(
+    tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = [write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(["one", "two"])]
     named = [argument for model in models for argument in ("--model", model)]
     asked = ["--problems", problems, "--pass-at", "1,2"]
     folder, measured, again = tmp_path / "eval", tmp_path / "metrics.parquet", tmp_path / "again.parquet"
     assert score("eval", *named, *asked, *SMALL, "--traces-folder", folder, "--out", measured) == 0
+    # Twelve problems: twice each, and once greedily.
+    assert re.findall("(?m)^(.*) in [0-9.]+ s$", capsys.readouterr().err) == [
+        f"{doing} {policy}, {decoding}: {traces}"
+        for policy in ("one", "two")
+        for decoding, traces in (("sampled", 24), ("greedy", 12))
+        for doing in ("sampling", "verifying")
+    ]
     files = [folder / f"{m.name}-{decoding}.traces.parquet" for m in models for decoding in ("sampled", "greedy")]
     given = [argument for file in files for argument in ("--traces", file)]
     assert score("eval", *given, *asked, "--out", again) == 0

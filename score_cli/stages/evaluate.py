@@ -16,7 +16,7 @@ from score_cli.evaluation.evaluate import (
 from score_cli.evaluation.measured import count_ballots, measure_tables
 from score_cli.evaluation.samples import write_samples
 from score_cli.evaluation.votes import VOTES, vote_rows
-from score_cli.progress import SILENT, Progress
+from score_cli.progress import SILENT, Named, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import sampler_for
@@ -108,6 +108,7 @@ def evaluate_policy(
     with sampler_for(next(iter(plan.values())), policy, sampler) as held, grader_for(grading, grader) as judge:
         for decoding, settings in plan.items():
             traces, rewards = eval_files(folder, name, decoding)
+            named = Named(progress, f"{name}, {decoding}")
             sample(
                 settings,
                 policy=policy,
@@ -116,7 +117,7 @@ def evaluate_policy(
                 out=traces,
                 overwrite=True,
                 sampler=held,
-                progress=progress,
+                progress=named,
             )
             verify(
                 grading,
@@ -125,7 +126,7 @@ def evaluate_policy(
                 out=rewards,
                 overwrite=True,
                 grader=judge,
-                progress=progress,
+                progress=named,
             )
             if decoding == VOTES:
                 corrected = read_counts(config.votes, "votes")
