@@ -11,6 +11,7 @@ import pytest
 
 from score_cli.cli import run_command
 from score_cli.config import DataConfig
+from score_cli.stages import evaluate_tables
 from score_cli.stages.data import write_problems
 from score_cli.tables.parquet import METRICS, TRACES, read_footer
 from score_cli.tables.provenance import file_sha256
@@ -95,6 +96,19 @@ def test_tables_that_exist_give_the_metrics_that_their_models_gave(
     assert ("two - one", "greedy", "edit_ratio@t2") in found and ("one", "sampled", "pass@2@t2") in found
     levels = pl.read_parquet(problems)["level"].unique()
     assert {key[2] for key in found if "acc@t2|" in key[2]} == {f"acc@t2|level={level}" for level in levels}
+
+
+def test_each_file_is_hashed_once(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(evaluate_tables, "file_sha256", counting)
+    given = ["--traces", tables / "greedy.traces.parquet", "--problems", tables / "problems.parquet"]
+    assert score("eval", *given, "--out", tmp_path / "m.parquet") == 0
+    assert sorted(hashed) == ["greedy.rewards.parquet", "greedy.traces.parquet", "problems.parquet"]
 
 
 def test_metrics_of_tables_are_what_a_query_finds(tables: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`score eval --traces`: measure tables that exist. No model is in it, and no torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def evaluate_tables(
         raise UserError(f"--escalate hands the answers of one table over, and --traces names {len(traces)}: name one")
     if config.calibration:
         raise UserError("--calibration spells tokens out, and tables alone have no tokenizer: name the policy, --model")
-    tables = [_named(*pair) for pair in _pairs(traces, rewards)]
+    digest = cache(file_sha256)  # traces may be gigabytes
+    tables = [_named(*pair, digest) for pair in _pairs(traces, rewards)]
     check_names([table.policy for table in tables])
     known = read_problems(problems) if problems is not None else []
     measured = [(table, measure_tables(table.traces, table.rewards)) for table in tables]
@@ -84,12 +86,12 @@ def evaluate_tables(
     handed = {}
     if escalate is not None:
         (own,) = tables
-        to = _named(escalate, _existing_rewards(escalate))
+        to = _named(escalate, _existing_rewards(escalate), digest)
         check_names([to.policy])
         rows += _escalation(own, to, signals)
         handed = {"escalate-traces": to.traces, "escalate-rewards": to.rewards}
         handed |= {} if signals is None else {"signals": signals}
-    _write(rows, config, tables, {} if problems is None else {"problems": problems}, handed, out)
+    _write(rows, config, tables, {} if problems is None else {"problems": problems}, handed, out, digest)
     return rows
 
 
@@ -100,13 +102,14 @@ def _write(
     problems: Mapping[str, Path],
     handed: Mapping[str, Path],
     out: Path,
+    digest: Callable[[Path], str],
 ) -> None:
     """Write the metrics with the digests of every file that they are made of."""
     inputs = dict(problems)
     for table in tables:
         inputs[f"{table.policy}-{table.decoding}-traces"] = table.traces
         inputs[f"{table.policy}-{table.decoding}-rewards"] = table.rewards
-    digests = {name: file_sha256(path) for name, path in {**inputs, **handed}.items()}
+    digests = {name: digest(path) for name, path in {**inputs, **handed}.items()}
     settings = {"pass_at": config.pass_at, "votes": config.votes}
     write_table(out, METRICS, rows, Footer(table=METRICS.name, stage="eval", config=settings, inputs=digests))
 
@@ -144,11 +147,11 @@ def _existing_rewards(traces: Path) -> Path:
     return rewards
 
 
-def _named(traces: Path, rewards: Path) -> EvalTables:
+def _named(traces: Path, rewards: Path, digest: Callable[[Path], str]) -> EvalTables:
     footer, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
-    if judged is not None and judged.inputs.get("traces") not in (None, digest := file_sha256(traces)):
+    if judged is not None and judged.inputs.get("traces") not in (None, found := digest(traces)):
         raise UserError(
-            f"{rewards} grades traces {short_digest(judged.inputs['traces'])}, {traces} is {short_digest(digest)}: "
+            f"{rewards} grades traces {short_digest(judged.inputs['traces'])}, {traces} is {short_digest(found)}: "
             "run `score verify` again on these traces"
         )
     decoding = GREEDY if footer is not None and footer.config.get("temperature") == 0 else SAMPLED
