@@ -152,6 +152,10 @@ def test_claims_say_who_goes_where_no_signal_does(policies: list[str]) -> None:
             lambda: write_traces(Path(), "strong-sampled", [("a", 0, ("x", "y"), "cc", ("1", "1"), -1)]),
             "lacks sample 0 of",
         ),
+        (
+            lambda: write_traces(Path(), "strong-sampled", [(p, 0, ("x", "y"), "cc", ("1", "1"), -1) for p in "abbcd"]),
+            "strong-sampled.traces.parquet holds two traces of sample 0 of problem b",
+        ),
         (lambda: Path("strong-sampled.rewards.parquet").unlink(), "has no rewards beside it"),
         (lambda: write_policy("base", ["uc"] * 4), "nothing can be handed over"),
     ],
@@ -180,4 +184,4 @@ def test_first_attempts_that_were_given_must_be_those_handed_over(
     write_policy("strong", ["cc", "ci", "ic", "cc"], first="another")
     rewrite(Path("strong-sampled.traces.parquet"), lambda row: row.update(offline_attempts=1))
     assert run_command([*policies, "--signals", "signals.parquet"]) == 2
-    assert "goes on from another first attempt at problem a, sample 0" in capsys.readouterr().err
+    assert "goes on from another first attempt at sample 0 of problem a, than" in capsys.readouterr().err

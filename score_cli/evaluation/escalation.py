@@ -23,8 +23,9 @@ def escalation_curve(cases: pl.DataFrame, shares: Sequence[float] = SHARES) -> d
     """`0.10` and so on, then `area` and `gain`, with errors clustered by problem, as if the order were given.
 
     Args:
-        cases: one or more answers that may be handed over. `problem_id`; `trust`: the lower, the sooner it goes; `own`
-            and `other`: 1 where the policy's own answer is right, and where the other policy's is, else 0.
+        cases: one or more answers that may be handed over. `problem_id`, or a number for it; `trust`: the lower, the
+            sooner it goes; `own` and `other`: 1 where the policy's own answer is right, and where the other policy's
+            is, else 0.
         shares: of the cases that are handed over, 0 to 1.
     """
     # The shares at which the first and the last of those that are trusted like a case go over.

@@ -1,6 +1,6 @@
 """Two traces tables and what one trusts of its answers, to accuracy against the share handed over."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from score_cli.tables.signals import read_signals
 from score_cli.tables.traces import iterate_graded, read_traces
 
 ROWS = 4096
+# More than any problem has: what a problem's number is multiplied by, for keys of its traces.
+SAMPLES = 2**32
 
 
 def escalation_rows(
@@ -38,12 +40,13 @@ def escalation_rows(
     Raises:
         UserError: the tables do not belong together, or nothing says which answers are trusted.
     """
-    first = pl.concat(_firsts(own, claims=signals is None))
+    numbers: dict[str, int] = {}
+    first = pl.concat(_firsts(own, numbers, claims=signals is None))
     if signals is not None:
         first = first.with_columns(trust=_scores(signals, own[0]))
-    pairs = first.join(_lasts(other), on=KEY, how="left", maintain_order="left")
-    _check_partners(pairs, own[0], other[0])
-    cases = pairs.select("problem_id", "trust", "own", "other").drop_nulls()
+    last = pl.concat(_lasts(other, numbers))
+    _check_partners(first, last, list(numbers), own[0], other[0])
+    cases = first.join(last, on="key", maintain_order="left").select("problem_id", "trust", "own", "other").drop_nulls()
     if cases.is_empty():
         raise UserError(f"no trace of {own[0]} was scored there and in {other[0]}: nothing can be handed over")
     return [
@@ -52,7 +55,15 @@ def escalation_rows(
     ]
 
 
-def _firsts(tables: tuple[Path, Path], *, claims: bool) -> Iterator[pl.DataFrame]:
+def _keyed(frame: pl.DataFrame, numbers: dict[str, int]) -> dict[str, pl.Expr]:
+    """The number of a trace's problem in place of its name, and the trace's own: ten million names take too much."""
+    names = frame["problem_id"].unique(maintain_order=True).to_list()
+    own = {name: numbers.setdefault(name, len(numbers)) for name in names}
+    problem = pl.col("problem_id").replace_strict(own, return_dtype=pl.UInt32)
+    return {"problem_id": problem, "key": problem.cast(pl.UInt64) * SAMPLES + pl.col("sample_index")}
+
+
+def _firsts(tables: tuple[Path, Path], numbers: dict[str, int], *, claims: bool) -> Iterator[pl.DataFrame]:
     """Of each trace its key, the hash of its first `text`, whether its first solve is right (1 or 0), and `trust`.
 
     Args:
@@ -63,7 +74,7 @@ def _firsts(tables: tuple[Path, Path], *, claims: bool) -> Iterator[pl.DataFrame
         frame = piece.frame()
         right = by_solve(frame).select(own=accuracy(1).cast(pl.Int8))
         trust = _claimed(frame, tables[0]) if claims else pl.lit(None)
-        yield frame.select(*KEY, text=text, trust=trust).hstack(right)
+        yield frame.select(**_keyed(frame, numbers), text=text, trust=trust).hstack(right)
 
 
 def _claimed(frame: pl.DataFrame, traces: Path) -> pl.Expr:
@@ -82,15 +93,14 @@ def _claimed(frame: pl.DataFrame, traces: Path) -> pl.Expr:
     return pl.when(accuracy(1).is_not_null() & (claim != UNSCORED)).then(says_correct.cast(pl.Float64))
 
 
-def _lasts(tables: tuple[Path, Path]) -> pl.DataFrame:
+def _lasts(tables: tuple[Path, Path], numbers: dict[str, int]) -> Iterator[pl.DataFrame]:
     """Of each trace its key, the hash of its first text if that was given, and whether its last solve is right."""
     right = pl.when(pl.col("rewards").list.last().is_not_null()).then(pl.col("verdicts").list.last() == CORRECT)
     given = pl.when(pl.col("offline_attempts") > 0).then(pl.col("attempts").list.first().hash())
-    parts = [
-        by_solve(piece.frame()).select(*KEY, other=right.cast(pl.Int8)).hstack(piece.frame().select(given=given))
-        for piece in iterate_graded(*tables, rows=ROWS)
-    ]
-    return pl.concat(parts).unique(KEY, keep="last").with_columns(found=True)
+    for piece in iterate_graded(*tables, rows=ROWS):
+        frame = piece.frame()
+        key = _keyed(frame, numbers)["key"]
+        yield frame.select(key=key, given=given).hstack(by_solve(frame).select(other=right.cast(pl.Int8)))
 
 
 def _scores(signals: Path, traces: Path) -> pl.Series:
@@ -100,19 +110,28 @@ def _scores(signals: Path, traces: Path) -> pl.Series:
     return pl.Series(np.fromiter(scores, np.float64, len(found)))
 
 
-def _check_partners(pairs: pl.DataFrame, traces: Path, partners: Path) -> None:
-    """Every trace must have its partner; first attempts that one was given must be those that are handed over."""
-    lacking = pairs.filter(pl.col("found").is_null())
+def _check_partners(
+    first: pl.DataFrame, last: pl.DataFrame, names: Sequence[str], traces: Path, partners: Path
+) -> None:
+    """Every trace must have one partner; first attempts that one was given must be those that are handed over."""
+
+    def told(key: int) -> str:
+        return f"sample {key % SAMPLES} of problem {names[key // SAMPLES]}"
+
+    lacking = first.select("key").join(last, on="key", how="anti", maintain_order="left")
     if lacking.height:
-        problem, sample = lacking.select(KEY).row(0)
         raise UserError(
-            f"{partners} lacks sample {sample} of problem {problem}, which {traces} has: "
+            f"{partners} lacks {told(lacking.item(0, 0))}, which {traces} has: "
             "sample both from the same problems, with as many samples"
         )
-    strange = pairs.filter(pl.col("given") != pl.col("text"))
+    for path, frame in ((traces, first), (partners, last)):
+        twice = frame.select(pl.col("key").filter(pl.col("key").is_duplicated()))
+        if twice.height:
+            raise UserError(f"{path} holds two traces of {told(twice.item(0, 0))}: keep one of them")
+    given = first.select("key", "text").join(last.select("key", "given").drop_nulls(), on="key", maintain_order="left")
+    strange = given.filter(pl.col("given") != pl.col("text"))
     if strange.height:
-        problem, sample = strange.select(KEY).row(0)
         raise UserError(
-            f"{partners} goes on from another first attempt at problem {problem}, sample "
-            f"{sample}, than {traces} has: sample it again with --first-attempts {traces}"
+            f"{partners} goes on from another first attempt at {told(strange.item(0, 0))}, than {traces} has: "
+            f"sample it again with --first-attempts {traces}"
         )
