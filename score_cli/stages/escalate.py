@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from score_cli.tables.records import SOLVE
 from score_cli.tables.row_checks import KEY
 from score_cli.tables.schemas import CORRECT, UNGRADED, UNSCORED
 from score_cli.tables.signals import read_signals
-from score_cli.tables.traces import iterate_graded, read_traces
+from score_cli.tables.traces import iterate_graded, iterate_traces
 
 ROWS = 4096
 # More than any problem has: what a problem's number is multiplied by, for keys of its traces.
@@ -105,7 +106,7 @@ def _lasts(tables: tuple[Path, Path], numbers: dict[str, int]) -> Iterator[pl.Da
 
 def _scores(signals: Path, traces: Path) -> pl.Series:
     """The score of each first solve; below all others where there is no answer."""
-    found = read_signals(signals, read_traces(traces), traces)
+    found = read_signals(signals, chain.from_iterable(iterate_traces(traces)), traces)
     scores = (-1.0 if signal.scores[0] is None else signal.scores[0] for signal in found)
     return pl.Series(np.fromiter(scores, np.float64, len(found)))
 

@@ -1,19 +1,19 @@
 """Signals as they stand in their table: read with the checks that they are of these traces."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from score_cli.errors import UserError
-from score_cli.tables.parquet import SIGNALS, iterate_batches, read_footer
+from score_cli.tables.parquet import SIGNALS, TRACES, count_rows, iterate_batches, read_footer
 from score_cli.tables.provenance import file_sha256
 from score_cli.tables.records import REVISION, SOLVE, Signal, Trace
 from score_cli.tables.traces import Rows
 
 
-def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> Sequence[Signal]:
+def read_signals(path: Path, traces: Iterable[Trace], traces_path: Path) -> Sequence[Signal]:
     """The signals of exactly these traces.
 
     Raises:
@@ -24,8 +24,8 @@ def read_signals(path: Path, traces: Sequence[Trace], traces_path: Path) -> Sequ
     if footer is not None and footer.inputs.get("traces") not in (None, file_sha256(traces_path)):
         raise UserError(f"{path} was made from other traces than {traces_path}: {again}")
     found = Rows(_signals, iterate_batches(path, SIGNALS))
-    if len(found) != len(traces):
-        raise UserError(f"{path} has {len(found)} rows, {traces_path} {len(traces)}: {again}")
+    if len(found) != (count := count_rows(traces_path, TRACES)):
+        raise UserError(f"{path} has {len(found)} rows, {traces_path} {count}: {again}")
     names = {signal.name for signal in found}
     if len(names) > 1:
         raise UserError(f"{path} holds {', '.join(sorted(names))}, expected one signal a file: {again}")
