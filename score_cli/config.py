@@ -39,7 +39,12 @@ class DeviceConfig:
     """Where a stage that runs a model does so."""
 
     device: Device = option("auto", "Where the model runs; auto takes CUDA where there is a GPU.")
-    threads: int = option(2, "CPU threads of torch. Another number may change the last bits of a result.", least=1)
+    threads: int = option(
+        1,
+        "CPU threads of torch; more pay for a large model on cores without other work. Another number may change the "
+        "last bits of a result.",
+        least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
