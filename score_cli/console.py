@@ -117,8 +117,9 @@ class _PhaseLines:
         self._last = now
         rate = self._done / (now - self._started)
         left = _clock((self._total - self._done) / rate)
+        told = f"; {note}" if note else ""
         print(
-            f"{self._label}: {self._done}/{self._total}, {rate:.1f}/s, {left} left {note}".rstrip(),
+            f"{self._label}: {self._done}/{self._total}, {rate:.1f}/s, {left} left{told}",
             file=sys.stderr,
             flush=True,
         )
