@@ -16,7 +16,7 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
 from score_cli.tables.records import SOLVE, Trace, Verdict
-from score_cli.tables.schemas import CORRECT, LENGTH, UNGRADED, UNSCORED
+from score_cli.tables.schemas import CORRECT, LENGTH, NO_ANSWER, TRUNCATED, UNGRADED, UNSCORED
 
 Values = list[tuple[str, float]]  # (problem_id, value) of each trace, or each turn, that could be scored
 Measure = Callable[[int], pl.Expr]
@@ -90,9 +90,15 @@ def edit_ratio(attempt: int) -> pl.Expr:
 
 
 def changed_answer(attempt: int) -> pl.Expr:
-    """Whether the extracted answer differs from the one before; an absent answer is an answer too."""
-    differs = _of("answers", attempt).ne_missing(_of("answers", attempt - 1))
+    """Whether the answer differs from the one before; an absent answer is an answer too."""
+    differs = _answer(attempt).ne_missing(_answer(attempt - 1))
     return pl.when(_of("attempts", attempt).is_not_null()).then(differs)
+
+
+def _answer(attempt: int) -> pl.Expr:
+    """What was extracted; the whole text where the grader extracts nothing, as a user's own; null without an answer."""
+    answers = ~_of("verdicts", attempt).is_in([NO_ANSWER, TRUNCATED])
+    return pl.when(answers).then(pl.coalesce(_of("answers", attempt), _of("attempts", attempt)))
 
 
 # Name in the metrics table -> measure; the second group needs an attempt before.

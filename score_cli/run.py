@@ -105,7 +105,7 @@ class Run:
             self._prepare_dialogues()
             train, test = (read_problems(self.folder.problems(split)) for split in ("train", "test"))
             validation = self._validation()
-            check_eval_config(self.configs.eval, test)
+            check_eval_config(self.configs.eval, test, self.configs.verify)
             self._check_gold(train, test)
             if self.configs.stage2.pay is not None and self.configs.stage2.pay.signals:
                 check_problems(self.configs.signal, train)

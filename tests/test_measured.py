@@ -92,7 +92,11 @@ def values_by_hand(row: Row) -> dict[str, float]:
         texts = row["attempts"][turn - 1 : turn + 1]
         total = len(texts[0]) + len(texts[1])
         found[f"edit_ratio@{name}"] = distance(*texts) / total if total else 0.0
-        found[f"changed@{name}"] = float(row["answers"][turn - 1] != row["answers"][turn])
+        answers = [
+            None if word in ("no_answer", "truncated") else text if answer is None else answer
+            for answer, word, text in zip(row["answers"], row["verdicts"], row["attempts"], strict=True)
+        ]
+        found[f"changed@{name}"] = float(answers[turn - 1] != answers[turn])
     return found
 
 

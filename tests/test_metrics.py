@@ -15,7 +15,7 @@ from score_cli.tables.records import Problem, Trace, Verdict
 
 
 def pair(
-    problem: str, first: str, second: str, verdicts: tuple[str, str], answers: tuple[str, str]
+    problem: str, first: str, second: str, verdicts: tuple[str, str], answers: tuple[str | None, str | None]
 ) -> tuple[Trace, Verdict]:
     empty = np.array([])
     rewards = [None if v == "unscored" else float(v == "correct") for v in verdicts]
@@ -47,6 +47,18 @@ def test_metrics_are_fractions_of_what_could_be_scored() -> None:
     assert found["i_to_c@t2"]["value"] == pytest.approx(1 / 4)
     assert found["c_to_i@t2"]["value"] == pytest.approx(1 / 4)
     assert found["changed@t2"]["value"] == pytest.approx(3 / 5)
+
+
+def test_without_an_extracted_answer_the_text_says_whether_it_changed() -> None:
+    """A grader of the user's own extracts nothing: two texts that differ, two alike, one cut off, both cut off."""
+    cut = "truncated"
+    rows = [
+        pair("a", "near", "far", ("correct", "incorrect"), (None, None)),
+        pair("a", "near", "near", ("incorrect", "incorrect"), (None, None)),
+        pair("b", "near and", "near", (cut, "correct"), (None, None)),
+        pair("b", "near and", "far and", (cut, cut), (None, None)),
+    ]
+    assert (rows_of(rows)["changed@t2"]["value"], rows_of(rows)["changed@t2"]["count"]) == (2 / 4, 4)
 
 
 def test_lengths_and_cuts_are_of_what_was_sampled_whether_it_was_scored_or_not() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from score_cli.cli import run_command
 from score_cli.config import Stage1Config, VerifyConfig
 from score_cli.errors import UserError
 from score_cli.evaluation.samples import sample_records
@@ -18,6 +19,7 @@ from score_cli.tables.traces import read_traces, read_verdicts
 from score_cli.training.sft_examples import build_examples
 from score_cli.training.step import reward_matrix, shaped_rewards
 from tests.conftest import rewrite
+from tests.test_cli import one_line
 
 HALF = "def grade(problem, response): return 0.5\n"
 RECIPE = """
@@ -71,6 +73,23 @@ def test_figures_count_correct_verdicts(batch: Path) -> None:
     assert (record["acc"], record["acc@t1"], record["acc@t2"]) == (0.0, 1.0, 0.0)
     [record] = sample_records(zip(traces, [verdict(None, 0.9)], strict=True), policy="p", decoding="sampled")
     assert (record["acc@t1"], record["acc@t2"]) == (None, 0.0)
+
+
+def test_votes_on_what_a_grader_of_ones_own_judged_are_refused(
+    batch: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (batch / "half.py").write_text(HALF)
+    files = {"traces": batch / "traces.parquet", "problems": batch / "problems.parquet"}
+    grader = f"{batch / 'half.py'}:grade"
+    verify(VerifyConfig(workers=1, grader=grader), **files, out=batch / "own.parquet")
+    out = batch / "m.parquet"
+    for asked in (
+        ["--traces", files["traces"], "--rewards", batch / "own.parquet"],
+        ["--model", checkpoint, "--problems", files["problems"], "--grader", grader],
+    ):
+        assert run_command(["eval", *map(str, asked), "--votes", "1", "--out", str(out)]) == 2
+        assert "half.py:grade says what a response is worth, not what it answers" in one_line(capsys)
+        assert not out.exists()
 
 
 def test_supervised_examples_go_from_wrong_to_correct(batch: Path) -> None:

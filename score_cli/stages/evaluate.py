@@ -21,7 +21,7 @@ from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import sampler_for
 from score_cli.settings import read_counts
-from score_cli.stages.evaluate_tables import EvalTables, check_names, comparisons, records_of, refuse_programs
+from score_cli.stages.evaluate_tables import EvalTables, check_names, check_votes, comparisons, records_of
 from score_cli.stages.sample import sample
 from score_cli.stages.verify import verify
 from score_cli.tables.atomic import check_output
@@ -32,7 +32,7 @@ from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import Footer, file_sha256
 from score_cli.tables.records import Problem
 from score_cli.tables.traces import iterate_graded
-from score_cli.verification.grader import Grader, check_gold, grader_for
+from score_cli.verification.grader import BUILT_IN_TASKS, Grader, check_gold, grader_for
 
 
 def eval_decodings(config: EvalConfig) -> list[str]:
@@ -65,18 +65,19 @@ def eval_samplings(config: EvalConfig, *, given: bool = False) -> dict[str, Samp
     return plan
 
 
-def check_eval_config(config: EvalConfig, problems: Sequence[Problem]) -> None:
+def check_eval_config(config: EvalConfig, problems: Sequence[Problem], grading: VerifyConfig) -> None:
     """Refuse what cannot be measured, before any work is done.
 
     Raises:
-        UserError: pass@k of more samples than are drawn, or a vote on programs.
+        UserError: pass@k of more samples than are drawn, or a vote on what cannot be counted.
     """
     drawn = 1 if config.temperature == 0 else config.samples
     most = max(read_counts(config.pass_at, "pass_at"), default=0)
     if most > drawn:
         raise UserError(f"pass@{most} needs {most} sampled traces a problem, there are {drawn}: raise --samples")
     if config.votes is not None:
-        refuse_programs({problem.task for problem in problems})
+        tasks = {problem.task for problem in problems}
+        check_votes(tasks, grading.grader or min(tasks - BUILT_IN_TASKS, default=None))
         if config.script is not None:
             raise UserError(
                 "votes compare first attempts with corrected ones, and [script] has other turns: leave one out"
@@ -210,7 +211,7 @@ def evaluate_checkpoints(
         raise UserError(f"policies are named after their folders, and {', '.join(names)} repeat: rename one folder")
     check_names(names)
     known = read_problems(problems)
-    check_eval_config(config, known)
+    check_eval_config(config, known, grading or VerifyConfig())
     check_gold(known, problems, grading or VerifyConfig())
     if first_attempts is not None and config.votes is not None:
         raise UserError("--votes compares first attempts that a policy makes itself: leave out --first-attempts")

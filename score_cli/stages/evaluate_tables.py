@@ -173,15 +173,22 @@ def _table_rows(
     rows = metric_rows(measured, policy=table.policy, decoding=table.decoding, problems=known, pass_at=pass_at)
     if config.votes is not None and table.decoding == SAMPLED:
         footer = read_footer(table.rewards, REWARDS)
-        refuse_programs({problem.task for problem in known} | set(footer.config.get("graders", {}) if footer else ()))
+        graders = footer.config.get("graders", {}) if footer else {}
+        own = (how["grader"] for how in graders.values() if "grader" in how and "reasoning_gym" not in how)
+        check_votes({problem.task for problem in known} | set(graders), next(own, None))
         corrected = read_counts(config.votes, "votes")
         ballots = count_ballots(table.traces, table.rewards)
         rows += vote_rows(ballots, policy=table.policy, decoding=table.decoding, corrected=corrected)
     return rows
 
 
-def refuse_programs(tasks: set[str]) -> None:
-    """Refuse a vote on programs."""
+def check_votes(tasks: set[str], own_grader: str | None) -> None:
+    """Refuse a vote on answers that cannot be counted: programs, and those of which a user's grader tells the worth."""
+    if own_grader is not None:
+        raise UserError(
+            f"a majority vote counts equal answers, and the grader {own_grader} says what a response is worth, not "
+            "what it answers: leave --votes out; --pass-at measures many samples of any task"
+        )
     programs = sorted(tasks & PROGRAM_TASKS)
     if programs:
         raise UserError(

@@ -70,7 +70,9 @@ function attemptBox(trace, index) {
     box.append(marked(mine, common(mine, words(alike[1][1].text))[0], "del"));
   } else box.append(element("pre", "", attempt.text));
   if (attempt.cut) box.append(element("p", "note", `… ${attempt.cut} more characters stand in the traces table`));
-  const facts = [attempt.answer === null ? "no answer" : `answer ${attempt.answer}`];
+  const facts = [];
+  if (attempt.answer !== null) facts.push(`answer ${attempt.answer}`);
+  else if (answerOf(attempt) === null) facts.push("no answer");
   if (attempt.given) facts.push("given, not sampled");
   else facts.push(`${attempt.tokens} tokens`);
   if (attempt.logprob !== null) facts.push(`mean logprob ${attempt.logprob.toFixed(3)}`);
@@ -94,8 +96,13 @@ function card(data, trace) {
   return box;
 }
 
+// A grader that extracts nothing, as a user's own, leaves the whole text to compare.
+function answerOf(attempt) {
+  return ["no_answer", "truncated"].includes(attempt.verdict) ? null : attempt.answer ?? attempt.text;
+}
+
 function changedAnswer(trace) {
-  const answers = trace.attempts.filter((attempt) => ["attempt", "solve"].includes(role(attempt))).map((a) => a.answer);
+  const answers = trace.attempts.filter((attempt) => ["attempt", "solve"].includes(role(attempt))).map(answerOf);
   return answers.some((answer, index) => index > 0 && answer !== answers[index - 1]);
 }
 
