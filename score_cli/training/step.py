@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from score_cli.config import Stage1Config, Stage2Config
+from score_cli.config import Baseline, Stage1Config, Stage2Config
 from score_cli.tables.adapters import only_adapter_learns
 from score_cli.tables.device import computes_in_bfloat16, trim_heap
 from score_cli.tables.processes import ALONE, Share
@@ -131,6 +131,33 @@ class StepStats:
         return sums.sum().item() / max(1.0, self.sums.tokens.sum().item())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Credit:
+    """How a batch's rewards become returns, and returns advantages; [M, A], or [M, A, T] by token.
+
+    Attributes:
+        kinds: what a state is told by, see `credit.state_kinds`; the attempt before if left out.
+    """
+
+    discount: float
+    baseline: Baseline
+    rewards: Tensor
+    groups: Tensor
+    trainable: Tensor
+    present: Tensor
+    kinds: Tensor | None
+
+    def returns(self, values: Tensor) -> Tensor:
+        """What this policy did not sample, or nobody scored, is NaN: nobody's sibling either."""
+        return credit.returns(values, self.discount).masked_fill(self.trainable == 0, torch.nan)
+
+    def advantages(self, returns: Tensor) -> Tensor:
+        """Returns minus their baseline."""
+        return credit.advantages(
+            returns, self.groups, self.rewards, self.baseline, present=self.present, kinds=self.kinds
+        )
+
+
 def prepare(
     model: PreTrainedModel,
     reference: PreTrainedModel,
@@ -159,61 +186,73 @@ def prepare(
     # In bfloat16 a token decoded by itself and one of a whole conversation are rounded otherwise.
     other_engine = other_engine or computes_in_bfloat16(model)
     present = turns_present(traces, rewards.shape[1])
-    batches = list(micro_batches(traces, config.micro_batch_tokens, model.device))
-    coefficients = kl_coefficients(config, rewards.shape[1])
     roles = [trace.turn_roles for trace in traces]
     pay = pay_of(config)
     by_name = {signals[0].name: signal_matrix(signals, rewards)} if signals else {}
     shaped = shaped_rewards(config, rewards, roles, verdicts, by_name)
     trainable = _trainable(traces, rewards, present, verdicts, pay=pay, shaped=shaped)
-    baseline = "leave-one-out" if pay.signals else config.baseline
-    groups = group_numbers(traces)
     # Among solves alone, a state is told by the attempt before; a script's turns look at all that was before them.
     scripted = any(trace.roles is not None for trace in traces)
-    kinds = credit.state_kinds(rewards, roles) if scripted else None
-
-    def advantages_of(values: Tensor) -> Tensor:
-        return credit.advantages(values, groups, rewards, baseline, present=present, kinds=kinds)
-
-    def returns_of(values: Tensor) -> Tensor:
-        # What this policy did not sample, or nobody scored, is nobody's sibling either.
-        return credit.returns(values, config.discount).masked_fill(trainable == 0, torch.nan)
-
-    reference_logprobs: list[Tensor] = []
-    token_advantages: list[Tensor] = []
-    returns = returns_of(shaped)
-    reward_advantages = advantages = advantages_of(returns)
-    if config.kl == "sampled":
-        # The KL terms are part of the reward: minus coefficient x log-ratio of the tokens that were sampled.
-        known = logprobs(reference, traces, temperature, config.scoring_tokens)
-        reference_logprobs = [known[batch.rows][:, batch.positions] for batch in batches]
-        # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
-        own = logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
-        log_ratios = _log_ratios(traces, shaped.shape[1], batches, reference_logprobs, own).to(shaped)
-        if unmoved and not reward_advantages.any():
-            log_ratios = torch.zeros_like(log_ratios)
-        returns = returns_of(shaped - coefficients * log_ratios.sum(-1))
-        by_token = advantages_of(credit.token_returns(returns, log_ratios, coefficients))
-        for batch in batches:
-            masks = losses.attempt_masks(batch.sampled_attempt_ids, shaped.shape[1])
-            token_advantages.append(losses.at_positions(by_token[batch.rows].to(masks.device), masks))
-        advantages = by_token[..., 0]
-    return TrainBatch(
+    rule = _Credit(
+        discount=config.discount,
+        baseline="leave-one-out" if pay.signals else config.baseline,
+        rewards=rewards,
+        groups=group_numbers(traces),
+        trainable=trainable,
+        present=present,
+        kinds=credit.state_kinds(rewards, roles) if scripted else None,
+    )
+    advantages = rule.advantages(rule.returns(shaped))
+    batch = TrainBatch(
         traces=traces,
         rewards=rewards,
-        groups=groups,
+        groups=rule.groups,
         trainable=trainable,
         shaped_rewards=shaped,
         advantages=advantages,
-        reward_advantages=reward_advantages,
-        kl_coefficients=coefficients,
-        micro_batches=batches,
-        reference_logprobs=reference_logprobs,
-        token_advantages=token_advantages,
+        reward_advantages=advantages,
+        kl_coefficients=kl_coefficients(config, rewards.shape[1]),
+        micro_batches=list(micro_batches(traces, config.micro_batch_tokens, model.device)),
+        reference_logprobs=[],
+        token_advantages=[],
         temperature=temperature,
         other_engine=other_engine,
         verdicts=verdicts,
         signals=signals,
+    )
+    if config.kl != "sampled":
+        return batch
+    known = logprobs(reference, traces, temperature, config.scoring_tokens)
+    # Our own sampler's logprobs are the policy's, since a batch has one step; another engine's need a pass.
+    own = logprobs(model, traces, temperature, config.scoring_tokens) if other_engine else None
+    return _charged_with_kl(batch, rule, known, own, unmoved=unmoved)
+
+
+def _charged_with_kl(
+    batch: TrainBatch, rule: _Credit, known: Tensor, own: Tensor | None, *, unmoved: bool
+) -> TrainBatch:
+    """The batch with KL in its rewards: minus coefficient x log-ratio of the tokens that were sampled.
+
+    Args:
+        known: the reference's logprobs at the traces' tokens; own: the policy's, the sampler's if left out.
+    """
+    shaped, coefficients = batch.shaped_rewards, batch.kl_coefficients
+    attempts = shaped.shape[1]
+    reference_logprobs = [known[micro.rows][:, micro.positions] for micro in batch.micro_batches]
+    log_ratios = _log_ratios(batch.traces, attempts, batch.micro_batches, reference_logprobs, own).to(shaped)
+    if unmoved and not batch.reward_advantages.any():
+        log_ratios = torch.zeros_like(log_ratios)
+    returns = rule.returns(shaped - coefficients * log_ratios.sum(-1))
+    by_token = rule.advantages(credit.token_returns(returns, log_ratios, coefficients))
+    token_advantages = []
+    for micro in batch.micro_batches:
+        masks = losses.attempt_masks(micro.sampled_attempt_ids, attempts)
+        token_advantages.append(losses.at_positions(by_token[micro.rows].to(masks.device), masks))
+    return replace(
+        batch,
+        advantages=by_token[..., 0],
+        reference_logprobs=reference_logprobs,
+        token_advantages=token_advantages,
     )
 
 
