@@ -41,9 +41,9 @@ MOST_WORDS = 100
 # First command of every block that does not run, and why.
 NOT_RUN = {
     "pipelines/score.sh pipelines/quickstart.toml runs/by-hand 40 30": "tests/test_pipeline.py runs it, for 6 updates",
-    "score run pipelines/study.toml --out runs/study": "hours; tests/test_study.py runs a small study",
+    "score run pipelines/study.toml --out runs/study": "hours; tests/test_study_work.py runs a small study",
     "score run pipelines/study-eight.toml --out runs/study-eight": "two hours; the same",
-    "score run pipelines/neighbours.toml --out runs/neighbours": "an hour; tests/test_study.py runs a small study",
+    "score run pipelines/neighbours.toml --out runs/neighbours": "an hour; tests/test_study_work.py runs a small study",
     "for i in 1 2; do CUDA_VISIBLE_DEVICES=$((i-1)) score sample --shard $i/2 --out $i.parquet & done; wait": (
         "needs two GPUs; the shards themselves run in the block above it"
     ),
