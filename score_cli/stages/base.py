@@ -34,7 +34,8 @@ class Probe(NamedTuple):
     def __str__(self) -> str:
         return (
             f"validation delta at T = 1: {100 * self.asked:+.1f} points when asked with {CORRECTION}, "
-            f"{100 * self.latent:+.1f} with {LATENT_CORRECTION}, the latent skill"
+            f"{100 * self.latent:+.1f} with {LATENT_CORRECTION}, its latent skill (careful revision, which training is "
+            f"to call up under {CORRECTION})"
         )
 
 
