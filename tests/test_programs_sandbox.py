@@ -1,6 +1,7 @@
 """What a program cannot do, one property a test, at every level of isolation this machine has."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -12,9 +13,10 @@ import pytest
 from score_cli.tables.schemas import CORRECT, CRASHED, INCORRECT, OUT_OF_MEMORY, TIMEOUT
 from score_cli.verification.forkserver import ForkServerError
 from score_cli.verification.programs import grader as grader_module
-from score_cli.verification.programs.grader import ProgramGrader
-from score_cli.verification.programs.isolation import LANDLOCK, LEVELS, scratch_folder
-from score_cli.verification.programs.worker import Limits, Worker
+from score_cli.verification.programs import judge
+from score_cli.verification.programs.grader import ProgramGrader, _verdict
+from score_cli.verification.programs.isolation import LANDLOCK, LEVELS, NONE, Confinement, scratch_folder
+from score_cli.verification.programs.worker import Ending, Limits, Worker, signal_of
 from tests.processes import runs
 from tests.programs_support import ADDITION, item, verdict
 
@@ -288,6 +290,19 @@ def test_no_process_is_left_after_close() -> None:
     while (left := [process for process in mine if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
+
+
+def test_a_program_that_uses_its_processor_time_up_is_told_by_the_signal() -> None:
+    """Threads outside of Python's lock may burn more seconds than the clock shows; the verdict is then a timeout."""
+    own = os.getpid()
+    child = os.fork()
+    if not child:
+        Confinement(level=NONE, memory_mb=4096, cpu_seconds=1, unlimited="another").confine(own, "")
+        while True:
+            pass
+    _, status = os.waitpid(child, 0)
+    assert signal_of(status) == signal.SIGXCPU
+    assert _verdict(Ending(None, judge.GONE, status)) == TIMEOUT
 
 
 def test_a_command_with_threads_can_grade() -> None:

@@ -89,7 +89,11 @@ class Confinement(Limits):
         """
         super().confine(server, entry)
         lasting = entry == self._unlimited
-        lower_limit(resource.RLIMIT_CPU, resource.RLIM_INFINITY if lasting else self._cpu_seconds)
+        if not lasting:
+            # A second apart: at the first the kernel says that time is up, at the second it kills without a reason.
+            lower_limit(resource.RLIMIT_CPU, self._cpu_seconds + 1)
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (min(self._cpu_seconds, hard), hard))
         lower_limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
         lower_limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
         _raise_stack()
