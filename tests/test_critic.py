@@ -206,7 +206,7 @@ def test_footers_name_who_wrote_what_and_what_it_was_built_from(made: Path) -> N
     assert signals is not None and signals.policy == critic and signals.config["by"] == generator
 
 
-def test_training_moves_the_critic_and_leaves_the_generator(folder: Path) -> None:
+def test_training_moves_the_critic_and_leaves_the_generator(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every critique is compared with the other one of its solve: where both earn alike, nothing is learned of them."""
     files = [folder / "generator" / "model.safetensors", folder / "critic" / "model.safetensors"]
     before = [file_sha256(path) for path in files]
@@ -226,7 +226,9 @@ def test_training_moves_the_critic_and_leaves_the_generator(folder: Path) -> Non
     }
     assert rows["revision", None] == 0.25 and rows["frac_zero_advantage", 1] == 0.5
     verdicts = read_verdicts(folder / "critiques.rewards.parquet")
-    assert rows["verify_acc", None] == sum(v.verdicts[0] == "correct" for v in verdicts) / 48
+    true = sum(v.verdicts[0] == "correct" for v in verdicts)
+    assert rows["verify_acc", None] == true / 48
+    assert f"update 1 (stage2); of its claims true: {100 * true / 48:.1f}%; KL by attempt: " in capsys.readouterr().err
 
 
 def test_another_round_is_of_the_newest_solves_that_were_not_called_correct(made: Path) -> None:

@@ -77,7 +77,7 @@ def reward_some(folder: Path) -> None:
     rewrite(folder / "rewards.parquet", change)
 
 
-def test_the_commands_train_on_dialogues_of_different_length(folder: Path) -> None:
+def test_the_commands_train_on_dialogues_of_different_length(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reward_some(folder)
     files = ["--traces", folder / "traces.parquet", "--rewards", folder / "rewards.parquet", "--out", folder / "next"]
     score("train-stage2", "--model", folder / "ckpt", *files, "--threads", 1, "--log-grad-norm-by-attempt")
@@ -86,6 +86,8 @@ def test_the_commands_train_on_dialogues_of_different_length(folder: Path) -> No
     assert {"verify_acc", "acc@final", "mean_trials", "delta@t2"} <= set(rows["name"])
     accuracy = rows.filter(pl.col("name") == "accuracy")
     assert accuracy["attempt"].to_list() == [1, 2], "solves, not turns"
+    first, second = (f"t{solve} {100 * value:.1f}%" for solve, value in enumerate(accuracy["value"], start=1))
+    assert f"; right on its traces: {first}, {second}; of its claims true: " in capsys.readouterr().err
     assert rows.filter((pl.col("name") == "length") & (pl.col("attempt") == 4))["value"].is_not_null().all()
 
 

@@ -117,12 +117,14 @@ def read_batch(
 def _summary(trainer: Trainer) -> str:
     values = {(row["name"], row["attempt"]): row["value"] for row in trainer.metrics}
     accuracies = [f"t{a} {100 * v:.1f}%" for (name, a), v in values.items() if name == "accuracy"]
+    # Critiques hold no solve, and attempts no claim.
+    right = f"right on its traces: {', '.join(accuracies)}; " if accuracies else ""
+    true = f"of its claims true: {100 * values['verify_acc', None]:.1f}%; " if ("verify_acc", None) in values else ""
     kls = [f"{v:.3g}" for (name, _), v in values.items() if name == "kl"]
     state = trainer.policy.state
     return (
         f"policy {short_digest(state.fingerprint)}, update {state.iteration} ({trainer.stage}); "
-        f"on its traces {', '.join(accuracies)}, KL by attempt {', '.join(kls)} nats, "
-        f"gradient norm {values['grad_norm', None]:.3g}"
+        f"{right}{true}KL by attempt: {', '.join(kls)} nats; gradient norm {values['grad_norm', None]:.3g}"
         + "".join(f"; warning: {warning}" for warning in trainer.warnings)
     )
 
