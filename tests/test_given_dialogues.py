@@ -229,7 +229,10 @@ def test_the_loss_is_torchs_cross_entropy_over_the_marked_tokens(policy: Policy,
         ),
         ([*TURNS[:3], ("verify", "wrong"), ("solve", RIGHT)], "ends the dialogue after turn 4"),
         ([("solve", "\\boxed{5<eos>}")], "turn 1: its text spells <eos>, which ends a turn"),
-        ([("solve", "fifty")], "turn 1: its text holds characters that the tokenizer has no tokens for"),
+        (
+            [("solve", "fifty")],
+            "turn 1: its text 'fifty' holds characters that the tokenizer has no tokens for: mend the row, leave it",
+        ),
         ([("solve", WRONG + "0000")], "turn 1 has 16 tokens, its end with them, and an attempt may have 14"),
     ],
 )
@@ -366,5 +369,5 @@ def test_examples_take_the_place_of_traces(folder: Path, capsys: pytest.CaptureF
     # Without the recipe's script the second turn of a row is no attempt.
     files = ["--model", folder / "ckpt", "--examples", folder / "d.jsonl", "--out", folder / "x"]
     assert run_command(["train-sft", "--learned", str(folder / "x.parquet"), *map(str, files)]) == 2
-    assert "line 1, turn 2 is a verify turn, and there the recipe has a solve turn" in capsys.readouterr().err
+    assert "line 1, turn 2 is a verify turn, and without a [script] every turn is a solve" in capsys.readouterr().err
     assert not (folder / "x").exists() and not (folder / "x.parquet").exists()

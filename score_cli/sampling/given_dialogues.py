@@ -78,11 +78,19 @@ def _say(renderer: Renderer, dialogue: GivenDialogue, turn: int, rollout: Rollou
         raise UserError(f"{where} is a {said.role} turn, and {why}: cut the row there, or change the recipe")
     expected = rollout.roles[turn]
     if said.role != expected:
+        if config.script is None:
+            raise UserError(
+                f"{where} is a {said.role} turn, and without a [script] every turn is a {expected}: name the recipe "
+                "that has one with --config, or mend the row"
+            )
         raise UserError(f"{where} is a {said.role} turn, and there the recipe has a {expected} turn: mend the row")
     try:
         tokens = renderer.task(dialogue.problem.task).attempt_tokens(said.text)
     except UserError as error:
-        raise UserError(f"{where}: {error}: mend the row, or leave it out") from None
+        raise UserError(
+            f"{where}: {error}: mend the row, leave it out, or name a model that can say it (of the built-in task, one "
+            "made by `score base` with the same --config)"
+        ) from None
     assert config.max_tokens is not None
     if len(tokens) > config.max_tokens:
         raise UserError(

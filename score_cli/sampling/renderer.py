@@ -30,6 +30,8 @@ MOST_TOKENS = 1024
 # What a text put among a user's words may cost beyond its own tokens, where it meets them.
 SLACK_TOKENS = 8
 _SENTINEL = "ATTEMPTTEXT"
+# Characters of a refused text that its refusal quotes.
+_MOST_SHOWN = 40
 # The day that Llama 3's own template names where it is told none.
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 
@@ -215,7 +217,8 @@ class TaskRenderer:
         if ends:
             raise UserError(f"its text spells {self._tokenizer.convert_ids_to_tokens(min(ends))}, which ends a turn")
         if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in tokens:
-            raise UserError("its text holds characters that the tokenizer has no tokens for")
+            shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+            raise UserError(f"its text {shown!r} holds characters that the tokenizer has no tokens for")
         return [*tokens, *self.bridge.end_of_turn]
 
     def bridge_of(self, words: str) -> Bridge:
