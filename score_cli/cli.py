@@ -4,7 +4,9 @@ Heavy libraries are imported inside the commands that need them, so that `score 
 """
 
 import errno
+import itertools
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -32,6 +34,8 @@ import score_cli.commands.runs  # noqa: F401  # isort: skip
 # What several processes of torchrun do together.
 TOGETHER = ("train-stage1", "train-stage2", "train-sft", "run")
 
+# What the command line's parser calls a number.
+_NUMBERS = {"integer": "a whole number", "number": "a number"}
 # typer brings its own copy of click in some versions; this is the base of all usage errors in either.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -91,7 +95,7 @@ def _run_here(given: list[str]) -> int:
             print(error.format_message(), file=sys.stderr)
             return EXIT_BAD_INPUT
         command = error.ctx.command_path if getattr(error, "ctx", None) else "score"
-        return _fail(f"{error.format_message()} (see `{command} --help`)", EXIT_BAD_INPUT)
+        return _fail(f"{_in_words(error.format_message(), given)} (see `{command} --help`)", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return _interrupted()
     except OSError as error:
@@ -103,6 +107,22 @@ def _run_here(given: list[str]) -> int:
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
             return _fail(f"{error.filename} cannot be used ({error.strerror}): name another place", EXIT_BAD_INPUT)
         raise
+
+
+def _in_words(message: str, given: list[str]) -> str:
+    """A message of the command line's parser about a value, with the value and what was expected in plain words."""
+    found = re.fullmatch(r"Invalid value for '(--[a-z0-9-]+)': (.*?)\.?", message, re.DOTALL)
+    if found is None:
+        return message
+    option, said = found.groups()
+    kind = re.match(r"Input should be a valid (integer|number)", said)
+    choices = re.fullmatch(r"Value error, '.*' is not one of (.*)", said)
+    if kind is None and choices is None:
+        return message
+    words = [part for word in given for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    value = dict(itertools.pairwise(words)).get(option, "something else")
+    expected = f"one of {choices[1]}".replace("'", "") if choices else _NUMBERS[str(kind and kind[1])]
+    return f"{option} is {value}, expected {expected}"
 
 
 def _call(arguments: list[str]) -> int:

@@ -1,6 +1,8 @@
 """The ways a command ends badly, and the exit code of each."""
 
+import difflib
 import errno
+from collections.abc import Sequence
 
 EXIT_JOB_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -8,6 +10,19 @@ EXIT_NO_ROOM = 3
 EXIT_INTERRUPTED = 130
 # How the kernel says that a disk, a quota or a limit of a process is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+_LISTED = 12
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown word: the known one that it looks like, or those that there are."""
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f": did you mean {near[0]}?"
+    more = f" and {len(known) - _LISTED} others" if len(known) > _LISTED else ""
+    shown = difflib.get_close_matches(word, known, n=_LISTED, cutoff=0.0) if more else known
+    return f": expected one of {', '.join(shown)}{more}"
 
 
 class UserError(Exception):

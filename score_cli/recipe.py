@@ -1,7 +1,6 @@
 """Recipes: TOML files with a table for each stage and a key for each of its options."""
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import types
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from score_cli import config
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.run_config import AlarmsConfig, RunConfig
 from score_cli.settings import check_config
 from score_cli.tasks.pay import check_pay, read_pay
@@ -120,7 +119,7 @@ class Recipe:
         if self._nested.get(PAY) and PAY in names:
             values[PAY] = read_pay(self._nested[PAY], script)
         settings = kind(**values)
-        check_config(settings)
+        check_config(settings, f"{table}.")
         return settings
 
     def extended(self, child: "Recipe") -> "Recipe":
@@ -265,7 +264,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a recipe such as pipelines/quickstart.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, NotADirectoryError) as error:
+    except (UnicodeDecodeError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path} is no text, expected a recipe: name one such as pipelines/quickstart.toml") from None
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
@@ -306,12 +307,6 @@ def _key_hint(key: str, kinds: Iterable[str]) -> str:
     return (
         f": it is a key of {', '.join(tables)}" if tables else did_you_mean(key, [k for k in kinds if k not in _APART])
     )
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of a message about an unknown word: the known one that is nearest to it, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f": did you mean {close[0]}?" if close else f", expected one of {', '.join(known)}"
 
 
 def _check_value(path: Path, key: str, value: Any, kind: Any) -> None:

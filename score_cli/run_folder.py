@@ -169,6 +169,8 @@ class RunFolder:
         """
         if not (self.root / CONFIG_FILE).exists():
             raise UserError(f"{self.root} holds no run to fork: name the folder of one with --out")
+        if out.exists():
+            raise UserError(f"{out} exists, expected a new folder for --fork: name another, or go on there with --out")
         check_output(out, overwrite=False)
         with self.locked(), replacing_folder(out) as folder:
             for name in FORKED:

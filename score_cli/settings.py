@@ -37,16 +37,18 @@ def read_counts(text: str | None, name: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def check_config(settings: Any) -> None:
+def check_config(settings: Any, table: str = "") -> None:
     """Check every field against its bounds, before any work is done.
 
+    Args:
+        table: what a message puts before a field's name: of a recipe's table its name and a dot.
     Raises:
         UserError: a value is out of bounds or not a finite number.
     """
     for each in fields(settings):
         value = getattr(settings, each.name)
         if each.metadata.get("counts"):
-            read_counts(value, each.name)
+            read_counts(value, f"{table}{each.name}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least, above, most = (each.metadata.get(bound) for bound in ("least", "above", "most"))
@@ -58,7 +60,7 @@ def check_config(settings: Any) -> None:
         ]
         expected = [text for holds, text in bounds if not holds]
         if expected:
-            raise UserError(f"{each.name} is {value}, expected {expected[0]}")
+            raise UserError(f"{table}{each.name} is {value}, expected {expected[0]}")
 
 
 def config_of(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -113,9 +113,13 @@ def test_values_out_of_bounds_are_refused(
     ("arguments", "message"),
     [
         (["sample", "--temprature", "1"], "--temprature"),
-        (["sample", "--samples", "many"], "--samples"),
+        (
+            ["sample", "--samples", "many"],
+            r"^score: --samples is many, expected a whole number \(see `score sample --help`",
+        ),
+        (["sample", "--temperature=hot"], "^score: --temperature is hot, expected a number "),
         (["sampel"], "sampel"),
-        (["sample", "--engine", "tgi"], "tgi"),
+        (["sample", "--engine", "tgi"], "^score: --engine is tgi, expected one of auto, transformers, vllm "),
         (
             ["sample", "--model", "nowhere"],
             "nowhere is not a checkpoint folder: name one",
@@ -126,6 +130,7 @@ def test_values_out_of_bounds_are_refused(
         (["data", "division", "--split", "dev"], "no split dev, expected one of train, validation, test"),
         (["data", "division", "--limit", "0"], "limit is 0, expected at least 1"),
         (["run", "nowhere.toml"], "nowhere.toml does not exist"),
+        (["run", "."], r"^score: \. is no text, expected a recipe: name one such as pipelines/quickstart.toml"),
         (["show", "nowhere.parquet"], "nowhere.parquet does not exist"),
     ],
 )
@@ -240,6 +245,10 @@ def write_recipe(tmp_path: Path, text: str) -> Path:
         ('[sample]\nengine = "tgi"', 'engine is "tgi", expected one of auto, transformers'),
         ("sample = 3", "sample is a value, expected a table"),
         ("[sample", "is not a TOML file"),
+        ("[sample]\nsamples = 0", "sample.samples is 0, expected at least 1"),
+        ('[pay]\nsolve = { "rewrd" = 1.0 }', "solve has no source rewrd: expected one of right, gain, stuck, final"),
+        ('[script]\nturns = ["solve", "verfy"]', r"\[script\] turns holds verfy: did you mean verify\?"),
+        ('[script]\nturns = "solve"', r"\[script\] turns is 'solve', expected a list of solve, verify"),
         ("seed = 1.5", "seed is 1.5, expected a whole number"),
         ('[prompts.math]\nfrist = "x"', "prompts have no field frist: did you mean first"),
         ('[prompts.math]\nfirst = "x"', "lacks {question}"),

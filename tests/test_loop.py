@@ -129,7 +129,7 @@ def test_traces_of_another_policy_stop_the_loop_before_the_step() -> None:
 def test_a_policy_cannot_stay_its_own_reference() -> None:
     policy = small_policy()
     made = replace(loop(), sampler=Sampler(SAMPLE, policy), trainer=Trainer(TRAIN, policy))
-    with pytest.raises(UserError, match="is its own reference: give the Trainer the base"):
+    with pytest.raises(UserError, match="is its own reference: give the base as --reference"):
         run_updates(made, 2)
     assert made.trainer.policy.state.iteration == 1
 

@@ -75,7 +75,7 @@ def test_override_replaces_only_the_named_fields() -> None:
     [
         (
             {"corection": "Again."},
-            "prompts have no field corection: did you mean correction? The fields are first, correction, system",
+            "prompts have no field corection: did you mean correction?",
         ),
         ({"correction": 3}, "the prompts' field correction is 3, expected text in quotes"),
         (

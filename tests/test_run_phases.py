@@ -335,7 +335,7 @@ def test_a_fork_goes_on_under_other_settings_and_leaves_the_run_as_it_was(start:
     assert all(own[name] == before[name] for name in before if name.startswith(("iterations", "stage1", "train.")))
     assert stored_state(fork / "stage2").iteration == 5
     assert json.loads((fork / "forked_from.json").read_text())["stage2"]["learning_rate"] == 0.001
-    with pytest.raises(UserError, match="fork exists"):
+    with pytest.raises(UserError, match="fork exists, expected a new folder for --fork"):
         RunFolder(run).fork(fork)
     with pytest.raises(UserError, match="holds no run to fork"):
         RunFolder(tmp_path / "nothing").fork(tmp_path / "other")

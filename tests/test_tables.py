@@ -144,6 +144,18 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
         read_traces(tmp_path / "traces.parquet")
 
 
+def test_one_table_in_place_of_another_is_called_by_its_name(batch: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read_traces(batch / "rewards.parquet")
+    assert str(error.value) == (
+        f"{batch / 'rewards.parquet'} is a rewards table, expected a traces table: name one that `score sample` made"
+    )
+    with pytest.raises(
+        UserError, match=f"{batch} is a folder, .*: name the Parquet file in it, such as .*/traces.parq"
+    ):
+        read_traces(batch)
+
+
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"problem_id": ["a"], "attempts": [["y"]]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="it lacks sample_index, finish_reasons, token_ids"):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from score_cli.config import BaseConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.phases import BASE, plan_phases
-from score_cli.recipe import STUDY, Recipe, check_table, did_you_mean, read_recipe
+from score_cli.recipe import STUDY, Recipe, check_table, read_recipe
 from score_cli.run_config import RunConfig
 from score_cli.settings import read_counts
 

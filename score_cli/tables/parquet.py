@@ -56,7 +56,10 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
     if not path.exists():
         raise UserError(f"{path} does not exist: `{table.made_by}` makes it")
     if path.is_dir():
-        raise UserError(f"{path} is a folder, expected a {table.name} table: name the Parquet file in it")
+        places = (f"{folder}*{table.name}.parquet" for folder in ("", "eval/", "iterations/*/"))
+        found = next((file for place in places for file in path.glob(place)), None)
+        such = "" if found is None else f", such as {found}"
+        raise UserError(f"{path} is a folder, expected a {table.name} table: name the Parquet file in it{such}")
     if table is PROBLEMS and path.suffix in (".csv", ".json", ".jsonl"):
         raise UserError(f"{path} is no problems table: `score data custom --from {path}` makes one of it")
     try:
@@ -67,7 +70,11 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
         raise UserError(
             f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`"
         ) from None
-    schemas.check_present(file.schema_arrow, table.needed or table.schema.names, path, table.name)
+    needed = table.needed or table.schema.names
+    own = _named_table(file.schema_arrow, path)
+    if own not in (None, table.name) and not {*needed} <= {*file.schema_arrow.names}:
+        raise UserError(f"{path} is a {own} table, expected a {table.name} table: name one that `{table.made_by}` made")
+    schemas.check_present(file.schema_arrow, needed, path, table.name)
     if table.needed is None:
         schemas.check_kinds(file.schema_arrow, table.schema, path)
     if file.metadata.num_rows == 0:
@@ -131,9 +138,13 @@ def read_footer(path: Path, table: Table) -> Footer | None:
 def names_table(path: Path) -> str | None:
     """Which table a file says that it holds; None where it says nothing, or cannot be read."""
     try:
-        raw = (pq.read_schema(path).metadata or {}).get(FOOTER_KEY)
+        return _named_table(pq.read_schema(path), path)
     except (pa.ArrowInvalid, OSError):
         return None
+
+
+def _named_table(schema: pa.Schema, path: Path) -> str | None:
+    raw = (schema.metadata or {}).get(FOOTER_KEY)
     return None if raw is None else Footer.from_bytes(raw, path).table
 
 

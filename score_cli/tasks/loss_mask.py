@@ -10,10 +10,9 @@
 | `second`, `both` | of two solves: the second, or both |
 """
 
-import difflib
 from collections.abc import Sequence
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.tables.records import ROLES, SOLVE
 
 ALL, SECOND, BOTH = "all", "second", "both"
@@ -30,8 +29,7 @@ def read_loss_on(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in WORDS:
-            near = difflib.get_close_matches(word, WORDS, n=1, cutoff=0.0)[0]
-            raise UserError(f"loss_on is {text!r}, and {word!r} names no turns: did you mean {near}?")
+            raise UserError(f"loss_on is {text!r}, and {word!r} names no turns{did_you_mean(word, WORDS)}")
     return words
 
 

@@ -18,13 +18,12 @@
 | signal:revision | of a critique: the reward of what a frozen policy made of it, in signals.parquet |
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.tables.records import CRITIQUE, JUDGES, REVISION, ROLES, SOLVE
 from score_cli.tasks.script import Script
 
@@ -78,8 +77,7 @@ def check_pay(table: Mapping[str, Any], where: str = "") -> None:
     """
     for role, weights in table.items():
         if role not in (*ROLES, EVERY, VALUES):
-            near = difflib.get_close_matches(role, [*ROLES, EVERY, VALUES], n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}[pay] has no role {role}: did you mean {near}?")
+            raise UserError(f"{where}[pay] has no role {role}{did_you_mean(role, [*ROLES, EVERY, VALUES])}")
         if not isinstance(weights, dict):
             raise UserError(f"{where}[pay] {role} is {weights!r}, expected weights by source such as {{ right = 1.0 }}")
         for source, weight in weights.items():
@@ -91,8 +89,7 @@ def check_pay(table: Mapping[str, Any], where: str = "") -> None:
 
 def _check_source(role: str, source: str, where: str) -> None:
     if source not in SOURCES:
-        near = difflib.get_close_matches(source, SOURCES, n=1, cutoff=0.0)[0]
-        raise UserError(f"{where}[pay] {role} has no source {source}: did you mean {near}?")
+        raise UserError(f"{where}[pay] {role} has no source {source}{did_you_mean(source, SOURCES)}")
     earners = _EARNERS.get(source, ())
     if earners and role not in (*earners, EVERY):
         raise UserError(

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.tables.records import Message, Problem
 from score_cli.tasks import division, stories
 
@@ -162,10 +162,7 @@ def override(prompts: Prompts, changes: Mapping[str, object]) -> Prompts:
     """
     for name, text in changes.items():
         if name not in Prompts._fields:
-            near = difflib.get_close_matches(name, Prompts._fields, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"prompts have no field {name}: did you mean {near}? The fields are {', '.join(Prompts._fields)}"
-            )
+            raise UserError(f"prompts have no field {name}{did_you_mean(name, Prompts._fields)}")
         if not isinstance(text, str):
             raise UserError(f"the prompts' field {name} is {text!r}, expected text in quotes")
     changed = prompts._replace(**{name: str(text) for name, text in changes.items()})

@@ -26,14 +26,13 @@ A script that begins with a critique is a conversation of that one turn, built f
     ask = "{critique}"                 # what whoever made the solve is told before it solves again
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, did_you_mean
 from score_cli.tables.records import CRITIQUE, JUDGES, ROLES, SOLVE, VERIFY
 
 NEVER, VERDICT_CORRECT = ENDS = ("never", "verdict correct")
@@ -161,9 +160,11 @@ def check_script(table: Mapping[str, Any], where: str = "") -> None:
         if key in ROLES:
             _check_role(key, value, where)
         elif key == "turns":
-            if not isinstance(value, list) or not value or not set(map(str, value)) <= set(ROLES):
-                unknown = [turn for turn in value if turn not in ROLES] if isinstance(value, list) else [value]
-                raise UserError(f"{where}[script] turns holds {unknown}, expected a list of {', '.join(ROLES)}")
+            if not isinstance(value, list) or not value:
+                raise UserError(f"{where}[script] turns is {value!r}, expected a list of {', '.join(ROLES)}")
+            unknown = [str(turn) for turn in value if turn not in ROLES]
+            if unknown:
+                raise UserError(f"{where}[script] turns holds {unknown[0]}{did_you_mean(unknown[0], ROLES)}")
         elif key in ("most_solves", "most_turns"):
             if type(value) is not int or not 1 <= value <= MOST_TURNS:
                 raise UserError(f"{where}[script] {key} is {value!r}, expected a whole number from 1 to {MOST_TURNS}")
@@ -172,8 +173,7 @@ def check_script(table: Mapping[str, Any], where: str = "") -> None:
                 raise UserError(f"{where}[script] ends_when is {value!r}, expected one of {', '.join(ENDS)}")
         else:
             known = ["turns", "most_solves", "most_turns", "ends_when", *ROLES]
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}[script] has no key {key}: did you mean {near}?")
+            raise UserError(f"{where}[script] has no key {key}{did_you_mean(key, known)}")
 
 
 def _check_role(role: str, table: Any, where: str) -> None:

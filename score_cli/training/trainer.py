@@ -96,7 +96,9 @@ class Trainer:
         setup_device(self.config)
         _ = self._learner.optimizer.learning_rate
         if self.reference.model is self.policy.model and self.policy.state.reference is not None:
-            raise UserError("the policy was updated and is its own reference: give the Trainer the base as `reference`")
+            raise UserError(
+                "the policy was updated and is its own reference: give the base as --reference (`reference` of Trainer)"
+            )
         if len(set(step.group_numbers(traces).tolist())) == len(traces):
             raise UserError(
                 "there is one trace a problem, which leaves a leave-one-out baseline nothing to average: "
