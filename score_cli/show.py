@@ -81,8 +81,10 @@ def show_traces(
     spell = _speller(model) if tokens else None
     console = Console(highlight=False)
     shown = matching = asked = held = 0
+    first = ""
     for trace, reward in _rows(traces, rewards, needed=chain is not None):
         held += 1
+        first = first or trace.problem_id
         if problem is not None and trace.problem_id != problem:
             continue
         asked += 1
@@ -95,7 +97,7 @@ def show_traces(
             if spell is not None:
                 _print_tokens(console, trace, spell)
     if not asked:
-        raise UserError(f"{traces} holds no trace of problem {problem}: give a problem_id as the traces have it")
+        raise UserError(f"{traces} holds no trace of problem {problem}: give a problem_id of its own, such as {first}")
     if not matching:
         of = str(traces) if problem is None else f"problem {problem}"
         console.print(Text(f"none of the {asked} traces of {of} has the verdicts {only}", style="dim"), soft_wrap=True)

@@ -322,7 +322,7 @@ def test_show_prints_the_chosen_traces_with_verdicts(batch: Path, capsys: pytest
     assert run("show", batch / "traces.parquet", "--only", "x-c") == 2
     assert "expected letters like i-c" in one_line(capsys)
     assert run("show", batch / "traces.parquet", "--problem", "div-typo") == 2
-    assert "holds no trace of problem div-typo" in one_line(capsys)
+    assert f"holds no trace of problem div-typo: give a problem_id of its own, such as {name}" in one_line(capsys)
 
 
 def test_python_m_is_the_same_program(tmp_path: Path) -> None:

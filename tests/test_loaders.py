@@ -228,7 +228,13 @@ def test_custom_programs_keep_their_tests(tmp_path: Path) -> None:
     [
         ("gsm8k", "a.jsonl", '{"question": "Q"}\n', "line 1 lacks answer: expected the layout of GSM8K, which has"),
         ("gsm8k", "a.jsonl", '{"question": "Q", "answer": "7"}\n', "line 1: no gold answer after ####"),
-        ("gsm8k", "a.jsonl", "{oops\n", "line 1 is not JSON"),
+        (
+            "gsm8k",
+            "a.jsonl",
+            '{"question": "Q", "answer": "#### 1"}\n{"question": "Q"\n',
+            "a.jsonl line 2 is not JSON (Expecting ',' delimiter at column 17): expected one object per line",
+        ),
+        ("custom", "a.csv", "question;answer\n1+1?;2\n", "a.csv has ';' between its names, expected commas: save it"),
         ("gsm8k", "a.jsonl", "3\n", "line 1 holds int, expected an object"),
         ("gsm8k", "a.jsonl", "\n", "holds no rows: expected one problem per row"),
         ("gsm8k", "a.xlsx", "q,a\n", "is of no known kind: expected a name ending in .jsonl"),

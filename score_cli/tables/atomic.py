@@ -24,12 +24,12 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
         UserError: `path` exists and `overwrite` is off, or is of the other kind, or cannot have a parent folder.
     """
     if path.exists():
-        if not overwrite:
-            raise UserError(f"{path} exists: pass --overwrite to replace it, or name another output")
         if not folder and path.is_dir():
             raise UserError(f"{path} is a folder, expected a file to write: name a file in it")
         if folder and not path.is_dir():
             raise UserError(f"{path} is a file, expected a checkpoint folder to replace: name another output")
+        if not overwrite:
+            raise UserError(f"{path} exists: pass --overwrite to replace it, or name another output")
         if folder and any(path.iterdir()) and not (path / "config.json").exists():
             raise UserError(f"{path} holds files that are no checkpoint, and would lose them: name another output")
         if folder and path.resolve() in (Path.cwd(), *Path.cwd().parents):

@@ -229,6 +229,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
             f"{path} is not a readable CSV file ({_first_line(error)}): expected a line of names, and as many values "
             "in each row; a value with a comma in it stands in quotes"
         ) from error
+    if len(rows.columns) == 1 and (other := next((sign for sign in ";\t|" if sign in rows.columns[0]), None)):
+        raise UserError(f"{path} has {other!r} between its names, expected commas: save it with commas")
     above = text[: len(text) - len(text.lstrip("\r\n"))]
     line = 1 + _lines_in([above]) + 1 + _lines_in(rows.columns)
     for fields in rows.iter_rows(named=True):
@@ -268,7 +270,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path} line {number}", json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error}): expected one object per line") from error
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path} line {number} is not JSON ({why}): expected one object per line") from error
 
 
 def read_text(path: Path) -> str:
@@ -283,7 +286,9 @@ def read_text(path: Path) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}: fetch the file again") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected JSON in UTF-8") from error
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}): expected UTF-8: save it again as such"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
