@@ -147,6 +147,8 @@ def test_only_changed_answers_can_be_shown(visit: Visit) -> None:
 
 def test_a_share_in_the_flow_table_leads_to_its_traces(visit: Visit) -> None:
     visit.page.click('#flow a[href="#source=score-sampled&chain=c-i"]')
+    # The browser tells the page of its new address when it finds the time.
+    visit.page.locator("#count", has_text="1–1 of 1 traces").wait_for()
     assert visit.count() == "1–1 of 1 traces" and visit.heads() == ["b #0score, sampled"]
     assert visit.page.input_value("[name=chain]") == "c-i"
 
