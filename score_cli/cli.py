@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from score_cli.commands.app import app
+from score_cli.console import spelled
 from score_cli.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
@@ -82,7 +83,7 @@ def _run_here(given: list[str]) -> int:
     """Run a command in this process, whoever else takes part in it."""
     mirror = Mirror(given)
     try:
-        with mirror:
+        with mirror, spelled(mirror.in_addresses):
             if mirror.fetch() and (code := _call(mirror.arguments)):
                 return code
             for address in mirror.send():

@@ -2,14 +2,31 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from score_cli.progress import Progress, Task
 
 SECONDS_BETWEEN_LINES = 10.0
 # Columns of a terminal on which long bars leave room for what is said beside them.
 _WIDE = 110
+_spell: ContextVar[Callable[[str], str]] = ContextVar("spell", default=str)
+
+
+@contextmanager
+def spelled(spell: Callable[[str], str]) -> Iterator[None]:
+    """Pass each line that is said within through `spell`: it may hold other names than the user gave."""
+    token = _spell.set(spell)
+    try:
+        yield
+    finally:
+        _spell.reset(token)
+
+
+def say(text: str) -> None:
+    """Print one line to standard error."""
+    print(_spell.get()(text), file=sys.stderr, flush=True)
 
 
 def make_progress() -> Progress:
@@ -73,7 +90,7 @@ class _Bars:
 
     def line(self, text: str) -> None:
         """Print above the bars."""
-        self._rich.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._rich.console.print(_spell.get()(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -98,7 +115,7 @@ class _Lines:
 
     def line(self, text: str) -> None:
         """Print one line to standard error."""
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 class _PhaseLines:

@@ -105,6 +105,12 @@ def test_a_remote_output_is_refused_or_replaced_as_a_local_one_is(
     assert stored(bucket)["p.parquet"][:4] == b"PAR1"
 
 
+def test_what_a_command_made_is_named_by_its_address(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["data", "division", "--limit", "2", "--out", "s3://box/p.parquet"]) == 0
+    said = capsys.readouterr()
+    assert (said.err + said.out).splitlines() == ["s3://box/p.parquet: 2 problems", "s3://box/p.parquet: sent"]
+
+
 def test_what_is_missing_is_named_by_its_address(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write_problems("division", DataConfig(limit=1), source=None, out=Path("problems.parquet"))
     assert run_command(["verify", "--traces", "s3://box/none.parquet", "--out", "s3://box/r.parquet"]) == 2

@@ -9,6 +9,7 @@ import typer
 
 from score_cli.commands.app import app
 from score_cli.config import ReportConfig
+from score_cli.console import make_progress, say
 from score_cli.errors import UserError
 from score_cli.options import Overwrite, keys_help, with_settings
 from score_cli.recipe import Recipe
@@ -114,7 +115,6 @@ def run(
 
 
 def _run_recipe(plan: Recipe, folder: Path, inputs: "RunInputs", *, ray: str | None, trainers: int) -> None:
-    from score_cli.console import make_progress
     from score_cli.evaluation.evaluate import MINUS
     from score_cli.evaluation.layout import attempts_of, critic_table, dialogue_table, paper_table
     from score_cli.run import Run
@@ -142,7 +142,6 @@ def _on_ray(address: str | None) -> list[str]:
 
 
 def _run_study(path: Path, recipe: Recipe, folder: Path, limit: int | None) -> None:
-    from score_cli.console import make_progress
     from score_cli.show import print_table
     from score_cli.study.work import run_study
 
@@ -183,7 +182,6 @@ def replay(
     ] = None,
 ) -> None:
     """Take an update of a run again from its files, and prove that it gives the policy that the run went on with."""
-    from score_cli.console import make_progress
     from score_cli.replay import TraceName, replay
     from score_cli.show import print_credits
 
@@ -217,7 +215,6 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one self-contained page of a run or a study: tables, curves, flows of answers, and traces to browse."""
-    from score_cli.console import make_progress
     from score_cli.report import write_report
 
     page = out or run / "report.html"
@@ -225,7 +222,7 @@ def report(
     names = write_report(
         settings, run=run, out=page, plots=plots, figures=figures, overwrite=overwrite, progress=progress
     )
-    typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(names)} figures", err=True)
+    say(f"{page}: {page.stat().st_size / 1e6:.1f} MB, {len(names)} figures")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from score_cli.config import (
     Stored,
     VerifyConfig,
 )
+from score_cli.console import make_progress, say
 from score_cli.errors import UserError
 from score_cli.options import (
     AllowForeign,
@@ -61,11 +62,10 @@ def data(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a problems table."""
-    from score_cli.console import make_progress
     from score_cli.stages.data import write_problems
 
     count = write_problems(dataset, settings, source=source, out=out, overwrite=overwrite, progress=make_progress())
-    typer.echo(f"{out}: {count} problems", err=True)
+    say(f"{out}: {count} problems")
 
 
 @app.command(short_help="Train the built-in task's base policy.")
@@ -76,7 +76,6 @@ def base(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the built-in task's base policy from scratch, imperfect on purpose; minutes on a CPU."""
-    from score_cli.console import make_progress
     from score_cli.stages.base import build_base
 
     build_base(settings, out=out, overwrite=overwrite, progress=make_progress())
@@ -99,7 +98,6 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Sample traces of several attempts from a policy; an interrupted run goes on where it stopped."""
-    from score_cli.console import make_progress
     from score_cli.sampling.engine import policy_device
     from score_cli.stages import sample as stage
     from score_cli.stages.given import choose_pass
@@ -132,7 +130,7 @@ def merge(
     from score_cli.stages import sample as stage
 
     count = stage.merge(shards, out=out, overwrite=overwrite)
-    typer.echo(f"{out}: {count} shards", err=True)
+    say(f"{out}: {count} shards")
 
 
 @app.command()
@@ -146,7 +144,6 @@ def verify(
     overwrite: Overwrite = False,
 ) -> None:
     """Grade every attempt of every trace."""
-    from score_cli.console import make_progress
     from score_cli.stages import verify as stage
 
     counts = stage.verify(
@@ -158,7 +155,7 @@ def verify(
         overwrite=overwrite,
         progress=make_progress(),
     )
-    typer.echo(f"{out}: {counts}", err=True)
+    say(f"{out}: {counts}")
 
 
 @app.command("signal", short_help="Let a frozen policy say what solves are worth.")
@@ -175,7 +172,6 @@ def make_signal(
     overwrite: Overwrite = False,
 ) -> None:
     """Write what a frozen policy says of traces, beside their exact rewards; training alone reads it."""
-    from score_cli.console import make_progress
     from score_cli.stages import revision, signal
 
     if settings.kind == "revision":
@@ -186,7 +182,7 @@ def make_signal(
         said = signal.signal(
             settings, traces=traces, problems=problems, out=out, overwrite=overwrite, progress=make_progress()
         )
-    typer.echo(f"{out}: {said}", err=True)
+    say(f"{out}: {said}")
 
 
 def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> None:
@@ -221,7 +217,7 @@ def _add_training(kind: type, *, name: str, short_help: str, help_text: str) -> 
             allow_foreign=allow_foreign,
             new_phase=new_phase,
         )
-        typer.echo(f"{out}: {summary}", err=True)
+        say(f"{out}: {summary}")
 
 
 _add_training(
@@ -249,13 +245,12 @@ def import_model(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a checkpoint of a GGUF file, quantised or not, of any architecture that transformers reads."""
-    from score_cli.console import make_progress
     from score_cli.stages.import_model import import_model
 
     summary = import_model(
         file, out=out, dtype=dtype, tokenizer=tokenizer, overwrite=overwrite, progress=make_progress()
     )
-    typer.echo(f"{out}: {summary}", err=True)
+    say(f"{out}: {summary}")
 
 
 @app.command("merge-adapter", short_help="Write a policy trained with LoRA as a whole model.")
@@ -269,7 +264,7 @@ def merge_adapter(
     from score_cli.stages.merge_adapter import merge_adapter
 
     summary = merge_adapter(model, out=out, dtype=dtype, overwrite=overwrite)
-    typer.echo(f"{out}: {summary}", err=True)
+    say(f"{out}: {summary}")
 
 
 @app.command("eval", short_help="Measure policies side by side.")
@@ -340,7 +335,6 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure policies side by side, sampled and greedy, and print the paper's table and paired differences."""
-    from score_cli.console import make_progress
     from score_cli.tables.atomic import check_output
 
     if traces and grader:

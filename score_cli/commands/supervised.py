@@ -7,6 +7,7 @@ import typer
 
 from score_cli.commands.app import app
 from score_cli.config import DialoguesConfig, SampleConfig, SftConfig
+from score_cli.console import make_progress, say
 from score_cli.errors import UserError
 from score_cli.options import Model, Overwrite, Problems, with_settings
 
@@ -39,7 +40,6 @@ def train_sft(
     The traces give examples (STaR, Pair-SFT, a script's dialogues). Given ones (--examples) are asked as [script],
     [sample] and [prompts] of --config say.
     """
-    from score_cli.console import make_progress
     from score_cli.stages import train_sft as stage
 
     where: dict[str, Any] = {"model": model, "learned": learned, "out": out, "overwrite": overwrite}
@@ -56,7 +56,7 @@ def train_sft(
         raise UserError("--examples are dialogues to learn from in place of --traces and --rewards: leave those out")
     else:
         summary = stage.train_start(settings, sampling, examples=examples, progress=make_progress(), **where)
-    typer.echo(f"{out}: {summary}", err=True)
+    say(f"{out}: {summary}")
 
 
 @app.command(short_help="Write dialogues for a supervised start.")
@@ -71,4 +71,4 @@ def dialogues(
     from score_cli.stages.dialogues import make_dialogues
 
     count = make_dialogues(settings, problems=problems, out=out, overwrite=overwrite)
-    typer.echo(f"{out}: {count} dialogues", err=True)
+    say(f"{out}: {count} dialogues")
