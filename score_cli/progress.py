@@ -38,6 +38,24 @@ class Named:
         self._progress.line(text)
 
 
+class Once:
+    """Progress that says a line the first time alone."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._said: set[str] = set()
+
+    def phase(self, label: str, total: int) -> AbstractContextManager[Task]:
+        """Open a phase, whether there was one of its name or not."""
+        return self._progress.phase(label, total)
+
+    def line(self, text: str) -> None:
+        """Say one line, unless it has been said."""
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.line(text)
+
+
 class _Silence:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Nobody watches."""

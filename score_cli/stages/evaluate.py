@@ -16,7 +16,7 @@ from score_cli.evaluation.evaluate import (
 from score_cli.evaluation.measured import count_ballots, measure_tables
 from score_cli.evaluation.samples import write_samples
 from score_cli.evaluation.votes import VOTES, vote_rows
-from score_cli.progress import SILENT, Named, Progress
+from score_cli.progress import SILENT, Named, Once, Progress
 from score_cli.sampling.engine import policy_device
 from score_cli.sampling.sampler import Sampler
 from score_cli.sampling.samplers import sampler_for
@@ -163,6 +163,8 @@ def evaluate_policies(
     """
     rows: list[Row] = []
     names = []
+    # Both decodings of a policy have the same to say of its context and of the problems.
+    progress = Once(progress)
     for name, policy in policies:
         if sampler is not None:
             sampler.load(policy)

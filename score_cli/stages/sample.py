@@ -111,8 +111,8 @@ def _sample(sampler: Sampler, job: SampleJob, *, room: bool, problems: Path, out
     """
     if room and job.config.max_tokens != MOST_TOKENS:
         progress.line(
-            f"{out}: an attempt may have {job.config.max_tokens} tokens, an equal share of the context of "
-            f"{job.renderer.context}; longer ones are cut off and score 0"
+            f"{sampler.policy.name}: an attempt may have {job.config.max_tokens} tokens, an equal share of the context "
+            f"of {job.renderer.context}; longer ones are cut off and score 0"
         )
     bare = without_gold(job.problems)
     if bare is not None:
