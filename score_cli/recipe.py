@@ -312,9 +312,7 @@ def _key_hint(key: str, kinds: Iterable[str]) -> str:
 def _check_value(path: Path, key: str, value: Any, kind: Any) -> None:
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
-            raise UserError(
-                f"{path}: {key} is {_as_written(value)}, expected one of {', '.join(typing.get_args(kind))}"
-            )
+            raise UserError(f"{path}: {key} is {as_written(value)}, expected one of {', '.join(typing.get_args(kind))}")
         return
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     wanted = [kind for kind in kinds if kind is not type(None)]
@@ -322,9 +320,9 @@ def _check_value(path: Path, key: str, value: Any, kind: Any) -> None:
     fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
     if not fits:
         names = " or ".join(_KINDS[kind] for kind in wanted)
-        raise UserError(f"{path}: {key} is {_as_written(value)}, expected {names}")
+        raise UserError(f"{path}: {key} is {as_written(value)}, expected {names}")
 
 
-def _as_written(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as TOML has it."""
     return json.dumps(value, ensure_ascii=False, default=str)

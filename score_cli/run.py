@@ -12,7 +12,7 @@ from score_cli.phases import AUTHOR, BASE, plan_phases
 from score_cli.progress import SILENT, Progress
 from score_cli.recipe import Recipe
 from score_cli.run_best import BestPolicy
-from score_cli.run_checks import check_best, check_passes, resolved
+from score_cli.run_checks import check_adapters, check_best, check_passes, resolved
 from score_cli.run_disk import check_room, predicted_disk
 from score_cli.run_folder import BEST, RunFolder
 from score_cli.run_log import RunLog, check_sinks
@@ -273,7 +273,10 @@ class Run:
             self.progress.line(f"warning: {warning}")
 
     def _check_room(self, base: Policy, train: Sequence[Problem], test: Sequence[Problem]) -> None:
-        """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later."""
+        """Refuse problems and settings that would outgrow the context, now and not at the evaluation hours later, and
+        adapters that the policy has no place for.
+        """
+        check_adapters(self.phases, base)
         if (script := self.configs.sample.script) is not None and script.needs_solves:
             check_passes(self.configs, base, train, test)
             return

@@ -14,6 +14,7 @@ from score_cli.run_folder import table_of
 from score_cli.run_phases import RunConfigs
 from score_cli.sampling.sampler import Sampler
 from score_cli.stages.evaluate import eval_samplings
+from score_cli.tables.adapters import adapted_layers, lora_config
 from score_cli.tables.checkpoints import Policy
 from score_cli.tables.records import REVISION, Problem
 from score_cli.training.optimizer import check_packages, check_schedule
@@ -165,6 +166,20 @@ def check_passes(configs: RunConfigs, base: Policy, train: Sequence[Problem], te
         if plain.max_tokens is None:
             raise UserError("a critic's turns share one length: set sample.max_tokens and eval.max_tokens")
         Sampler(plain, base).plan(problems, plain)
+
+
+def check_adapters(phases: Sequence[Phase], base: Policy) -> None:
+    """Refuse adapters that the policy has no place for, before anything is trained."""
+    for phase in phases if not adapted_layers(base.model) else ():
+        config = phase.config
+        if config.lora_rank:
+            lora_config(
+                base.model,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                targets=config.lora_targets,
+                layers=config.lora_layers,
+            )
 
 
 def check_best(

@@ -105,7 +105,7 @@ def test_an_answer_is_taken_as_its_text(tmp_path: Path, value: Any, text: str | 
         ({"level": ["5"]}, r"column level holds list, expected text"),
         ({"tests": [1]}, r"column tests holds a list of int, expected a list of texts"),
         ({"tests": ["a", None]}, r"column tests holds a list of NoneType, str, expected a list of texts"),
-        ({"problem_id": None}, r"column problem_id has 1 null values"),
+        ({"problem_id": None}, r"p.parquet row 1: column problem_id is empty: fill it in"),
         ({"question": {"text": "?"}}, r"column question holds dict, expected text"),
     ],
 )
@@ -116,7 +116,9 @@ def test_wrong_values_are_named_in_one_line(tmp_path: Path, columns: dict[str, A
 
 
 def test_a_table_without_questions_or_without_anything_to_grade_by_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a problems table: it lacks question \(expected problem_id, question"):
+    with pytest.raises(
+        UserError, match=r"is not a problems table: it lacks question \(expected problem_id, question.*: `score data cu"
+    ):
         read_problems(hand_made(tmp_path / "a.parquet", problem_id=["p"], answer=["2"]))
     with pytest.raises(UserError, match=r"it lacks task, and neither answer nor tests tells which it is: add a column"):
         read_problems(hand_made(tmp_path / "b.parquet", problem_id=["p"], question=["1+1?"]))

@@ -362,6 +362,14 @@ LORA = {"lora": {"rank": 2, "targets": "c_attn,c_fc"}}
 ADAPTER = "adapter_model.safetensors"
 
 
+def test_an_adapter_without_a_place_is_refused_before_the_base_is_trained(tmp_path: Path) -> None:
+    made = recipe(stage1_iterations=1).extended(Recipe({"lora": {"rank": 2, "targets": "q_prj"}}))
+    expected = "lora_targets is q_prj, expected all-linear, or of the linear layers c_attn, c_fc, c_proj"
+    with pytest.raises(UserError, match=expected):
+        Run(made, tmp_path / "run").execute()
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_the_stages_called_one_by_one_give_the_bytes_of_a_run_with_adapters(start: RunInputs, tmp_path: Path) -> None:
     folder, made = tmp_path / "run", recipe(stage1_iterations=2, stage2_iterations=2).extended(Recipe(LORA))
     Run(made, folder, start).execute()

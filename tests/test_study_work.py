@@ -80,7 +80,8 @@ def test_the_study_of_the_paper_tries_as_many_settings_for_score_as_for_each_bas
     [
         ('rows = ["base", "scor"]\nseeds = [0]', "no recipe of a row scor: did you mean score"),
         ('rows = ["base"]\nseeds = []', "has no seeds"),
-        ('rows = ["base"]\nseeds = [0, 0]', "expected a list without repetitions"),
+        ('rows = "base"\nseeds = [0]', '[study] rows is "base", expected a list of texts without repetitions'),
+        ('rows = ["base"]\nseeds = [0, 0]', "expected a list of whole numbers without repetitions"),
         ('rows = ["base"]\nseeds = [0]\ntuning_seeds = [0, 3]', "tunes on seed 3, which its seeds lack"),
         ('rows = ["base"]\nseeds = [0]\n[study.tables.A]\nrows = ["score"]\ncolumns = ["x"]', "speaks of row score"),
         ('rows = ["base"]\nseeds = [0]\n[study.tables.A]\nrows = ["base"]', "[study.tables.A] has no columns"),
@@ -146,6 +147,13 @@ def test_a_failed_part_ends_the_study_with_its_name_and_message(tmp_path: Path) 
     job = Job(name="star, seed 1", output=tmp_path / "o", needs=[], arguments=lambda: ["show", str(tmp_path / "none")])
     with pytest.raises(UserError, match=r"^star, seed 1: .*none does not exist"):
         run_jobs([job], workers=2)
+
+
+def test_a_folder_without_recipes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('[study]\nrecipes = "nowhere"\nrows = ["base"]\nseeds = [0]')
+    with pytest.raises(UserError, match="nowhere holds no recipes: give .study. recipes the folder"):
+        read(path)
 
 
 @pytest.mark.parametrize(("code", "expected"), [(3, 3), (2, 2), (1, 1), (77, 1)])

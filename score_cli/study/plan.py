@@ -11,7 +11,7 @@ from typing import Any
 from score_cli.config import BaseConfig, SampleConfig, SftConfig, Stage1Config, Stage2Config
 from score_cli.errors import UserError, did_you_mean
 from score_cli.phases import BASE, plan_phases
-from score_cli.recipe import STUDY, Recipe, check_table, read_recipe
+from score_cli.recipe import STUDY, Recipe, as_written, check_table, read_recipe
 from score_cli.run_config import RunConfig
 from score_cli.settings import read_counts
 
@@ -140,6 +140,8 @@ def read_study(path: Path, recipe: Recipe) -> Study:
     config = _read_config(path, recipe.study or {})
     folder = path.parent / config.recipes
     known = sorted(file.stem for file in folder.glob("*.toml"))
+    if not known:
+        raise UserError(f"{path}: {folder} holds no recipes: give [study] recipes the folder of the rows' recipes")
     for row in [*config.rows, *config.grid, *config.tuned_like]:
         if row not in known:
             raise UserError(f"{path}: {folder} has no recipe of a row {row}{did_you_mean(row, known)}")
@@ -205,7 +207,7 @@ def _check_keys(place: str, table: Mapping[str, Any], checks: Mapping[str, Check
             raise UserError(f"{place} has no key {key}{did_you_mean(key, list(checks))}")
         fits, expected = checks[key]
         if not fits(value):
-            raise UserError(f"{place} {key} is {value!r}, expected {expected}")
+            raise UserError(f"{place} {key} is {as_written(value)}, expected {expected}")
     for key, example in needed.items():
         if not table.get(key):
             raise UserError(f"{place} has no {key}: give it some, such as {key} = {example}")
@@ -223,14 +225,16 @@ def _is_grid(value: Any) -> bool:
 
 _TEXT = (lambda value: isinstance(value, str), "text")
 _COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
-_NAMES = (partial(_is_list, kind=str), "a list without repetitions")
+_NAMES = (partial(_is_list, kind=str), "a list of texts without repetitions")
 _EACH = "a table for each row, with lists in it"
 # Key of [study] -> what it must be.
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("recipes", "votes", "further"), _TEXT),
     **dict.fromkeys(("workers", "most_attempts", "attempt_tokens"), _COUNT),
     **dict.fromkeys(("rows", "first_attempts_of_base"), _NAMES),
-    **dict.fromkeys(("seeds", "tuning_seeds"), (partial(_is_list, kind=int), "a list without repetitions")),
+    **dict.fromkeys(
+        ("seeds", "tuning_seeds"), (partial(_is_list, kind=int), "a list of whole numbers without repetitions")
+    ),
     "grid": (_is_grid, _EACH),
     "tuned_like": (lambda value: isinstance(value, dict) and all(_is_list(v, str) for v in value.values()), _EACH),
     "tables": (lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()), "tables"),

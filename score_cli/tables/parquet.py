@@ -74,7 +74,10 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
     own = _named_table(file.schema_arrow, path)
     if own not in (None, table.name) and not {*needed} <= {*file.schema_arrow.names}:
         raise UserError(f"{path} is a {own} table, expected a {table.name} table: name one that `{table.made_by}` made")
-    schemas.check_present(file.schema_arrow, needed, path, table.name)
+    advice = f"name one that `{table.made_by}` made"
+    if table is PROBLEMS:
+        advice = f"`score data custom --from {path}` makes one of it"
+    schemas.check_present(file.schema_arrow, needed, path, table.name, advice)
     if table.needed is None:
         schemas.check_kinds(file.schema_arrow, table.schema, path)
     if file.metadata.num_rows == 0:

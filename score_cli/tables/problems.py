@@ -73,9 +73,10 @@ def _check_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
             "add a column task that names whose prompts and grader apply"
         )
     for name in ("problem_id", "task", "question", "source"):
-        nulls = sum(value is None for value in columns.get(name, ()))
+        nulls = [row for row, value in enumerate(columns.get(name, ()), start=1) if value is None]
         if nulls:
-            raise UserError(f"{path}: column {name} has {nulls} null values, expected none")
+            more = f" and {len(nulls) - 1} more" if len(nulls) > 1 else ""
+            raise UserError(f"{path} row {nulls[0]}{more}: column {name} is empty: fill it in, or leave the row out")
 
 
 def _problem(row: dict[str, Any], where: str) -> Problem:

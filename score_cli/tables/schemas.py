@@ -175,15 +175,17 @@ def _fits(found: str, expected: str) -> bool:
     return untyped or found == expected
 
 
-def check_present(found: pa.Schema, needed: Sequence[str], path: Path, table: str) -> None:
+def check_present(found: pa.Schema, needed: Sequence[str], path: Path, table: str, advice: str) -> None:
     """Check that a file has the columns it needs; other columns are allowed.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a column is missing; `advice` says what to do.
     """
     missing = [name for name in needed if name not in found.names]
     if missing:
-        raise UserError(f"{path} is not a {table} table: it lacks {', '.join(missing)} (expected {', '.join(needed)})")
+        raise UserError(
+            f"{path} is not a {table} table: it lacks {', '.join(missing)} (expected {', '.join(needed)}): {advice}"
+        )
 
 
 def check_kinds(found: pa.Schema, expected: pa.Schema, path: Path) -> None:
