@@ -45,9 +45,10 @@ def escalation_rows(
     first = pl.concat(_firsts(own, numbers, claims=signals is None))
     if signals is not None:
         first = first.with_columns(trust=_scores(signals, own[0]))
-    last = pl.concat(_lasts(other, numbers))
-    _check_partners(first, last, list(numbers), own[0], other[0])
-    cases = first.join(last, on="key", maintain_order="left").select("problem_id", "trust", "own", "other").drop_nulls()
+    last = pl.concat(_lasts(other, numbers)).sort("key")
+    places = _partners(first, last, list(numbers), own[0], other[0])
+    cases = first.select("problem_id", "trust", "own").hstack([last["other"].gather(places)]).drop_nulls()
+    del first, last, places  # gigabytes, of ten million traces
     if cases.is_empty():
         raise UserError(f"no trace of {own[0]} was scored there and in {other[0]}: nothing can be handed over")
     return [
@@ -111,28 +112,31 @@ def _scores(signals: Path, traces: Path) -> pl.Series:
     return pl.Series(np.fromiter(scores, np.float64, len(found)))
 
 
-def _check_partners(
-    first: pl.DataFrame, last: pl.DataFrame, names: Sequence[str], traces: Path, partners: Path
-) -> None:
-    """Every trace must have one partner; first attempts that one was given must be those that are handed over."""
+def _partners(first: pl.DataFrame, last: pl.DataFrame, names: Sequence[str], traces: Path, partners: Path) -> pl.Series:
+    """Of each trace the row of its partner, of which it must have one; `last` is sorted by key.
+
+    Raises:
+        UserError: a trace has none, or two; or its first attempt is not the one that its partner was given.
+    """
 
     def told(key: int) -> str:
         return f"sample {key % SAMPLES} of problem {names[key // SAMPLES]}"
 
-    lacking = first.select("key").join(last, on="key", how="anti", maintain_order="left")
-    if lacking.height:
+    for path, keys in ((traces, first["key"].sort()), (partners, last["key"])):
+        twice = keys.filter(keys == keys.shift(1))
+        if len(twice):
+            raise UserError(f"{path} holds two traces of {told(twice[0])}: keep one of them")
+    places = last["key"].search_sorted(first["key"]).clip(upper_bound=last.height - 1)
+    lacking = first["key"].filter(last["key"].gather(places) != first["key"])
+    if len(lacking):
         raise UserError(
-            f"{partners} lacks {told(lacking.item(0, 0))}, which {traces} has: "
+            f"{partners} lacks {told(lacking[0])}, which {traces} has: "
             "sample both from the same problems, with as many samples"
         )
-    for path, frame in ((traces, first), (partners, last)):
-        twice = frame.select(pl.col("key").filter(pl.col("key").is_duplicated()))
-        if twice.height:
-            raise UserError(f"{path} holds two traces of {told(twice.item(0, 0))}: keep one of them")
-    given = first.select("key", "text").join(last.select("key", "given").drop_nulls(), on="key", maintain_order="left")
-    strange = given.filter(pl.col("given") != pl.col("text"))
-    if strange.height:
+    strange = first["key"].filter(last["given"].gather(places) != first["text"])
+    if len(strange):
         raise UserError(
-            f"{partners} goes on from another first attempt at {told(strange.item(0, 0))}, than {traces} has: "
+            f"{partners} goes on from another first attempt at {told(strange[0])}, than {traces} has: "
             f"sample it again with --first-attempts {traces}"
         )
+    return places
