@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from score_cli.config import VerifyConfig
@@ -13,7 +14,7 @@ from score_cli.tables.parquet import REWARDS, TRACES, count_rows, read_footer, w
 from score_cli.tables.problems import read_problems
 from score_cli.tables.provenance import SOLVES, Footer, file_sha256, short_digest
 from score_cli.tables.records import Problem, Trace, Verdict
-from score_cli.tables.traces import iterate_traces, newest_verdicts, read_verdicts, verdict_row
+from score_cli.tables.traces import iterate_traces, iterate_verdicts, newest_verdicts, verdict_row
 from score_cli.tasks.script import Script
 from score_cli.verification.grader import Grader, VerdictCounts, check_unscored, grader_for
 
@@ -101,7 +102,7 @@ def _given(traces: Path, rewards: Path) -> Mapping[tuple[str, int], str]:
     origin, judged = read_footer(traces, TRACES), read_footer(rewards, REWARDS)
     if origin is not None and judged is not None and origin.inputs.get(SOLVES) != judged.inputs.get("traces"):
         raise UserError(f"{rewards} grades other solves than {traces} is built from: verify those, and name that table")
-    return newest_verdicts(read_verdicts(rewards))
+    return newest_verdicts(chain.from_iterable(iterate_verdicts(rewards)))
 
 
 def _script(traces: Path, config: VerifyConfig) -> Script | None:

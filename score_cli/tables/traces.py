@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple, TypeVar, overload
 
 import polars as pl
@@ -75,6 +76,12 @@ def read_verdicts(path: Path) -> Sequence[Verdict]:
         UserError: as `tables.parquet.iterate_batches`, or a row's lists disagree or hold what no verifier gives.
     """
     return Rows(_verdicts, _verdict_pieces(path))
+
+
+def iterate_verdicts(path: Path, *, rows: int = ROWS_PER_BATCH) -> Iterator[list[Verdict]]:
+    """Yield rewards in pieces of at most `rows`; errors as `read_verdicts`."""
+    for piece in _verdict_pieces(path, rows):
+        yield _verdicts(piece)
 
 
 class GradedPiece(NamedTuple):
@@ -170,8 +177,8 @@ def read_graded(traces: Path, rewards: Path, *, allow_foreign: bool = True) -> G
 
 
 def newest_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, int], str]:
-    """The verdict of the newest solve of each trace."""
-    return {(verdict.problem_id, verdict.sample_index): verdict.verdicts[-1] for verdict in verdicts}
+    """The verdict of the newest solve of each trace; every name is held once, for there may be millions."""
+    return {(intern(verdict.problem_id), verdict.sample_index): intern(verdict.verdicts[-1]) for verdict in verdicts}
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
