@@ -83,6 +83,7 @@ class Run:
         if self._start_file is not None:
             read_dialogues(self._start_file)
         self.folder = RunFolder(folder)
+        self._check_problem_files()
         self.progress = progress
         device = setup_device(self.configs.sample)
         # Several processes train shards: a whole policy is where its sampler takes it from.
@@ -180,6 +181,14 @@ class Run:
         defaults = asdict(RunConfigs.of(Recipe({})))
         for change in self.folder.pin(asdict(self.configs) | {"inputs": given}, defaults):
             self.progress.line(f"{self.folder.root}: goes on with another setting than it began with: {change}")
+
+    def _check_problem_files(self) -> None:
+        """Refuse files of problems before a model is fetched and loaded; a run that has begun holds its own copies."""
+        given = (self.inputs.problems, self.inputs.eval_problems, self.inputs.validation_problems)
+        if not self.folder.problems("train").exists():
+            for file in given:
+                if file is not None:
+                    read_problems(file)
 
     def _prepare_problems(self) -> None:
         """Put the problems of each part into the run folder, so that it stands by itself."""

@@ -341,6 +341,20 @@ def test_a_fork_goes_on_under_other_settings_and_leaves_the_run_as_it_was(start:
         RunFolder(tmp_path / "nothing").fork(tmp_path / "other")
 
 
+@pytest.mark.parametrize("named", ["problems", "eval_problems", "validation_problems"])
+def test_problems_that_are_not_there_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, start: RunInputs, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setattr(run_module, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match="none.parquet does not exist: `score data` makes it"):
+        Run(
+            recipe(stage1_iterations=1, best_every=1),
+            tmp_path / "run",
+            replace(start, **{named: tmp_path / "none.parquet"}),
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_problems_that_the_evaluation_asks_too_are_refused_or_dropped(
     tmp_path: Path, start: RunInputs
 ) -> None:
