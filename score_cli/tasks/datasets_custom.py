@@ -8,13 +8,12 @@
 | competition | see `datasets_competition` | pairs of input and output |
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from score_cli.config import Layout
-from score_cli.errors import UserError
+from score_cli.errors import UserError, guess
 from score_cli.tables.io_pairs import pair_texts
 from score_cli.tables.problems import KNOWN_COLUMNS, task_of
 from score_cli.tables.records import Problem
@@ -180,10 +179,8 @@ def _require(row: Row, named: Mapping[str, str]) -> None:
             continue
         if row.is_empty(name):
             raise row.nothing_in(name)
-        near = difflib.get_close_matches(name, row.fields, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"{row.where} has no column {name}: {guess}name the {field.replace('_', ' ')} "
+            f"{row.where} has no column {name}: {guess(name, row.fields)}name the {field.replace('_', ' ')} "
             f"with {_option(field)}; the columns are {', '.join(row.fields)}"
         )
 

@@ -7,7 +7,6 @@ question, whatever their sizes, seeds and configurations.
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import io
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, guess
 from score_cli.progress import SILENT, Progress
 from score_cli.tables.problems import question_key
 from score_cli.tables.records import Problem
@@ -59,9 +58,7 @@ def make(name: str, config: Mapping[str, Any], *, seed: int, size: int) -> Any:
     """
     sets = package().factory.DATASETS
     if name not in sets:
-        close = difflib.get_close_matches(name, sets, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"reasoning-gym has no data set {name}: {guess}it has {', '.join(sorted(sets))}")
+        raise UserError(f"reasoning-gym has no data set {name}: {guess(name, sets)}it has {', '.join(sorted(sets))}")
     known = {field.name for field in dataclasses.fields(sets[name][1])} - {"seed", "size"}
     unknown = sorted(set(config) - known)
     if unknown:

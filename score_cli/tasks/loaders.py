@@ -16,13 +16,12 @@ division, stories and reasoning-gym are made, not loaded: see `division.py`, `st
 `datasets_reasoning_gym.py`.
 """
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from score_cli.errors import UserError
+from score_cli.errors import UserError, guess
 from score_cli.tables.problems import question_key
 from score_cli.tables.records import Problem
 from score_cli.tasks.datasets_code import SHOT_IDS, humaneval_problem, mbpp_problems, mbppplus_problems
@@ -96,9 +95,7 @@ def load(
         raise UserError(f"limit is {limit}, expected at least 1 problem")
     if dataset not in DATASETS:
         known = ["division", "stories", *DATASETS, "reasoning-gym"]  # the outer ones are made, not loaded
-        near = difflib.get_close_matches(dataset, known, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no data set is named {dataset}: {guess}known are {', '.join(known)}")
+        raise UserError(f"no data set is named {dataset}: {guess(dataset, known)}known are {', '.join(known)}")
     spec = DATASETS[dataset]
     if split is not None and spec.splits and split not in spec.splits:
         raise UserError(f"{dataset} has no split {split}: expected {', '.join(spec.splits)}")
