@@ -71,18 +71,25 @@ def _open(path: Path, table: Table) -> pq.ParquetFile:
             f"{path} is not a whole Parquet file ({reason}): make it again with `{table.made_by}`"
         ) from None
     needed = table.needed or table.schema.names
-    own = _named_table(file.schema_arrow, path)
-    if own not in (None, table.name) and not {*needed} <= {*file.schema_arrow.names}:
-        raise UserError(f"{path} is a {own} table, expected a {table.name} table: name one that `{table.made_by}` made")
-    advice = f"name one that `{table.made_by}` made"
-    if table is PROBLEMS:
-        advice = f"`score data custom --from {path}` makes one of it"
-    schemas.check_present(file.schema_arrow, needed, path, table.name, advice)
+    missing = [name for name in needed if name not in file.schema_arrow.names]
+    if missing:
+        raise _another_table(
+            path, table, file.schema_arrow, f"lacks {', '.join(missing)} (expected {', '.join(needed)})"
+        )
     if table.needed is None:
         schemas.check_kinds(file.schema_arrow, table.schema, path)
     if file.metadata.num_rows == 0:
         raise UserError(f"{path} has no rows, expected at least one {table.name[:-1]}: run `{table.made_by}` again")
     return file
+
+
+def _another_table(path: Path, table: Table, schema: pa.Schema, lacks: str) -> UserError:
+    own, advice = _named_table(schema, path), f"name one that `{table.made_by}` made"
+    if own not in (None, table.name):
+        return UserError(f"{path} is a {own} table, expected a {table.name} table: {advice}")
+    if table is PROBLEMS:
+        advice = f"`score data custom --from {path}` makes one of it"
+    return UserError(f"{path} is not a {table.name} table: it {lacks}: {advice}")
 
 
 def _damaged(path: Path, table: Table, error: Exception) -> UserError:

@@ -3,7 +3,6 @@
 A nullable column is one the design marks with `?`; every other column has a value in every row.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -173,19 +172,6 @@ def _fits(found: str, expected: str) -> bool:
     # A column of nulls alone has no type of its own; conform() refuses it where a value is required.
     untyped = found == "nothing" or (found == "list of nothing" and expected.startswith("list of"))
     return untyped or found == expected
-
-
-def check_present(found: pa.Schema, needed: Sequence[str], path: Path, table: str, advice: str) -> None:
-    """Check that a file has the columns it needs; other columns are allowed.
-
-    Raises:
-        UserError: a column is missing; `advice` says what to do.
-    """
-    missing = [name for name in needed if name not in found.names]
-    if missing:
-        raise UserError(
-            f"{path} is not a {table} table: it lacks {', '.join(missing)} (expected {', '.join(needed)}): {advice}"
-        )
 
 
 def check_kinds(found: pa.Schema, expected: pa.Schema, path: Path) -> None:
